@@ -1,0 +1,103 @@
+//! A poorer machine to test on: without io_uring, without privilege, with few descriptors.
+//!
+//! Each of these changes this thread or this process for good (or until a guard is dropped), so they belong
+//! into a body, which has a process to itself. Nothing here knows what is tested under them.
+
+use std::collections::BTreeMap;
+
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use crate::census::Census;
+
+/// `io_uring_setup`, `io_uring_enter` and `io_uring_register`. Calls this young have the same number on every
+/// architecture.
+const IO_URING_CALLS: [i64; 3] = [425, 426, 427];
+
+/// The user that owns nothing.
+pub const NOBODY: u32 = 65_534;
+
+/// From now on the kernel answers this thread's io_uring calls, and those of every thread and process it
+/// starts, with `errno`: `Errno::PERM` as in a container with the usual profile, `Errno::NOSYS` as on a
+/// kernel built without.
+///
+/// # Panics
+/// If the machine does not let us install the filter.
+#[track_caller]
+pub fn refuse_io_uring(errno: Errno) {
+    let refusal = SeccompAction::Errno(errno.raw_os_error().unsigned_abs());
+    let calls: BTreeMap<i64, Vec<_>> = IO_URING_CALLS.into_iter().map(|call| (call, Vec::new())).collect();
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, arch).unwrap();
+    let program = BpfProgram::try_from(filter).unwrap();
+    apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
+}
+
+/// Gives up root for good: this thread becomes [`NOBODY`], with no groups and no capabilities. Nothing
+/// happens if the tests do not run as root in the first place.
+///
+/// In Linux a uid belongs to a thread. A body has one thread that matters, and the threads it starts later
+/// inherit; the test program's main thread stays root, which is why this needs a process of its own. A helper
+/// started afterwards is nobody altogether (if nobody may read the test program).
+///
+/// # Panics
+/// If root may not do so here.
+#[track_caller]
+pub fn become_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    set_thread_groups(&[]).unwrap();
+    set_thread_res_gid(gid, gid, gid).unwrap();
+    set_thread_res_uid(uid, uid, uid).unwrap();
+}
+
+/// Lets this process open exactly `free` more descriptors (by its soft RLIMIT_NOFILE), until the guard is
+/// dropped. A census needs one free descriptor, so take it before.
+///
+/// ```standalone_crate
+/// let limit = testing::leave_descriptors(1);
+/// let one = std::fs::File::open("/dev/null").unwrap();
+/// assert!(std::fs::File::open("/dev/null").is_err());
+/// drop(limit);
+/// assert!(std::fs::File::open("/dev/null").is_ok());
+/// ```
+///
+/// # Panics
+/// If there is no such room below the hard limit.
+#[track_caller]
+pub fn leave_descriptors(free: usize) -> DescriptorLimit {
+    limit_descriptors(Census::take().limit_leaving(free))
+}
+
+/// Sets this process's soft RLIMIT_NOFILE until the guard is dropped: no descriptor gets a number of
+/// `numbers_max` or above. To run out at a known moment use [`leave_descriptors`]; this one is for what reads
+/// the limit itself.
+///
+/// # Panics
+/// If `numbers_max` is above the hard limit.
+#[track_caller]
+pub fn limit_descriptors(numbers_max: u64) -> DescriptorLimit {
+    let before = getrlimit(Resource::Nofile);
+    let limited = Rlimit { current: Some(numbers_max), maximum: before.maximum };
+    setrlimit(Resource::Nofile, limited).unwrap();
+    DescriptorLimit { before }
+}
+
+/// Restores the descriptor limit when dropped: see [`leave_descriptors`].
+#[derive(Debug)]
+#[must_use = "the limit ends when this is dropped"]
+pub struct DescriptorLimit {
+    before: Rlimit,
+}
+
+impl Drop for DescriptorLimit {
+    fn drop(&mut self) {
+        // Raising the soft limit to what it was is always allowed.
+        let _ = setrlimit(Resource::Nofile, self.before);
+    }
+}
