@@ -1,0 +1,133 @@
+//! Where descriptors go to be closed when closing them might take time.
+//!
+//! One thread for the whole process, started when the first descriptor needs it. It owns what it was given
+//! and knows nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
+//! open descriptor, and receives stop long before that: see [`QUEUE_MAX`].
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::envelope;
+use crate::sys::{self, Half, SocketOption};
+
+/// With this many descriptors waiting to be closed, receives are not armed any more: whoever sends us
+/// descriptors that take seconds to close waits for them as we do.
+pub(crate) const QUEUE_MAX: usize = 256;
+
+/// The length of the queue, to be read without the lock.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+static CLOSER: Closer = Closer { state: Mutex::new(State::new()), changed: Condvar::new() };
+
+struct Closer {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    waiting: VecDeque<OwnedFd>,
+    /// Taken from the queue, not yet closed.
+    closing: bool,
+    /// The process whose thread serves the queue: after a fork the child has the queue but not the thread.
+    served_by: u32,
+}
+
+impl State {
+    const fn new() -> State {
+        State { waiting: VecDeque::new(), closing: false, served_by: 0 }
+    }
+}
+
+/// Closes now what closes at once; queues the rest.
+pub(crate) fn close(fd: OwnedFd) {
+    if !sys::closes_at_once(fd.as_fd()) {
+        queue(fd);
+    }
+}
+
+/// Closes a connected AF_UNIX socket that is ours alone but whose peer may be anybody.
+///
+/// What the peer left unread in it is closed with it, and that may be a descriptor that lingers. So: nothing
+/// more in (`shutdown`), look whether anything is there, and only an empty socket is closed on this thread.
+/// Credentials are asked for because only they tell an empty packet from the end.
+pub(crate) fn retire(fd: OwnedFd) {
+    let _ = sys::set_socket_option(fd.as_fd(), SocketOption::PassCredentials, 1);
+    let _ = sys::shutdown(fd.as_fd(), Half::Reading);
+    if envelope::is_empty(fd.as_fd()) {
+        drop(fd);
+    } else {
+        queue(fd);
+    }
+}
+
+/// The same for an end that others hold too, which therefore must not be shut down.
+pub(crate) fn retire_shared(fd: OwnedFd) {
+    if envelope::is_empty(fd.as_fd()) {
+        drop(fd);
+    } else {
+        queue(fd);
+    }
+}
+
+/// How many descriptors wait.
+pub(crate) fn backlog() -> usize {
+    WAITING.load(Ordering::Relaxed)
+}
+
+/// Blocks until everything handed over so far is closed. For tests that count descriptors.
+pub fn closer_idle() {
+    let mut state = CLOSER.lock();
+    while state.served_by == std::process::id() && (state.closing || !state.waiting.is_empty()) {
+        state = CLOSER.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+impl Closer {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held; a poisoned lock is still a good queue.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn queue(fd: OwnedFd) {
+    let mut state = CLOSER.lock();
+    if state.served_by != std::process::id() {
+        let started = thread::Builder::new().name("sendright-closer".into()).spawn(serve);
+        if started.is_err() {
+            // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing
+            // would be worse for all.
+            drop(state);
+            drop(fd);
+            return;
+        }
+        state.served_by = std::process::id();
+        state.closing = false;
+    }
+    state.waiting.push_back(fd);
+    WAITING.store(state.waiting.len(), Ordering::Relaxed);
+    drop(state);
+    CLOSER.changed.notify_all();
+}
+
+fn serve() {
+    let mut state = CLOSER.lock();
+    loop {
+        match state.waiting.pop_front() {
+            Some(fd) => {
+                state.closing = true;
+                drop(state);
+                drop(fd);
+                state = CLOSER.lock();
+                state.closing = false;
+                WAITING.store(state.waiting.len(), Ordering::Relaxed);
+            }
+            None => {
+                CLOSER.changed.notify_all();
+                state = CLOSER.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The law both drivers obey, the choice between them, and the `match`.
+//!
+//! - Every token accepted by `submit` comes home exactly once as `last`, also after `cancel`.
+//! - Between the two nothing that the kernel may touch moves: it is in the request, in its slot.
+//! - A driver never calls up. It knows no waker and no future; it fills a list of completions.
+//! - At most one send and one receive are in flight for a socket, which whoever submits sees to: a ring
+//!   delivers several in another order than they were given.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::budget::Budget;
+use crate::buffer::Pool;
+use crate::fd::Fd;
+use crate::request::{Completion, Requests, Token};
+use crate::sys;
+
+pub(crate) mod epoll;
+#[cfg(feature = "uring")]
+pub(crate) mod uring;
+
+use epoll::Epoll;
+#[cfg(feature = "uring")]
+use uring::Uring;
+
+/// The environment variable that chooses the driver where the program leaves it open.
+pub const DRIVER_VARIABLE: &str = "SENDRIGHT_DRIVER";
+
+/// Which driver a program wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DriverChoice {
+    /// io_uring where it works, epoll elsewhere; unless `SENDRIGHT_DRIVER` names one.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl FromStr for DriverChoice {
+    type Err = UnknownDriver;
+
+    fn from_str(name: &str) -> Result<DriverChoice, UnknownDriver> {
+        match name {
+            "auto" => Ok(DriverChoice::Auto),
+            "uring" => Ok(DriverChoice::Uring),
+            "epoll" => Ok(DriverChoice::Epoll),
+            _ => Err(UnknownDriver(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DriverChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DriverChoice::Auto => "auto",
+            DriverChoice::Uring => "uring",
+            DriverChoice::Epoll => "epoll",
+        })
+    }
+}
+
+/// A name that is no driver's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("there is no driver {0:?}: choose auto, uring or epoll")]
+pub struct UnknownDriver(String);
+
+/// Which driver runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DriverKind {
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DriverKind::Uring => "uring",
+            DriverKind::Epoll => "epoll",
+        })
+    }
+}
+
+/// Which driver runs, and why that one.
+#[derive(Clone, Debug)]
+pub struct DriverReport {
+    kind: DriverKind,
+    reason: String,
+}
+
+impl DriverReport {
+    /// Which.
+    pub fn kind(&self) -> DriverKind {
+        self.kind
+    }
+
+    /// Why, in one sentence.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+impl fmt::Display for DriverReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.reason)
+    }
+}
+
+/// No reactor could be started.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The uring driver was asked for, and this is what refused it. Ask for `auto` or `epoll`, or remove the
+    /// obstacle it names.
+    #[error(
+        "the uring driver was asked for ({asked_by}) and cannot be had: {why}; ask for auto or epoll, or lift the refusal"
+    )]
+    UringRefused {
+        /// What asked: the configuration or the environment variable.
+        asked_by: &'static str,
+        /// What refused, and what is known to cause that.
+        why: String,
+    },
+    /// The environment variable holds something else than a driver's name.
+    #[error("SENDRIGHT_DRIVER: {0}")]
+    UnknownDriver(#[from] UnknownDriver),
+    /// The kernel refused something every driver needs (an eventfd, an epoll): most often the process is out
+    /// of descriptors.
+    #[error("cannot start a reactor: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// How long a turn may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    Not,
+    For(Duration),
+    Forever,
+}
+
+impl Sleep {
+    pub(crate) fn at_most(self, limit: Duration) -> Sleep {
+        match self {
+            Sleep::Not => Sleep::Not,
+            Sleep::For(time) => Sleep::For(time.min(limit)),
+            Sleep::Forever => Sleep::For(limit),
+        }
+    }
+
+    pub(crate) fn duration(self) -> Option<Duration> {
+        match self {
+            Sleep::Not => Some(Duration::ZERO),
+            Sleep::For(time) => Some(time),
+            Sleep::Forever => None,
+        }
+    }
+}
+
+/// How long receives wait, when descriptors have run out, before asking again whether any came free. Their
+/// closing is not announced to anybody.
+pub(crate) const STARVED_RETRY: Duration = Duration::from_millis(10);
+
+/// What a driver leans on.
+#[derive(Clone)]
+pub(crate) struct Ground {
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) budget: Rc<Budget>,
+}
+
+/// One of the two.
+pub(crate) enum Driver {
+    #[cfg(feature = "uring")]
+    Uring(Box<Uring>),
+    Epoll(Box<Epoll>),
+}
+
+impl Driver {
+    /// Opens the driver that was chosen, or that works.
+    pub(crate) fn open(
+        choice: DriverChoice,
+        ground: Ground,
+        bell: OwnedFd,
+    ) -> Result<(Driver, DriverReport), StartError> {
+        let (choice, asked_by) = match (choice, std::env::var(DRIVER_VARIABLE)) {
+            (DriverChoice::Auto, Ok(name)) => (name.parse()?, DRIVER_VARIABLE),
+            (DriverChoice::Auto, Err(std::env::VarError::NotUnicode(name))) => {
+                return Err(UnknownDriver(name.to_string_lossy().into_owned()).into());
+            }
+            (choice, _) => (choice, "configuration"),
+        };
+        match choice {
+            DriverChoice::Epoll => {
+                let reason = format!("asked for by {asked_by}");
+                Ok((Driver::epoll(ground, bell)?, DriverReport { kind: DriverKind::Epoll, reason }))
+            }
+            DriverChoice::Uring => match Driver::uring(&ground, bell) {
+                Ok((driver, how)) => {
+                    let reason = format!("asked for by {asked_by}; {how}");
+                    Ok((driver, DriverReport { kind: DriverKind::Uring, reason }))
+                }
+                Err((why, _)) => Err(StartError::UringRefused { asked_by, why }),
+            },
+            DriverChoice::Auto => match Driver::uring(&ground, bell) {
+                Ok((driver, how)) => Ok((driver, DriverReport { kind: DriverKind::Uring, reason: how })),
+                Err((reason, bell)) => {
+                    Ok((Driver::epoll(ground, bell)?, DriverReport { kind: DriverKind::Epoll, reason }))
+                }
+            },
+        }
+    }
+
+    fn epoll(ground: Ground, bell: OwnedFd) -> io::Result<Driver> {
+        Ok(Driver::Epoll(Box::new(Epoll::new(ground, bell)?)))
+    }
+
+    /// The ring, if it passes a descriptor; or what refused, and the bell back.
+    #[cfg(feature = "uring")]
+    fn uring(ground: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
+        let (uring, how) = Uring::probe(ground, bell)?;
+        Ok((Driver::Uring(Box::new(uring)), how))
+    }
+
+    #[cfg(not(feature = "uring"))]
+    fn uring(_: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
+        Err(("this program was built without the feature `uring`".to_owned(), bell))
+    }
+
+    /// Accepts a request that stands in its slot.
+    pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.submit(token, requests),
+            Driver::Epoll(epoll) => epoll.submit(token),
+        }
+    }
+
+    /// Asks for a token to come home soon, with or without success.
+    pub(crate) fn cancel(&mut self, token: Token) {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.cancel(token),
+            Driver::Epoll(epoll) => epoll.cancel(token),
+        }
+    }
+
+    /// Shows the kernel what was submitted, sleeps until something is home, and lists what is.
+    pub(crate) fn turn(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.turn(requests, sleep, home),
+            Driver::Epoll(epoll) => epoll.turn(requests, sleep, home),
+        }
+    }
+
+    /// A descriptor is about to be closed.
+    pub(crate) fn forget(&mut self, fd: &Fd) {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(_) => {}
+            Driver::Epoll(epoll) => epoll.forget(fd),
+        }
+    }
+}
+
+/// What is known to cause an error of `io_uring_setup`.
+#[cfg(feature = "uring")]
+pub(crate) fn refusal(what: &str, error: &io::Error) -> String {
+    let cause = match error.raw_os_error() {
+        Some(sys::errno::EPERM) => "a seccomp filter (containers) or kernel.io_uring_disabled refuses it",
+        Some(sys::errno::EACCES) => "a security policy refuses it",
+        Some(sys::errno::ENOSYS) => "the kernel has no io_uring, or a seccomp filter hides it",
+        _ => "the kernel is older than 6.1, or out of memory or descriptors",
+    };
+    format!("{what}: {error}; {cause}")
+}
+
+/// Says once for each reactor which driver runs, and why.
+pub(crate) fn announce(report: &DriverReport) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(driver = %report.kind, reason = report.reason, "reactor started");
+    #[cfg(not(feature = "tracing"))]
+    let _ = report;
+}

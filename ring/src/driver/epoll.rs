@@ -1,0 +1,304 @@
+//! The driver for places where io_uring is refused: plain system calls, and epoll to sleep in.
+//!
+//! It mirrors the kernel: a descriptor is watched once, edge-triggered, for everything, and never modified.
+//! It owns the epoll and what it remembers of each descriptor, never the descriptors themselves.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use slab::Slab;
+
+use super::{Ground, STARVED_RETRY, Sleep};
+use crate::envelope::{self, Room};
+use crate::fd::Fd;
+use crate::message::{PACKET_BYTES_MAX, Received};
+use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::sys::{self, Event, errno};
+
+/// How many messages one socket may deliver in one turn before others have theirs.
+const BURST_MAX: usize = 16;
+
+/// How many turns with completions of their own may go by without looking at epoll.
+const UNSEEN_TURNS_MAX: u32 = 8;
+
+const BELL: u64 = u64::MAX;
+
+pub(crate) struct Epoll {
+    ground: Ground,
+    epoll: OwnedFd,
+    bell: OwnedFd,
+    watches: Slab<Watch>,
+    /// To be tried in the next turn.
+    hot: Vec<Token>,
+    /// To come home cancelled in the next turn.
+    cancelled: Vec<Token>,
+    /// Receives that wait for descriptors to come free.
+    starved: Vec<Token>,
+    unseen_turns: u32,
+    events: Vec<Event>,
+}
+
+/// What is known of one descriptor.
+struct Watch {
+    /// False once a receive has found it empty, until the next event.
+    readable: bool,
+    /// Who waits for an event.
+    parked: Vec<Token>,
+}
+
+enum Attempt {
+    Home(Outcome),
+    /// Not yet: wait for an event.
+    Park(Fd),
+    /// Not yet: wait for descriptors.
+    Starve,
+    /// Some messages, and perhaps more.
+    Burst,
+}
+
+impl Epoll {
+    pub(crate) fn new(ground: Ground, bell: OwnedFd) -> io::Result<Epoll> {
+        let epoll = sys::epoll_create()?;
+        sys::epoll_add_level(epoll.as_fd(), bell.as_fd(), BELL)?;
+        Ok(Epoll {
+            ground,
+            epoll,
+            bell,
+            watches: Slab::new(),
+            hot: Vec::new(),
+            cancelled: Vec::new(),
+            starved: Vec::new(),
+            unseen_turns: 0,
+            events: Vec::new(),
+        })
+    }
+
+    pub(crate) fn submit(&mut self, token: Token) {
+        self.hot.push(token);
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token) {
+        self.cancelled.push(token);
+    }
+
+    pub(crate) fn forget(&mut self, fd: &Fd) {
+        let Some(number) = fd.watch().take() else { return };
+        let watch = self.watches.remove(number as usize);
+        assert!(watch.parked.is_empty(), "a descriptor is forgotten after its last token is home");
+        // Other processes may hold the same open file: only removal ends the events.
+        let _ = sys::epoll_remove(self.epoll.as_fd(), fd.as_fd());
+    }
+
+    pub(crate) fn turn(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        self.bring_home_cancelled(requests, home);
+        if !self.starved.is_empty() && self.ground.budget.room(1) > 0 {
+            self.hot.append(&mut self.starved);
+        }
+        for token in std::mem::take(&mut self.hot) {
+            self.attempt(token, requests, home);
+        }
+
+        // With something to report, the look at epoll can wait a turn or two; but not for ever, or one busy
+        // socket would starve the others.
+        let mut sleep = sleep;
+        if !home.is_empty() || !self.hot.is_empty() {
+            self.unseen_turns += 1;
+            if self.unseen_turns < UNSEEN_TURNS_MAX {
+                return Ok(());
+            }
+            sleep = Sleep::Not;
+        }
+        self.unseen_turns = 0;
+        if !self.starved.is_empty() {
+            sleep = sleep.at_most(STARVED_RETRY);
+        }
+        self.wait(sleep)?;
+        self.see(requests, home);
+        Ok(())
+    }
+
+    fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
+        match sys::epoll_wait(self.epoll.as_fd(), sleep.duration(), &mut self.events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            result => result,
+        }
+    }
+
+    fn see(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        for event in std::mem::take(&mut self.events) {
+            if event.data == BELL {
+                sys::eventfd_drain(self.bell.as_fd());
+                continue;
+            }
+            // One event of this batch may have led to the forgetting of what the next is about.
+            let Some(watch) = self.watches.get_mut(event.data as usize) else { continue };
+            watch.readable = true;
+            for token in std::mem::take(&mut watch.parked) {
+                self.attempt(token, requests, home);
+            }
+        }
+    }
+
+    fn bring_home_cancelled(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        if self.cancelled.is_empty() {
+            return;
+        }
+        let asked: HashSet<Token> = self.cancelled.drain(..).collect();
+        self.hot.retain(|token| !asked.contains(token));
+        self.starved.retain(|token| !asked.contains(token));
+        for token in asked {
+            let Some(request) = requests.find(token) else { continue };
+            let cancelled = || io::Error::from_raw_os_error(errno::ECANCELED);
+            let (fd, outcome) = match request {
+                Request::Send { fd, .. } => (fd, Outcome::Sent(Err(cancelled()))),
+                Request::Receive { fd, .. } => (fd, Outcome::Arrived(Err(cancelled()))),
+                Request::Ready { fd, .. } => (fd, Outcome::Ready(Err(cancelled()))),
+                Request::Accept { fd } => (fd, Outcome::Accepted(Err(cancelled()))),
+            };
+            if let Some(number) = fd.watch().get() {
+                self.watches[number as usize].parked.retain(|parked| *parked != token);
+            }
+            home.push(Completion { token, outcome, last: true });
+        }
+    }
+
+    fn attempt(&mut self, token: Token, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let Some(request) = requests.find(token) else { return };
+        let attempt = match request {
+            Request::Send { fd, envelope, .. } => Attempt::Home(Outcome::Sent(envelope.send(fd.as_fd()))),
+            Request::Receive { fd, want, .. } => {
+                let (fd, want) = (fd.clone(), *want);
+                self.receive(token, &fd, want, home)
+            }
+            Request::Ready { fd, interest } => match sys::poll_now(fd.as_fd(), *interest) {
+                Ok(0) => Attempt::Park(fd.clone()),
+                result => Attempt::Home(Outcome::Ready(result)),
+            },
+            Request::Accept { fd } => match sys::accept(fd.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Park(fd.clone()),
+                result => Attempt::Home(Outcome::Accepted(result)),
+            },
+        };
+        match attempt {
+            Attempt::Home(outcome) => home.push(Completion { token, outcome, last: true }),
+            Attempt::Starve => self.starved.push(token),
+            Attempt::Burst => self.hot.push(token),
+            Attempt::Park(fd) => {
+                if let Err(error) = self.park(token, &fd) {
+                    let outcome = match requests.find(token) {
+                        Some(Request::Ready { .. }) => Outcome::Ready(Err(error)),
+                        Some(Request::Accept { .. }) => Outcome::Accepted(Err(error)),
+                        _ => Outcome::Arrived(Err(error)),
+                    };
+                    home.push(Completion { token, outcome, last: true });
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, token: Token, fd: &Fd, want: Want, home: &mut Vec<Completion>) -> Attempt {
+        if fd.watch().get().is_some_and(|number| !self.watches[number as usize].readable) {
+            return Attempt::Park(fd.clone());
+        }
+        for _ in 0..BURST_MAX {
+            match receive_now(&self.ground, fd, want.room) {
+                Now::Arrived(arrival) if want.many && !arrival.nothing => {
+                    home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
+                }
+                Now::Arrived(arrival) => return Attempt::Home(Outcome::Arrived(Ok(arrival))),
+                Now::Starved => return Attempt::Starve,
+                Now::Empty => {
+                    if let Some(number) = fd.watch().get() {
+                        self.watches[number as usize].readable = false;
+                    }
+                    return Attempt::Park(fd.clone());
+                }
+                Now::Failed(error) => return Attempt::Home(Outcome::Arrived(Err(error))),
+            }
+        }
+        Attempt::Burst
+    }
+
+    fn park(&mut self, token: Token, fd: &Fd) -> io::Result<()> {
+        let number = match fd.watch().get() {
+            Some(number) => number as usize,
+            None => {
+                // Readable until a receive has found it empty *after* it was added: what arrived between the
+                // two made no event. Adding a readable descriptor does make one, at once.
+                let number = self.watches.insert(Watch { readable: true, parked: Vec::new() });
+                if let Err(error) = sys::epoll_add(self.epoll.as_fd(), fd.as_fd(), number as u64) {
+                    self.watches.remove(number);
+                    return Err(error);
+                }
+                fd.watch().set(Some(u32::try_from(number).expect("fewer than 2^32 descriptors")));
+                number
+            }
+        };
+        self.watches[number].parked.push(token);
+        Ok(())
+    }
+}
+
+/// What a receive that does not wait found.
+pub(super) enum Now {
+    Arrived(Arrival),
+    Empty,
+    Starved,
+    Failed(io::Error),
+}
+
+/// Receives one message with a plain system call, into a buffer of the pool or, with none free, into one of
+/// its own.
+pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
+    let wanted = room.descriptors + usize::from(room.pidfd);
+    let granted = ground.budget.room(wanted);
+    if granted == 0 && wanted > 0 {
+        return Now::Starved;
+    }
+    let room = Room { descriptors: room.descriptors.min(granted), pidfd: room.pidfd };
+    let (taken, mut message) = match ground.pool.take() {
+        Some(number) => {
+            let mut lease = ground.pool.lend(number, 0..PACKET_BYTES_MAX);
+            match envelope::receive(fd.as_fd(), lease.bytes_mut(), room) {
+                Ok(mut taken) => {
+                    lease.narrow(0..taken.length);
+                    let control = std::mem::take(&mut taken.control);
+                    (taken, Received::lent(lease, control))
+                }
+                Err(error) => return failed(error),
+            }
+        }
+        None => {
+            let mut bytes = vec![0; PACKET_BYTES_MAX];
+            match envelope::receive(fd.as_fd(), &mut bytes, room) {
+                Ok(mut taken) => {
+                    bytes.truncate(taken.length);
+                    let control = std::mem::take(&mut taken.control);
+                    (taken, Received::owned(bytes, control))
+                }
+                Err(error) => return failed(error),
+            }
+        }
+    };
+    ground.budget.took(message.descriptors());
+    let nothing = taken.length == 0 && message.is_bare();
+    if taken.length == 0 {
+        message.detach();
+    }
+    Now::Arrived(Arrival { message, bytes_lost: taken.bytes_lost, control_lost: taken.control_lost, nothing })
+}
+
+fn failed(error: io::Error) -> Now {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => Now::Empty,
+        // A signal between two messages; the queue has not been looked at.
+        io::ErrorKind::Interrupted => Now::Empty,
+        _ => Now::Failed(error),
+    }
+}

@@ -1,0 +1,581 @@
+//! The io_uring driver: one enter submits everything of a turn and sleeps.
+//!
+//! It owns the ring and the list of buffers lent to the kernel; requests and buffers themselves it only
+//! points at. It never touches a request between its submission and its last completion, except to read
+//! which kind it is.
+
+use std::alloc::{self, Layout};
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::types::{self, BufRingEntry, RecvMsgOut, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+
+use super::epoll::{Now, receive_now};
+use super::{Ground, STARVED_RETRY, Sleep, refusal};
+use crate::buffer::BUFFER_BYTES;
+use crate::envelope::{Control, Envelope, RECEIVE_FLAGS, ReceiveHeader, Room, SEND_FLAGS};
+use crate::fd::{DESCRIPTORS_DEFAULT, Fd, Kind};
+use crate::message::{Message, PACKET_BYTES_MAX, Received};
+use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::sys::{self, errno, ready};
+
+/// Entries of the submission queue; more in one turn are submitted in several enters.
+const SUBMISSIONS: u32 = 256;
+
+/// Entries of the completion queue. What does not fit the kernel keeps (FEAT_NODROP).
+const COMPLETIONS: u32 = 4096;
+
+/// How many descriptors the kernel may install for one buffer: those of the message, one that fits into
+/// alignment padding, and a pidfd.
+const EXPOSED_PER_BUFFER: usize = DESCRIPTORS_DEFAULT + 2;
+
+/// Below this many buffers with the kernel it is worth asking how many descriptors are really open.
+const PROVIDED_LOW: usize = 4;
+
+/// How long a sleep may be while a silent send's memory and descriptors are held: until the enter returns
+/// nobody but us knows that it succeeded, and while we hold the far end of a pair its death is invisible.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// `user_data` of what is not a token. Generations never get this high.
+const BELL: u64 = u64::MAX;
+const IGNORED: u64 = u64::MAX - 1;
+
+const GROUP: u16 = 0;
+
+pub(crate) struct Uring {
+    // First, so that the ring is closed before anything it points at is freed.
+    ring: IoUring,
+    entries: Entries,
+    ground: Ground,
+    bell: OwnedFd,
+    bell_armed: bool,
+    no_iowait: bool,
+    /// Buffers with the kernel.
+    provided: usize,
+    /// Silent sends that were submitted, or are about to be, and have not come home.
+    silent: Vec<(Token, usize)>,
+    /// Receives that wait for descriptors to come free; nothing of theirs is in the ring.
+    starved: Vec<Token>,
+    /// Asked to come home, and not home yet.
+    cancelled: HashSet<Token>,
+}
+
+impl Uring {
+    /// A ring that has just passed a descriptor, and how it is set up; or why there is none.
+    pub(crate) fn probe(ground: &Ground, bell: OwnedFd) -> Result<(Uring, String), (String, OwnedFd)> {
+        let (ring, sqarray) = match Uring::build() {
+            Ok(built) => built,
+            Err(error) => return Err((refusal("io_uring_setup", &error), bell)),
+        };
+        let entries = match Entries::register(&ring, ground.pool.count()) {
+            Ok(entries) => entries,
+            Err(error) => return Err((refusal("registering buffers", &error), bell)),
+        };
+        let mut uring = Uring {
+            no_iowait: ring.params().is_feature_no_iowait(),
+            ring,
+            entries,
+            ground: ground.clone(),
+            bell,
+            bell_armed: false,
+            provided: 0,
+            silent: Vec::new(),
+            starved: Vec::new(),
+            cancelled: HashSet::new(),
+        };
+        // The enter through a registered descriptor saves a table look-up; without it nothing is different.
+        let _ = uring.ring.submitter().register_ring_fd();
+        match uring.pass_a_descriptor() {
+            Ok(()) => {
+                let sqarray = if sqarray { "" } else { ", NO_SQARRAY" };
+                let iowait = if uring.no_iowait { ", NO_IOWAIT" } else { "" };
+                let how = format!("io_uring passed a descriptor (DEFER_TASKRUN{sqarray}{iowait})");
+                Ok((uring, how))
+            }
+            Err(error) => {
+                let reason = refusal("passing a descriptor through io_uring", &error);
+                Err((reason, uring.bell))
+            }
+        }
+    }
+
+    fn build() -> io::Result<(IoUring, bool)> {
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        builder.setup_cqsize(COMPLETIONS);
+        let with_array = builder.clone();
+        match builder.setup_no_sqarray().build(SUBMISSIONS) {
+            // A kernel before 6.6 does not know the flag.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Ok((with_array.build(SUBMISSIONS)?, true))
+            }
+            result => Ok((result?, false)),
+        }
+    }
+
+    /// The thing itself: one descriptor, sent and received through this ring.
+    fn pass_a_descriptor(&mut self) -> io::Result<()> {
+        let (near, far) = sys::socketpair(Kind::SeqPacket)?;
+        let (near, far) = (Fd::ours(near), Fd::ours(far));
+        let mut envelope = Envelope::new(Message::from("probe").with_descriptor(near.clone()));
+        envelope.seal();
+        let mut requests = Requests::default();
+        let room = Room { descriptors: 1, pidfd: false };
+        let receive = requests.insert(Request::Receive {
+            fd: near,
+            want: Want { room, many: true },
+            armed: Armed::Plainly,
+        });
+        let send = requests.insert(Request::Send { fd: far, envelope, silent: true });
+        self.submit(receive, &mut requests);
+        self.submit(send, &mut requests);
+        let mut result = Err(io::Error::other("nothing arrived"));
+        let mut asked = false;
+        // Two completions and a cancellation; twenty turns are plenty.
+        for _ in 0..20 {
+            let mut home = Vec::new();
+            self.turn(&mut requests, Sleep::For(Duration::from_millis(50)), &mut home)?;
+            for completion in home {
+                match completion.outcome {
+                    Outcome::Arrived(Ok(arrival)) if arrival.message.descriptors() == 1 => result = Ok(()),
+                    Outcome::Arrived(Err(error)) | Outcome::Sent(Err(error)) if !asked => result = Err(error),
+                    _ => {}
+                }
+                if completion.last {
+                    requests.remove(completion.token);
+                }
+            }
+            if requests.is_empty() {
+                return result;
+            }
+            if result.is_ok() && !asked {
+                asked = true;
+                self.cancel(receive);
+            }
+        }
+        // The kernel may still touch what is away.
+        std::mem::forget(requests);
+        Err(io::Error::other("a receive did not come home"))
+    }
+
+    // -- submitting -------------------------------------------------------------------------------------
+
+    pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
+        let Some(request) = requests.find(token) else { return };
+        let entry = match request {
+            Request::Send { fd, envelope, silent } => {
+                let fd = types::Fd(fd.as_fd().as_raw_fd());
+                let entry = opcode::SendMsg::new(fd, envelope.header()).flags(SEND_FLAGS as u32).build();
+                if *silent {
+                    self.silent.push((token, envelope.bytes().len()));
+                    entry.flags(squeue::Flags::SKIP_SUCCESS)
+                } else {
+                    entry
+                }
+            }
+            Request::Receive { fd, want, armed } => {
+                self.top_up();
+                let fd = types::Fd(fd.as_fd().as_raw_fd());
+                // Wide control room, or no buffer the budget would cover: wait for a message, then look how
+                // many descriptors there is room for, then take it.
+                if want.room.descriptors > DESCRIPTORS_DEFAULT || self.provided == 0 {
+                    *armed = Armed::Plainly;
+                    opcode::PollAdd::new(fd, ready::READ).build()
+                } else if want.many {
+                    let header = ReceiveHeader::new(want.room, 0);
+                    let entry =
+                        opcode::RecvMsgMulti::new(fd, header.header(), GROUP).flags(RECEIVE_FLAGS as u32);
+                    *armed = Armed::Many(header);
+                    entry.build()
+                } else {
+                    let mut header = ReceiveHeader::new(want.room, PACKET_BYTES_MAX);
+                    let entry = opcode::RecvMsg::new(fd, header.header_mut()).flags(RECEIVE_FLAGS as u32);
+                    *armed = Armed::Once(header);
+                    entry.buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
+                }
+            }
+            Request::Ready { fd, interest } => {
+                opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), *interest).build()
+            }
+            Request::Accept { fd } => {
+                opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), ready::READ).build()
+            }
+        };
+        self.push(entry.user_data(token.to_bits()));
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token) {
+        if self.cancelled.insert(token) && !self.starved.contains(&token) {
+            self.push(opcode::AsyncCancel::new(token.to_bits()).build().user_data(IGNORED));
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        while self.ring.submission().is_full() {
+            // What goes wrong here goes wrong again in `turn`, which can say so.
+            if self.enter(Sleep::Not).is_err() {
+                break;
+            }
+        }
+        // SAFETY: all that `entry` points at is in the request, which stays in its slot until its last
+        // completion. Kept honest by `withdrawal.rs::a_dropped_future_leaves_its_slot`.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "the submission queue was emptied by an enter");
+    }
+
+    /// Lends the kernel every free buffer whose descriptors the budget covers.
+    fn top_up(&mut self) {
+        if self.provided == self.ground.pool.count() {
+            return;
+        }
+        let scarce = !self.ground.budget.covers(EXPOSED_PER_BUFFER);
+        if scarce && (self.provided >= PROVIDED_LOW || self.ground.budget.room(EXPOSED_PER_BUFFER) == 0) {
+            return;
+        }
+        while self.ground.budget.covers(EXPOSED_PER_BUFFER) {
+            let Some(number) = self.ground.pool.take() else { break };
+            self.entries.provide(number, self.ground.pool.address(number));
+            self.ground.budget.expose(EXPOSED_PER_BUFFER);
+            self.provided += 1;
+        }
+        self.entries.publish();
+    }
+
+    // -- one turn ---------------------------------------------------------------------------------------
+
+    pub(crate) fn turn(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        self.top_up();
+        if !self.bell_armed {
+            self.bell_armed = true;
+            let bell = types::Fd(self.bell.as_fd().as_raw_fd());
+            self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
+        }
+        self.feed_the_starved(requests, home);
+
+        let mut sleep = if home.is_empty() { sleep } else { Sleep::Not };
+        if !self.silent.is_empty() {
+            sleep = sleep.at_most(LINGER);
+        }
+        if !self.starved.is_empty() {
+            sleep = sleep.at_most(STARVED_RETRY);
+        }
+        self.enter(sleep)?;
+        self.reap(requests, home);
+        self.bring_home_the_silent(home);
+        Ok(())
+    }
+
+    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
+        let submission = self.ring.submission();
+        let queued = submission.len() as u32;
+        let deferred = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        let waiting = !self.ring.completion().is_empty();
+        let want = u32::from(!waiting && sleep != Sleep::Not);
+        if queued == 0 && want == 0 && !deferred {
+            return Ok(());
+        }
+        let mut flags = EnterFlags::GETEVENTS;
+        // Without it an idle reactor is accounted as waiting for a disk: 100 % iowait.
+        if self.no_iowait {
+            flags |= EnterFlags::NO_IOWAIT;
+        }
+        let result = match sleep {
+            Sleep::For(time) if want > 0 => {
+                let timespec = Timespec::from(time);
+                let arguments = SubmitArgs::new().timespec(&timespec);
+                flags |= EnterFlags::EXT_ARG;
+                // SAFETY: `arguments` and the time it points at outlive the call; the queued entries are good,
+                // see `push`. Kept honest by `executor.rs::timers_fire_in_order`.
+                unsafe { self.ring.submitter().enter(queued, want, flags.bits(), Some(&arguments)) }
+            }
+            // SAFETY: no argument; the queued entries are good, see `push`.
+            // Kept honest by `driver.rs::each_driver_can_be_forced`.
+            _ => unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, want, flags.bits(), None) },
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Time is up; a signal; or the kernel wants its completions reaped first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn reap(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let completions: Vec<cqueue::Entry> = self.ring.completion().collect();
+        for completion in completions {
+            match completion.user_data() {
+                IGNORED => {}
+                BELL => {
+                    sys::eventfd_drain(self.bell.as_fd());
+                    self.bell_armed = false;
+                }
+                bits => self.bring_home(Token::from_bits(bits), &completion, requests, home),
+            }
+        }
+    }
+
+    fn bring_home(
+        &mut self,
+        token: Token,
+        completion: &cqueue::Entry,
+        requests: &mut Requests,
+        home: &mut Vec<Completion>,
+    ) {
+        let result = check(completion.result());
+        let Some(request) = requests.find(token) else {
+            unreachable!("a completion belongs to a request that is away");
+        };
+        let outcome = match request {
+            Request::Send { silent, .. } => {
+                if *silent {
+                    self.silent.retain(|(silent, _)| *silent != token);
+                }
+                Some(Outcome::Sent(result))
+            }
+            Request::Receive { fd, want, armed: Armed::Plainly } => {
+                let (fd, want) = (fd.clone(), *want);
+                result.map_or_else(
+                    |error| Some(Outcome::Arrived(Err(error))),
+                    |_| self.take(token, &fd, want, requests),
+                )
+            }
+            Request::Receive { armed: Armed::Once(header), .. } => {
+                let parts = result.map(|length| Parts {
+                    start: 0,
+                    length,
+                    // SAFETY: this completion is the kernel's word that it has filled the control area, and
+                    // the request comes home with it, so that nobody claims it twice.
+                    // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+                    control: unsafe { Control::claim(header.control()) },
+                    flags: header.flags(),
+                });
+                Some(Outcome::Arrived(self.collect(completion.flags(), parts)))
+            }
+            Request::Receive { armed: Armed::Many(header), .. } => {
+                let parts = result.and_then(|_| {
+                    let number =
+                        cqueue::buffer_select(completion.flags()).ok_or(io::ErrorKind::UnexpectedEof)?;
+                    let start = self.ground.pool.address(number).as_ptr();
+                    // SAFETY: the kernel has let go of this buffer, which nobody else has been lent yet.
+                    // Kept honest by `descriptors.rs::buffers_come_back`.
+                    let buffer = unsafe { std::slice::from_raw_parts(start, BUFFER_BYTES) };
+                    let out = RecvMsgOut::parse(buffer, header.header())
+                        .map_err(|()| io::ErrorKind::InvalidData)?;
+                    Ok(Parts {
+                        start: out.payload_data().as_ptr() as usize - start as usize,
+                        length: out.payload_data().len(),
+                        // SAFETY: written by the kernel for this message, of which this is the only
+                        // completion. Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+                        control: unsafe { Control::claim(out.control_data()) },
+                        flags: out.flags() as i32,
+                    })
+                });
+                Some(Outcome::Arrived(self.collect(completion.flags(), parts)))
+            }
+            Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
+            Request::Accept { fd } => match result.and_then(|_| sys::accept(fd.as_fd())) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.again(token, requests),
+                result => Some(Outcome::Accepted(result)),
+            },
+        };
+        if let Some(outcome) = outcome {
+            let last = !cqueue::more(completion.flags());
+            if last {
+                self.cancelled.remove(&token);
+            }
+            home.push(Completion { token, outcome, last });
+        }
+    }
+
+    /// Makes an arrival of what a receive through the ring brought, and takes its buffer back.
+    fn collect(&mut self, flags: u32, parts: io::Result<Parts>) -> io::Result<Arrival> {
+        let number = cqueue::buffer_select(flags);
+        if number.is_some() {
+            self.provided -= 1;
+            self.ground.budget.cover(EXPOSED_PER_BUFFER);
+        }
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                if let Some(number) = number {
+                    self.ground.pool.put(number);
+                }
+                return match error.kind() {
+                    // A multishot that ended without a buffer and without an error has met the end.
+                    io::ErrorKind::UnexpectedEof => Ok(end_of_file()),
+                    _ => Err(error),
+                };
+            }
+        };
+        let count = parts.control.descriptors.len();
+        self.ground.budget.took(count);
+        let nothing = parts.length == 0 && parts.control.is_empty();
+        let mut bytes_lost = parts.flags & libc::MSG_TRUNC != 0;
+        let message = match number {
+            Some(number) => {
+                // A head smaller than the largest leaves room for more than a packet.
+                bytes_lost |= parts.length > PACKET_BYTES_MAX;
+                let length = parts.length.min(PACKET_BYTES_MAX);
+                let lease = self.ground.pool.lend(number, parts.start..parts.start + length);
+                let mut message = Received::lent(lease, parts.control);
+                if length == 0 {
+                    message.detach();
+                }
+                message
+            }
+            None => Received::owned(Vec::new(), parts.control),
+        };
+        let control_lost = parts.flags & libc::MSG_CTRUNC != 0;
+        Ok(Arrival { message, bytes_lost, control_lost, nothing })
+    }
+
+    /// The socket is readable: takes one message with a plain call.
+    fn take(&mut self, token: Token, fd: &Fd, want: Want, requests: &mut Requests) -> Option<Outcome> {
+        match receive_now(&self.ground, fd, want.room) {
+            Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
+            Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
+            Now::Empty => self.again(token, requests),
+            Now::Starved if self.cancelled.contains(&token) => {
+                Some(Outcome::Arrived(Err(io::Error::from_raw_os_error(errno::ECANCELED))))
+            }
+            Now::Starved => {
+                self.starved.push(token);
+                None
+            }
+        }
+    }
+
+    /// Somebody else was faster: waits for readiness once more, unless asked to come home meanwhile.
+    fn again(&mut self, token: Token, requests: &mut Requests) -> Option<Outcome> {
+        if self.cancelled.contains(&token) {
+            let error = io::Error::from_raw_os_error(errno::ECANCELED);
+            return Some(match requests.find(token) {
+                Some(Request::Accept { .. }) => Outcome::Accepted(Err(error)),
+                _ => Outcome::Arrived(Err(error)),
+            });
+        }
+        self.submit(token, requests);
+        None
+    }
+
+    fn feed_the_starved(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        if self.starved.is_empty() {
+            return;
+        }
+        let room = self.ground.budget.room(1) > 0;
+        for token in std::mem::take(&mut self.starved) {
+            let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
+            let (fd, want) = (fd.clone(), *want);
+            if !room && !self.cancelled.contains(&token) {
+                self.starved.push(token);
+            } else if let Some(outcome) = self.take(token, &fd, want, requests) {
+                self.cancelled.remove(&token);
+                home.push(Completion { token, outcome, last: true });
+            }
+        }
+    }
+
+    /// A silent send whose entry the kernel has consumed, and which has not failed, has succeeded: it was
+    /// done inside the enter, since it may not wait and is never handed to a worker.
+    fn bring_home_the_silent(&mut self, home: &mut Vec<Completion>) {
+        if self.silent.is_empty() || !self.ring.submission().is_empty() {
+            return;
+        }
+        // A failure's completion may stand in the kernel's overflow list behind a full queue.
+        if self.ring.submission().cq_overflow() {
+            return;
+        }
+        for (token, length) in self.silent.drain(..) {
+            home.push(Completion { token, outcome: Outcome::Sent(Ok(length)), last: true });
+        }
+    }
+}
+
+struct Parts {
+    start: usize,
+    length: usize,
+    control: Control,
+    flags: i32,
+}
+
+fn end_of_file() -> Arrival {
+    let message = Received::owned(Vec::new(), Control::default());
+    Arrival { message, bytes_lost: false, control_lost: false, nothing: true }
+}
+
+fn check(result: i32) -> io::Result<usize> {
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result as usize) }
+}
+
+/// The ring of buffer numbers shared with the kernel: written by us, consumed by it.
+struct Entries {
+    memory: NonNull<BufRingEntry>,
+    layout: Layout,
+    mask: u16,
+    tail: u16,
+}
+
+impl Entries {
+    fn register(ring: &IoUring, buffers: usize) -> io::Result<Entries> {
+        let count = buffers.next_power_of_two();
+        let layout = Layout::array::<BufRingEntry>(count).and_then(|layout| layout.align_to(4096));
+        let layout = layout.map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: the layout is not empty. Kept honest by `descriptors.rs::buffers_come_back`.
+        let memory = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(memory.cast::<BufRingEntry>()) else {
+            alloc::handle_alloc_error(layout)
+        };
+        let mask = u16::try_from(count - 1).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let entries = Entries { memory, layout, mask, tail: 0 };
+        let address = memory.as_ptr() as u64;
+        // SAFETY: page-aligned, of `count` entries, and freed only after the ring was closed (the order of
+        // `Uring`'s fields). Kept honest by `descriptors.rs::buffers_come_back`.
+        unsafe { ring.submitter().register_buf_ring_with_flags(address, count as u16, GROUP, 0) }?;
+        Ok(entries)
+    }
+
+    /// Writes the next entry; the kernel sees it with `publish`.
+    fn provide(&mut self, number: u16, address: NonNull<u8>) {
+        let index = usize::from(self.tail & self.mask);
+        // SAFETY: `index` is within the array. Kept honest by `descriptors.rs::buffers_come_back`.
+        let place = unsafe { self.memory.add(index) };
+        // SAFETY: an entry the kernel does not read before the tail has passed it.
+        // Kept honest by `descriptors.rs::buffers_come_back`.
+        let entry = unsafe { &mut *place.as_ptr() };
+        entry.set_addr(address.as_ptr() as u64);
+        entry.set_len(BUFFER_BYTES as u32);
+        entry.set_bid(number);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    fn publish(&self) {
+        // SAFETY: the address of the first entry of a registered ring. Kept honest by
+        // `descriptors.rs::buffers_come_back`.
+        let tail = unsafe { BufRingEntry::tail(self.memory.as_ptr()) };
+        // SAFETY: two aligned bytes that the kernel only reads; release, so that it sees the entries first.
+        // Kept honest by `descriptors.rs::buffers_come_back`.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Entries {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `register` with this layout; the ring that read it is closed.
+        // Kept honest by `descriptors.rs::buffers_come_back`.
+        unsafe { alloc::dealloc(self.memory.as_ptr().cast(), self.layout) };
+    }
+}

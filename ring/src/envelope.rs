@@ -1,0 +1,350 @@
+//! Messages as the kernel wants them: a `msghdr` with everything it points at, in one box that never moves;
+//! and control data, which becomes `OwnedFd`s before anything else can happen to it.
+//!
+//! An envelope owns its bytes and its descriptors until it is dropped. It does not know sockets' queues,
+//! drivers or who is waiting.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd};
+use crate::message::{Credentials, Message};
+
+/// A message on its way out.
+pub(crate) struct Envelope {
+    header: libc::msghdr,
+    vector: libc::iovec,
+    bytes: Vec<u8>,
+    /// The control message, as `u64` for its alignment. The list of descriptors *is* this.
+    control: Vec<u64>,
+    descriptors: Vec<Fd>,
+    /// How much of a stream's bytes the kernel has taken.
+    sent: usize,
+}
+
+impl Envelope {
+    pub(crate) fn new(message: Message) -> Box<Envelope> {
+        let (bytes, descriptors) = message.into_parts();
+        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
+        let header: libc::msghdr = unsafe { mem::zeroed() };
+        let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        Box::new(Envelope { header, vector, bytes, control: Vec::new(), descriptors, sent: 0 })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(crate) fn descriptors(&self) -> &[Fd] {
+        &self.descriptors
+    }
+
+    /// Adds to a message that has not been sealed yet.
+    pub(crate) fn append(&mut self, part: &[u8]) {
+        assert_eq!(self.sent, 0, "nothing is added to a message on its way");
+        self.bytes.extend_from_slice(part);
+    }
+
+    /// Adds descriptors to a message that has none and has not been sealed yet.
+    pub(crate) fn attach(&mut self, descriptors: Vec<Fd>) {
+        assert!(self.descriptors.is_empty());
+        self.descriptors = descriptors;
+    }
+
+    /// Replaces the contents: what is said instead when the descriptors could not be sent.
+    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
+        self.descriptors.clear();
+        self.sent = 0;
+    }
+
+    /// Points the header at what is to be sent now. From here until the kernel has answered, nothing moves.
+    pub(crate) fn seal(&mut self) {
+        assert!(self.descriptors.len() <= DESCRIPTORS_MAX);
+        let rest = &mut self.bytes[self.sent..];
+        self.vector.iov_base = rest.as_mut_ptr().cast();
+        self.vector.iov_len = rest.len();
+        self.header.msg_iov = &raw mut self.vector;
+        self.header.msg_iovlen = 1;
+        // Descriptors go with a stream's first byte and must not go again with its rest.
+        if self.descriptors.is_empty() || self.sent > 0 {
+            self.header.msg_control = ptr::null_mut();
+            self.header.msg_controllen = 0;
+        } else {
+            let length = self.write_control();
+            self.header.msg_control = self.control.as_mut_ptr().cast();
+            self.header.msg_controllen = length as _;
+        }
+    }
+
+    /// Writes the one SCM_RIGHTS message and says how long it is.
+    fn write_control(&mut self) -> usize {
+        let data = mem::size_of_val(&[0 as RawFd]) * self.descriptors.len();
+        let length = CONTROL_HEADER + align(data);
+        self.control.clear();
+        self.control.resize(length.div_ceil(mem::size_of::<u64>()), 0);
+        // SAFETY: all zeroes is a valid `cmsghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        let mut header: libc::cmsghdr = unsafe { mem::zeroed() };
+        header.cmsg_len = (CONTROL_HEADER + data) as _;
+        header.cmsg_level = libc::SOL_SOCKET;
+        header.cmsg_type = libc::SCM_RIGHTS;
+        let start = self.control.as_mut_ptr().cast::<u8>();
+        // SAFETY: `control` has at least `length` bytes, of which the header is the first few.
+        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        unsafe { start.cast::<libc::cmsghdr>().write(header) };
+        for (place, fd) in self.descriptors.iter().enumerate() {
+            let offset = CONTROL_HEADER + place * mem::size_of::<RawFd>();
+            // SAFETY: `offset` and the four bytes after it are within `length`.
+            // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+            let slot = unsafe { start.add(offset) };
+            // SAFETY: as above; a `RawFd` is written where no alignment is promised.
+            // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+            unsafe { slot.cast::<RawFd>().write_unaligned(fd.as_fd().as_raw_fd()) };
+        }
+        length
+    }
+
+    /// The sealed header, for a driver to show to the kernel.
+    pub(crate) fn header(&self) -> *const libc::msghdr {
+        &raw const self.header
+    }
+
+    /// The kernel took `count` bytes. Says whether anything is left, which only a stream can have.
+    pub(crate) fn advance(&mut self, count: usize) -> bool {
+        self.sent += count;
+        assert!(self.sent <= self.bytes.len(), "the kernel took more than it was given");
+        self.sent < self.bytes.len()
+    }
+
+    /// Whether a stream has taken a part: the rest must follow.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// Sends a sealed envelope now, without waiting and without a signal.
+    pub(crate) fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: sealed by the caller, and nothing it points at moves while the call runs.
+        // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
+        let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), self.header(), SEND_FLAGS) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+}
+
+/// Never wait in the kernel (the wait is ours), never a signal.
+pub(crate) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Every descriptor arrives close-on-exec.
+pub(crate) const RECEIVE_FLAGS: libc::c_int = libc::MSG_CMSG_CLOEXEC;
+
+const CONTROL_HEADER: usize = align(mem::size_of::<libc::cmsghdr>());
+
+const fn align(length: usize) -> usize {
+    length.next_multiple_of(mem::size_of::<usize>())
+}
+
+/// What a receive is ready to take besides bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) descriptors: usize,
+    pub(crate) pidfd: bool,
+}
+
+impl Room {
+    /// Bytes of control data: the sender's credentials, then exactly so many descriptors, then the pidfd.
+    ///
+    /// Exactly: the kernel fills alignment padding with descriptors too, so that `CMSG_SPACE(4)` admits two.
+    /// A pidfd comes last and needs the padding, so with one wanted a descriptor more may slip in; who asked
+    /// counts what came.
+    pub(crate) fn bytes(self) -> usize {
+        const CREDENTIALS: usize = CONTROL_HEADER + align(mem::size_of::<libc::ucred>());
+        let data = self.descriptors * mem::size_of::<RawFd>();
+        match (self.descriptors, self.pidfd) {
+            (0, false) => CREDENTIALS,
+            (_, false) => CREDENTIALS + CONTROL_HEADER + data,
+            (_, true) => CREDENTIALS + CONTROL_HEADER + align(data) + CONTROL_HEADER + align(4),
+        }
+    }
+
+    /// The widest there is.
+    pub(crate) const WIDEST: Room = Room { descriptors: DESCRIPTORS_MAX, pidfd: true };
+}
+
+/// `Room::WIDEST.bytes()`, rounded up, in `u64`.
+const CONTROL_WORDS_MAX: usize = 160;
+
+/// Everything that came beside the bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    pub(crate) descriptors: Descriptors,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) pidfd: Option<OwnedFd>,
+}
+
+impl Control {
+    /// Takes ownership of every descriptor named in received control data.
+    ///
+    /// # Safety
+    /// `bytes` is control data the kernel wrote for a message received by this process, and this is the only
+    /// time it is claimed.
+    pub(crate) unsafe fn claim(mut bytes: &[u8]) -> Control {
+        let mut control = Control::default();
+        while bytes.len() >= mem::size_of::<libc::cmsghdr>() {
+            // SAFETY: there are enough bytes for a header; alignment is not assumed.
+            // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+            let header = unsafe { bytes.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+            let length = header.cmsg_len as usize;
+            if length < CONTROL_HEADER || length > bytes.len() {
+                break;
+            }
+            control.file(header.cmsg_level, header.cmsg_type, &bytes[CONTROL_HEADER..length]);
+            bytes = &bytes[align(length).min(bytes.len())..];
+        }
+        control
+    }
+
+    /// One control message, by level and type; those we do not know are skipped.
+    fn file(&mut self, level: libc::c_int, kind: libc::c_int, data: &[u8]) {
+        const SCM_PIDFD: libc::c_int = 4;
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                for number in numbers(data) {
+                    // SAFETY: the kernel has just installed this number in our table for this message.
+                    // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+                    self.descriptors.push(unsafe { OwnedFd::from_raw_fd(number) });
+                }
+            }
+            (libc::SOL_SOCKET, SCM_PIDFD) => {
+                // A negative number says that the kernel had no descriptor left for it.
+                let number = numbers(data).next().filter(|number| *number >= 0);
+                // SAFETY: as above. Kept honest by `descriptors.rs::a_pidfd_names_the_sender`.
+                self.pidfd = number.map(|number| unsafe { OwnedFd::from_raw_fd(number) });
+            }
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                let mut fields = numbers(data);
+                if let (Some(pid), Some(uid), Some(gid)) = (fields.next(), fields.next(), fields.next()) {
+                    self.credentials = Some(Credentials { pid, uid: uid as u32, gid: gid as u32 });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether there was any control data that we know: on a socket that asks for credentials, its absence
+    /// beside zero bytes is the end of file.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.credentials.is_none() && self.descriptors.is_empty() && self.pidfd.is_none()
+    }
+}
+
+fn numbers(data: &[u8]) -> impl Iterator<Item = i32> + '_ {
+    data.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
+}
+
+/// One message taken from a socket.
+pub(crate) struct Taken {
+    pub(crate) length: usize,
+    pub(crate) control: Control,
+    /// MSG_TRUNC: bytes are missing.
+    pub(crate) bytes_lost: bool,
+    /// MSG_CTRUNC: control data, and so perhaps descriptors, are missing.
+    pub(crate) control_lost: bool,
+}
+
+/// Receives now, without waiting.
+pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
+    let mut control = [0_u64; CONTROL_WORDS_MAX];
+    let control_bytes = room.bytes();
+    assert!(control_bytes <= mem::size_of_val(&control));
+    let mut vector = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = control_bytes as _;
+    let flags = RECEIVE_FLAGS | libc::MSG_DONTWAIT;
+    // SAFETY: the header points at memory of this frame and of `into`, with their true lengths.
+    // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    if length < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let filled = (header.msg_controllen as usize).min(control_bytes);
+    // SAFETY: the kernel wrote `filled` bytes of the array. Kept honest by
+    // `descriptors.rs::many_descriptors_arrive_in_order`.
+    let bytes = unsafe { std::slice::from_raw_parts(control.as_ptr().cast::<u8>(), filled) };
+    // SAFETY: control data of the message just received, claimed here and nowhere else.
+    // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+    let control = unsafe { Control::claim(bytes) };
+    Ok(Taken {
+        length: (length as usize).min(into.len()),
+        control,
+        bytes_lost: header.msg_flags & libc::MSG_TRUNC != 0,
+        control_lost: header.msg_flags & libc::MSG_CTRUNC != 0,
+    })
+}
+
+/// Whether nothing is queued on a socket that is about to be closed. Takes one message to find out.
+pub(crate) fn is_empty(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = [0_u8; 1];
+    // Twice, because a reset is reported once in front of what is queued.
+    for _ in 0..2 {
+        match receive(fd, &mut byte, Room::WIDEST) {
+            Ok(taken) => return taken.length == 0 && taken.control.is_empty(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+/// A `msghdr` for a one-shot or multishot receive through a ring, with the control area of a one-shot.
+#[cfg(feature = "uring")]
+pub(crate) struct ReceiveHeader {
+    header: libc::msghdr,
+    vector: libc::iovec,
+    control: [u64; RING_CONTROL_WORDS],
+}
+
+/// Room for [`crate::fd::DESCRIPTORS_DEFAULT`] descriptors, credentials and a pidfd: what goes through a ring.
+#[cfg(feature = "uring")]
+const RING_CONTROL_WORDS: usize = 20;
+
+#[cfg(feature = "uring")]
+impl ReceiveHeader {
+    pub(crate) fn new(room: Room, bytes_max: usize) -> Box<ReceiveHeader> {
+        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        let header: libc::msghdr = unsafe { mem::zeroed() };
+        let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: bytes_max };
+        let mut boxed = Box::new(ReceiveHeader { header, vector, control: [0; RING_CONTROL_WORDS] });
+        assert!(room.bytes() <= mem::size_of_val(&boxed.control));
+        boxed.header.msg_iov = &raw mut boxed.vector;
+        boxed.header.msg_iovlen = 1;
+        boxed.header.msg_control = boxed.control.as_mut_ptr().cast();
+        boxed.header.msg_controllen = room.bytes() as _;
+        boxed
+    }
+
+    pub(crate) fn header(&self) -> &libc::msghdr {
+        &self.header
+    }
+
+    pub(crate) fn header_mut(&mut self) -> *mut libc::msghdr {
+        &raw mut self.header
+    }
+
+    /// What the kernel wrote beside the bytes of a one-shot receive.
+    pub(crate) fn control(&self) -> &[u8] {
+        let filled = (self.header.msg_controllen as usize).min(mem::size_of_val(&self.control));
+        // SAFETY: within the array, which is initialised throughout.
+        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        unsafe { std::slice::from_raw_parts(self.control.as_ptr().cast::<u8>(), filled) }
+    }
+
+    pub(crate) fn flags(&self) -> libc::c_int {
+        self.header.msg_flags
+    }
+}

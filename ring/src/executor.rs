@@ -1,0 +1,158 @@
+//! A small executor for programs that live on a reactor: spawn, block_on, settle.
+//!
+//! It owns its tasks. It knows no sockets; any futures will do, and their wakers may be called from any
+//! thread.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use crate::reactor::{Reactor, Wait};
+use crate::remote::Bell;
+use crate::task::Tasks;
+
+/// Runs futures on a reactor, on one thread. A handle; tasks are dropped with the last one.
+///
+/// ```
+/// use ring::{Executor, Reactor};
+///
+/// let executor = Executor::new(&Reactor::new()?);
+/// executor.spawn(async { println!("in the background") });
+/// assert_eq!(executor.block_on(async { 6 * 7 }), 42);
+/// # Ok::<(), ring::StartError>(())
+/// ```
+#[derive(Clone)]
+pub struct Executor(Rc<Shared>);
+
+struct Shared {
+    reactor: Reactor,
+    tasks: Tasks,
+}
+
+/// What [`Executor::settle`] leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Whether tasks are left, waiting for something outside.
+    pub tasks_left: bool,
+    /// When the first timer goes off, if any is set.
+    pub next_timer: Option<Instant>,
+}
+
+impl Executor {
+    /// An executor for this reactor.
+    pub fn new(reactor: &Reactor) -> Executor {
+        let tasks = Tasks::new(Arc::clone(reactor.bell()));
+        Executor(Rc::new(Shared { reactor: reactor.clone(), tasks }))
+    }
+
+    /// The reactor.
+    pub fn reactor(&self) -> &Reactor {
+        &self.0.reactor
+    }
+
+    /// Starts a task. It runs during `block_on` and `settle`.
+    ///
+    /// A task that needs to spawn holds a [`Spawner`]: one that holds its own executor is never dropped.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.tasks.spawn(Box::pin(task));
+    }
+
+    /// A handle for tasks to spawn with.
+    pub fn spawner(&self) -> Spawner {
+        Spawner(Rc::downgrade(&self.0))
+    }
+
+    /// Runs this future, and the tasks beside it, until the future ends. What it sent at the end has been
+    /// shown to the kernel by then.
+    ///
+    /// # Panics
+    /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let main = Arc::new(Main { woken: AtomicBool::new(true), bell: Arc::clone(self.0.reactor.bell()) });
+        let waker = Waker::from(Arc::clone(&main));
+        loop {
+            if main.woken.swap(false, Ordering::AcqRel)
+                && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
+            {
+                // The last answer, the farewell: queued, and nobody may ever turn again.
+                self.turn(Wait::Not);
+                return output;
+            }
+            self.0.tasks.run();
+            let busy = main.woken.load(Ordering::Acquire) || self.0.tasks.any_ready();
+            self.turn(if busy { Wait::Not } else { Wait::Forever });
+        }
+    }
+
+    /// Runs until nothing can run without something from outside, and never sleeps.
+    ///
+    /// # Panics
+    /// As [`block_on`](Executor::block_on).
+    pub fn settle(&self) -> Settled {
+        loop {
+            let ran = self.0.tasks.run();
+            let happened = self.turn(Wait::Not);
+            if !ran && !happened && !self.0.tasks.any_ready() {
+                break;
+            }
+        }
+        let next_timer = self.0.reactor.with(|core, _| core.timers.first());
+        Settled { tasks_left: !self.0.tasks.is_empty(), next_timer }
+    }
+
+    fn turn(&self, wait: Wait) -> bool {
+        self.0.reactor.turn(wait).expect("the kernel refuses to go on with the reactor")
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("reactor", &self.0.reactor).finish_non_exhaustive()
+    }
+}
+
+/// Starts tasks on an executor without keeping it alive.
+#[derive(Clone)]
+pub struct Spawner(Weak<Shared>);
+
+impl Spawner {
+    /// Starts a task. False, and the task dropped, if the executor is gone.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> bool {
+        match self.0.upgrade() {
+            Some(shared) => {
+                shared.tasks.spawn(Box::pin(task));
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Spawner")
+    }
+}
+
+/// The waker of the future that `block_on` runs.
+struct Main {
+    woken: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+impl Wake for Main {
+    fn wake(self: Arc<Self>) {
+        Self::wake_by_ref(&self);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.bell.ring_from_elsewhere();
+    }
+}

@@ -1,0 +1,139 @@
+//! Descriptors as this crate holds them: those we send (`Fd`), those that arrived (`Descriptors`), and the
+//! closing of both.
+//!
+//! Knows no socket and no message. What it must never do is close a descriptor that a stranger made on the
+//! caller's thread when that could take time: see [`discard`].
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use crate::closer;
+
+/// The most descriptors one message carries. The kernel's limit (`SCM_MAX_FD`): a 254th is EINVAL.
+pub const DESCRIPTORS_MAX: usize = 253;
+
+/// How many descriptors a socket accepts in one message until told otherwise.
+pub const DESCRIPTORS_DEFAULT: usize = 16;
+
+/// The two types of socket this crate speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `SOCK_SEQPACKET`: messages, whole and in order.
+    SeqPacket,
+    /// `SOCK_STREAM`: bytes in order; descriptors arrive with the first byte of the send they were in.
+    Stream,
+}
+
+/// A descriptor to be sent: owned, and shared where several messages carry the same one.
+///
+/// The last one closes it. Where that could take time (a TCP socket that lingers) it is left to the
+/// [closer](discard) thread.
+#[derive(Clone)]
+pub struct Fd(Rc<Held>);
+
+struct Held {
+    fd: Option<OwnedFd>,
+    /// Made here and seen by nobody who could make its closing slow.
+    ours: bool,
+    /// Under which number the epoll driver watches it.
+    watch: Cell<Option<u32>>,
+}
+
+impl Fd {
+    /// One that this crate made itself, which is closed where it stands.
+    pub(crate) fn ours(fd: OwnedFd) -> Fd {
+        Fd(Rc::new(Held { fd: Some(fd), ours: true, watch: Cell::new(None) }))
+    }
+
+    /// Where the epoll driver notes under which number it watches this descriptor.
+    pub(crate) fn watch(&self) -> &Cell<Option<u32>> {
+        &self.0.watch
+    }
+
+    /// The descriptor itself, if nobody else holds it.
+    ///
+    /// # Errors
+    /// Gives the handle back when another clone of it exists.
+    pub fn try_into_owned(self) -> Result<OwnedFd, Fd> {
+        match Rc::try_unwrap(self.0) {
+            Ok(mut held) => Ok(held.fd.take().expect("held until dropped")),
+            Err(shared) => Err(Fd(shared)),
+        }
+    }
+}
+
+impl From<OwnedFd> for Fd {
+    fn from(fd: OwnedFd) -> Fd {
+        Fd(Rc::new(Held { fd: Some(fd), ours: false, watch: Cell::new(None) }))
+    }
+}
+
+impl AsFd for Fd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_ref().expect("held until dropped").as_fd()
+    }
+}
+
+impl fmt::Debug for Fd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Fd").field(&self.as_fd()).finish()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        match self.fd.take() {
+            Some(fd) if self.ours => drop(fd),
+            Some(fd) => discard(fd),
+            None => {}
+        }
+    }
+}
+
+/// Closes a descriptor that somebody else made, without ever making this thread wait.
+///
+/// `close` of a stranger's TCP socket with unsent data and SO_LINGER takes as long as the stranger likes, and
+/// so may a file of a FUSE file system or a socket in whose queue such a thing lies. Pipes and files in memory
+/// are closed here; everything else is closed by a thread of its own, started when first needed.
+pub fn discard(fd: OwnedFd) {
+    closer::close(fd);
+}
+
+/// The descriptors of one received message, in the order they were sent. Closes what nobody took.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors(VecDeque<OwnedFd>);
+
+impl Descriptors {
+    pub(crate) fn push(&mut self, fd: OwnedFd) {
+        self.0.push_back(fd);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn take_first(&mut self) -> Option<OwnedFd> {
+        self.0.pop_front()
+    }
+
+    pub(crate) fn take_last(&mut self) -> Option<OwnedFd> {
+        self.0.pop_back()
+    }
+
+    pub(crate) fn take_all(&mut self) -> Vec<OwnedFd> {
+        self.0.drain(..).collect()
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(discard);
+    }
+}

@@ -1,0 +1,78 @@
+//! A single-threaded reactor for AF_UNIX messages and the descriptors in them, on io_uring or on epoll.
+//!
+//! ```
+//! use ring::{Executor, Kind, Message, Reactor, Socket};
+//!
+//! let reactor = Reactor::new()?;
+//! println!("{}", reactor.driver());
+//!
+//! // A pair: one end here, the other for whoever is to hold it.
+//! let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+//! let far = Socket::wrap(&reactor, far)?;
+//!
+//! Executor::new(&reactor).block_on(async {
+//!     let (reader, _writer) = std::io::pipe()?;
+//!     far.send(Message::from("a pipe").with_descriptor(std::os::fd::OwnedFd::from(reader))).await?;
+//!     let mut received = near.receive().await?;
+//!     assert_eq!(received.bytes(), b"a pipe");
+//!     assert!(received.take_descriptor().is_some());
+//!     Ok(())
+//! })
+//! # as Result<(), Box<dyn std::error::Error>>
+//! # ;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What it takes care of
+//!
+//! - Every descriptor received is an `OwnedFd`, close-on-exec, before any other code runs; what nobody takes
+//!   is closed, and closing a stranger's descriptor never makes this thread wait.
+//! - Bytes or descriptors that were cut off are errors with names, and the budget of descriptors is kept:
+//!   with none left, receives wait.
+//! - End of file is believed when it is said twice, without credentials; empty packets are not the end.
+//! - Sends and receives keep their order; futures can be dropped at any moment and lose nothing.
+//! - The driver is chosen by trying: io_uring if it passes a descriptor, epoll if not. [`Reactor::driver`]
+//!   says which and why; `SENDRIGHT_DRIVER=uring|epoll` or the [`Config`] forces one.
+//!
+//! # Limits
+//!
+//! 65,536 bytes ([`PACKET_BYTES_MAX`]) and 253 descriptors ([`DESCRIPTORS_MAX`], a kernel limit; 16 unless a
+//! socket asks for more) in one message; 64 receive buffers unless configured.
+//!
+//! It does not know any protocol, does not use threads (but for one that closes what may be slow to close),
+//! does not open files, and is not `Send`: other threads hold a [`Remote`]. A reactor stays in the process
+//! that made it: after a fork only one of the two may go on using it.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod budget;
+mod buffer;
+mod closer;
+mod driver;
+mod envelope;
+mod error;
+mod executor;
+mod fd;
+pub mod inherit;
+mod message;
+mod op;
+mod reactor;
+mod remote;
+mod request;
+mod socket;
+mod stats;
+mod sys;
+mod task;
+mod timer;
+
+#[doc(hidden)]
+pub use closer::closer_idle;
+pub use driver::{DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UnknownDriver};
+pub use error::{ReceiveError, SendError, WrapError};
+pub use executor::{Executor, Settled, Spawner};
+pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
+pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
+pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
+pub use remote::Remote;
+pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket};
+pub use stats::Stats;

@@ -1,0 +1,207 @@
+//! One message: [`Message`] to send, [`Received`] to take apart.
+//!
+//! They own their bytes and descriptors. What a message means is for others.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use crate::buffer::Lease;
+use crate::envelope::Control;
+use crate::fd::Fd;
+
+/// The largest message a socket receives whole, in bytes. A longer one arrives as
+/// [`ReceiveError::Truncated`](crate::ReceiveError::Truncated).
+///
+/// It belongs to the protocols built on this crate, not to anybody's SO_SNDBUF (212,992 bytes by default,
+/// which another holder of a shared socket can change).
+pub const PACKET_BYTES_MAX: usize = 65_536;
+
+/// A message to send: bytes, and up to [`DESCRIPTORS_MAX`](crate::DESCRIPTORS_MAX) descriptors in order.
+///
+/// ```
+/// use ring::Message;
+/// let (reader, _writer) = std::io::pipe()?;
+/// let message = Message::from("here is a pipe").with_descriptor(std::os::fd::OwnedFd::from(reader));
+/// assert_eq!(message.bytes(), b"here is a pipe");
+/// assert_eq!(message.descriptors().len(), 1);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    bytes: Vec<u8>,
+    descriptors: Vec<Fd>,
+}
+
+impl Message {
+    /// A message of these bytes and no descriptors.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Message {
+        Message { bytes: bytes.into(), descriptors: Vec::new() }
+    }
+
+    /// The message with one more descriptor at its end. It is closed here once it has been sent.
+    #[must_use]
+    pub fn with_descriptor(mut self, fd: impl Into<Fd>) -> Message {
+        self.push_descriptor(fd);
+        self
+    }
+
+    /// Adds one more descriptor at the end.
+    pub fn push_descriptor(&mut self, fd: impl Into<Fd>) {
+        self.descriptors.push(fd.into());
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The bytes, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// The descriptors, in the order in which they will arrive.
+    pub fn descriptors(&self) -> &[Fd] {
+        &self.descriptors
+    }
+
+    /// Bytes and descriptors apart.
+    pub fn into_parts(self) -> (Vec<u8>, Vec<Fd>) {
+        (self.bytes, self.descriptors)
+    }
+}
+
+impl From<Vec<u8>> for Message {
+    fn from(bytes: Vec<u8>) -> Message {
+        Message::new(bytes)
+    }
+}
+
+impl From<&[u8]> for Message {
+    fn from(bytes: &[u8]) -> Message {
+        Message::new(bytes)
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Message {
+    fn from(bytes: &[u8; N]) -> Message {
+        Message::new(bytes.as_slice())
+    }
+}
+
+impl From<&str> for Message {
+    fn from(text: &str) -> Message {
+        Message::new(text)
+    }
+}
+
+impl From<String> for Message {
+    fn from(text: String) -> Message {
+        Message::new(text)
+    }
+}
+
+/// Who sent a message: filled in by the kernel, of the process that called `sendmsg`.
+///
+/// A message sent before the receiver asked for credentials has a `pid` of 0 and the overflow user
+/// (65534). `pid` may have been taken over by another process by the time it is looked at; a
+/// [pidfd](Received::take_pidfd) cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// Process, in the receiver's pid namespace.
+    pub pid: i32,
+    /// Effective user, in the receiver's user namespace.
+    pub uid: u32,
+    /// Effective group, in the receiver's user namespace.
+    pub gid: u32,
+}
+
+/// A message that arrived. What is not taken from it is closed when it is dropped, without making the thread
+/// wait ([`discard`](crate::discard)).
+pub struct Received {
+    payload: Payload,
+    control: Control,
+}
+
+enum Payload {
+    Lent(Lease),
+    Owned(Vec<u8>),
+}
+
+impl Received {
+    pub(crate) fn lent(lease: Lease, control: Control) -> Received {
+        Received { payload: Payload::Lent(lease), control }
+    }
+
+    pub(crate) fn owned(bytes: Vec<u8>, control: Control) -> Received {
+        Received { payload: Payload::Owned(bytes), control }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.payload {
+            Payload::Lent(lease) => lease.bytes(),
+            Payload::Owned(bytes) => bytes,
+        }
+    }
+
+    /// The bytes, to keep.
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        match std::mem::replace(&mut self.payload, Payload::Owned(Vec::new())) {
+            Payload::Lent(lease) => lease.bytes().to_vec(),
+            Payload::Owned(bytes) => bytes,
+        }
+    }
+
+    /// How many descriptors have not been taken yet.
+    pub fn descriptors(&self) -> usize {
+        self.control.descriptors.len()
+    }
+
+    /// Takes the first descriptor that has not been taken yet. All are close-on-exec.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.control.descriptors.take_first()
+    }
+
+    /// Takes the last descriptor that has not been taken yet.
+    pub fn take_last_descriptor(&mut self) -> Option<OwnedFd> {
+        self.control.descriptors.take_last()
+    }
+
+    /// Takes all the descriptors that have not been taken yet, in order.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.control.descriptors.take_all()
+    }
+
+    /// Who sent it. Present on SEQPACKET sockets.
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.control.credentials
+    }
+
+    /// A pidfd of the sender, if the socket asks for them and the kernel (6.5 or later) had one.
+    pub fn take_pidfd(&mut self) -> Option<OwnedFd> {
+        self.control.pidfd.take()
+    }
+
+    /// Whether it came without credentials and without descriptors.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.control.is_empty()
+    }
+
+    /// Copies the bytes out of the receive buffer, which goes back to the pool.
+    pub(crate) fn detach(&mut self) {
+        if let Payload::Lent(lease) = &self.payload {
+            self.payload = Payload::Owned(lease.bytes().to_vec());
+        }
+    }
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Received")
+            .field("bytes", &self.bytes().len())
+            .field("descriptors", &self.descriptors())
+            .field("credentials", &self.credentials())
+            .finish()
+    }
+}

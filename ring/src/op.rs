@@ -1,0 +1,916 @@
+//! Who waits for what: the tokens that are away, a lane of letters and an inbox for each socket, and those
+//! who asked.
+//!
+//! A slot (`request.rs`) owns what the kernel may touch; this table owns who is to be told. Dropping a future
+//! moves nothing: a send that is away stays away and is forgotten when it comes home, a receive belongs to
+//! its socket. Nothing here runs user code: wakers are collected, and woken (or dropped) by whoever called,
+//! when nothing is borrowed any more.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::buffer::Pool;
+use crate::closer;
+use crate::driver::{Driver, Sleep};
+use crate::envelope::{Envelope, Room};
+use crate::error::{ReceiveError, SendError};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind};
+use crate::message::{Message, PACKET_BYTES_MAX, Received};
+use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::stats::Stats;
+use crate::sys::{self, Half, SocketOption, errno, ready};
+use crate::timer::Timers;
+
+/// A socket whose owner does not receive may have so many messages waiting before its stream is stopped …
+const BACKLOG_MESSAGES_MAX: usize = 64;
+
+/// … or so many bytes.
+const BACKLOG_BYTES_MAX: usize = 1 << 20;
+
+/// A full queue on an end that others hold too is tried again after this long, at first: the kernel says
+/// "writable" only when three quarters are free, and newcomers can take every slot before that.
+const RETRY_FIRST: Duration = Duration::from_millis(1);
+
+/// The longest pause between two such attempts.
+const RETRY_LAST: Duration = Duration::from_millis(32);
+
+/// How long a closed socket may hold back its last messages for a peer that does not receive.
+const CLOSING_MAX: Duration = Duration::from_secs(10);
+
+/// Everything of a reactor that is borrowed together.
+pub(crate) struct Core {
+    pub(crate) driver: Driver,
+    pub(crate) requests: Requests,
+    pub(crate) timers: Timers,
+    pub(crate) stats: Stats,
+    pool: Rc<Pool>,
+    /// For each slot of `requests`, who asked.
+    owners: Vec<Owner>,
+    channels: Slab<Channel>,
+    waiters: Slab<Waiter>,
+    /// Channels with letters to submit in the next turn.
+    dirty: Vec<usize>,
+    /// Channels that wait for a full queue on the clock.
+    retrying: Vec<(Instant, usize)>,
+    /// Closed channels with letters still to go.
+    closing: Vec<(Instant, usize)>,
+    home: Vec<Completion>,
+}
+
+/// What one socket has going on.
+struct Channel {
+    fd: Fd,
+    kind: Kind,
+    /// Nobody else holds this end: it may be shut down.
+    private: bool,
+    /// Receives are served by a multishot.
+    many: bool,
+    room: Room,
+    credentials_asked: bool,
+    lane: Lane,
+    inbox: Inbox,
+    /// Tokens that are neither the lane's nor the inbox's.
+    others: usize,
+    closed: bool,
+}
+
+/// Letters on their way out, in order; one at a time.
+#[derive(Default)]
+struct Lane {
+    away: Option<Token>,
+    current: Option<Slip>,
+    waiting: VecDeque<Letter>,
+    dirty: bool,
+    /// The queue was full: nothing is submitted until it is writable or the clock says try.
+    blocked: Option<Blocked>,
+    /// The other end is gone, for good.
+    broken: bool,
+    /// SO_SNDBUF has been raised as far as it goes.
+    raised: bool,
+}
+
+struct Blocked {
+    ready: Option<Token>,
+    pause: Duration,
+}
+
+struct Letter {
+    envelope: Box<Envelope>,
+    slip: Slip,
+}
+
+/// What is to happen when a letter has gone, or could not.
+struct Slip {
+    waiter: Option<usize>,
+    /// Success is told to nobody; no completion is wanted.
+    silent: bool,
+    /// More may be appended while it waits.
+    open: bool,
+    /// Said instead if the descriptors could not be sent.
+    instead: Option<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    away: Option<Token>,
+    arrived: VecDeque<Result<Received, ReceiveError>>,
+    bytes: usize,
+    /// Somebody asked for a message that has not come.
+    wanted: bool,
+    waker: Option<Waker>,
+    ended: bool,
+    /// Zero bytes without control data, so many times in a row.
+    nothings: u8,
+    /// The stream was stopped because nobody takes what it brings.
+    stopped: bool,
+    cancelled: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Owner {
+    channel: usize,
+    role: Role,
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Lane,
+    Inbox,
+    Unblock,
+    Waiter(usize),
+}
+
+/// Somebody who asked for one thing and will come back for the answer.
+struct Waiter {
+    waker: Option<Waker>,
+    state: WaiterState,
+    channel: usize,
+}
+
+enum WaiterState {
+    Waiting(Option<Token>),
+    Done(Done),
+    Abandoned,
+}
+
+/// What a waiter is told.
+pub(crate) enum Done {
+    Sent(Result<(), SendError>),
+    Ready(io::Result<u32>),
+    Accepted(io::Result<OwnedFd>),
+}
+
+/// Wakers to be woken, and to be dropped, when nothing is borrowed.
+#[derive(Default)]
+pub(crate) struct Woken {
+    pub(crate) wake: Vec<Waker>,
+    pub(crate) drop: Vec<Waker>,
+}
+
+impl Core {
+    pub(crate) fn new(driver: Driver, pool: Rc<Pool>) -> Core {
+        Core {
+            driver,
+            requests: Requests::default(),
+            timers: Timers::default(),
+            stats: Stats::default(),
+            pool,
+            owners: Vec::new(),
+            channels: Slab::new(),
+            waiters: Slab::new(),
+            dirty: Vec::new(),
+            retrying: Vec::new(),
+            closing: Vec::new(),
+            home: Vec::new(),
+        }
+    }
+
+    // -- channels ---------------------------------------------------------------------------------------
+
+    pub(crate) fn open(&mut self, fd: Fd, kind: Kind, private: bool) -> usize {
+        self.channels.insert(Channel {
+            fd,
+            kind,
+            private,
+            many: false,
+            room: Room { descriptors: DESCRIPTORS_DEFAULT, pidfd: false },
+            credentials_asked: false,
+            lane: Lane::default(),
+            inbox: Inbox::default(),
+            others: 0,
+            closed: false,
+        })
+    }
+
+    pub(crate) fn set_descriptors_max(&mut self, channel: usize, count: usize) {
+        self.channels[channel].room.descriptors = count.min(DESCRIPTORS_MAX);
+    }
+
+    pub(crate) fn set_private(&mut self, channel: usize, private: bool) {
+        self.channels[channel].private = private;
+    }
+
+    pub(crate) fn set_many(&mut self, channel: usize) {
+        self.channels[channel].many = true;
+    }
+
+    pub(crate) fn set_pidfd(&mut self, channel: usize) {
+        self.channels[channel].room.pidfd = true;
+    }
+
+    /// Whether nothing of the socket is away or waiting to go.
+    pub(crate) fn is_idle(&self, channel: usize) -> bool {
+        let channel = &self.channels[channel];
+        channel.lane.is_idle() && channel.inbox.away.is_none() && channel.others == 0
+    }
+
+    /// Takes an idle channel apart without closing its descriptor.
+    pub(crate) fn take_apart(&mut self, channel: usize, woken: &mut Woken) -> Fd {
+        assert!(self.is_idle(channel));
+        let channel = self.channels.remove(channel);
+        woken.drop.extend(channel.inbox.waker);
+        self.driver.forget(&channel.fd);
+        if channel.credentials_asked {
+            // The next holder may offer control room for descriptors only, and would find credentials in it.
+            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 0);
+        }
+        channel.fd
+    }
+
+    /// The socket's owner has dropped it. It is closed when its last letter has gone and its last token is
+    /// home. Says whether the driver should be asked to submit at once, so that the peer sees it soon.
+    pub(crate) fn close(&mut self, key: usize, woken: &mut Woken) -> bool {
+        let channel = &mut self.channels[key];
+        channel.closed = true;
+        woken.drop.extend(channel.inbox.waker.take());
+        channel.inbox.arrived.clear();
+        if !channel.lane.is_idle() {
+            self.closing.push((Instant::now() + CLOSING_MAX, key));
+            return false;
+        }
+        let hurry = channel.inbox.away.is_some() && !channel.private;
+        self.advance_close(key, woken);
+        hurry
+    }
+
+    fn advance_close(&mut self, key: usize, woken: &mut Woken) {
+        let channel = &mut self.channels[key];
+        assert!(channel.closed);
+        if !channel.lane.is_idle() {
+            return;
+        }
+        if let Some(token) = channel.inbox.away
+            && !channel.inbox.cancelled
+        {
+            channel.inbox.cancelled = true;
+            if channel.private {
+                // Closing alone is seen by nobody while the driver holds the file; this the peer sees at once.
+                let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
+            }
+            self.driver.cancel(token);
+        }
+        if channel.inbox.away.is_some() || channel.others > 0 {
+            return;
+        }
+        let channel = self.channels.remove(key);
+        woken.drop.extend(channel.inbox.waker);
+        self.driver.forget(&channel.fd);
+        self.closing.retain(|(_, closing)| *closing != key);
+        match channel.fd.try_into_owned() {
+            Ok(fd) if channel.private => closer::retire(fd),
+            Ok(fd) => closer::retire_shared(fd),
+            // Somebody sends this very descriptor; the message closes it.
+            Err(_) => {}
+        }
+    }
+
+    // -- sending ----------------------------------------------------------------------------------------
+
+    /// Queues a message. The waiter, if one is wanted, is told how it went.
+    pub(crate) fn send(&mut self, key: usize, message: Message, silent: bool, waited: bool) -> Option<usize> {
+        let waiting = || Waiter { waker: None, state: WaiterState::Waiting(None), channel: key };
+        let waiter = waited.then(|| self.waiters.insert(waiting()));
+        // Only a whole packet can succeed silently: part of a stream's bytes would be lost without a word.
+        let silent = silent && self.channels[key].kind == Kind::SeqPacket;
+        let letter = Letter {
+            envelope: Envelope::new(message),
+            slip: Slip { waiter, silent, open: false, instead: None },
+        };
+        self.channels[key].lane.waiting.push_back(letter);
+        self.mark_dirty(key);
+        waiter
+    }
+
+    /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
+    pub(crate) fn post(
+        &mut self,
+        key: usize,
+        parts: &[&[u8]],
+        descriptors: Vec<Fd>,
+        instead: Option<Vec<u8>>,
+    ) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
+        let lane = &mut self.channels[key].lane;
+        match lane.waiting.back_mut() {
+            // Descriptors belong to one post of a packet only, or nobody could say whose they are.
+            Some(letter)
+                if letter.slip.open
+                    && letter.envelope.bytes().len() + length <= PACKET_BYTES_MAX
+                    && (descriptors.is_empty() || letter.envelope.descriptors().is_empty())
+                    && instead.is_none() =>
+            {
+                parts.iter().for_each(|part| letter.envelope.append(part));
+                if !descriptors.is_empty() {
+                    letter.envelope.attach(descriptors);
+                }
+                self.stats.posts_joined += 1;
+            }
+            _ => {
+                let mut envelope = Envelope::new(Message::new(Vec::with_capacity(length)));
+                parts.iter().for_each(|part| envelope.append(part));
+                envelope.attach(descriptors);
+                // With something to say instead, the packet is this post's alone.
+                let open = instead.is_none();
+                lane.waiting
+                    .push_back(Letter { envelope, slip: Slip { waiter: None, silent: true, open, instead } });
+            }
+        }
+        self.mark_dirty(key);
+    }
+
+    /// Sends now or not at all, keeping to the order of what is queued.
+    pub(crate) fn try_send(&mut self, key: usize, message: Message) -> Result<(), SendError> {
+        let channel = &mut self.channels[key];
+        if channel.lane.broken {
+            return Err(SendError::Gone);
+        }
+        if !channel.lane.is_idle() {
+            return Err(SendError::WouldBlock);
+        }
+        let mut envelope = Envelope::new(message);
+        envelope.seal();
+        let total = envelope.bytes().len();
+        let sent = envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel)?;
+        self.stats.messages_sent += 1;
+        self.stats.descriptors_sent += envelope.descriptors().len() as u64;
+        if sent < total {
+            // A stream took a part; the rest must follow before anything else.
+            envelope.advance(sent);
+            let slip = Slip { waiter: None, silent: false, open: false, instead: None };
+            channel.lane.waiting.push_front(Letter { envelope, slip });
+            self.mark_dirty(key);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_broken(&self, key: usize) -> bool {
+        self.channels[key].lane.broken
+    }
+
+    /// Bytes that the kernel has not taken yet, those that are away not counted.
+    pub(crate) fn unsent(&self, key: usize) -> usize {
+        self.channels[key].lane.waiting.iter().map(|letter| letter.envelope.bytes().len()).sum()
+    }
+
+    fn mark_dirty(&mut self, key: usize) {
+        let lane = &mut self.channels[key].lane;
+        if !lane.dirty {
+            lane.dirty = true;
+            self.dirty.push(key);
+        }
+    }
+
+    /// Submits what was queued since the last turn.
+    fn flush(&mut self, woken: &mut Woken) {
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(channel) = self.channels.get_mut(key) else { continue };
+            channel.lane.dirty = false;
+            self.advance_lane(key, woken);
+        }
+    }
+
+    fn advance_lane(&mut self, key: usize, woken: &mut Woken) {
+        let lane = &mut self.channels[key].lane;
+        if lane.away.is_some() || lane.blocked.is_some() {
+            return;
+        }
+        if lane.broken {
+            return self.fail_lane(key, woken);
+        }
+        let Some(letter) = lane.waiting.pop_front() else { return };
+        let Letter { mut envelope, slip } = letter;
+        envelope.seal();
+        let silent = slip.silent;
+        lane.current = Some(slip);
+        let fd = self.channels[key].fd.clone();
+        let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent });
+        self.channels[key].lane.away = Some(token);
+    }
+
+    /// The other end is gone: everybody in the lane is told.
+    fn fail_lane(&mut self, key: usize, woken: &mut Woken) {
+        let letters = std::mem::take(&mut self.channels[key].lane.waiting);
+        for letter in letters {
+            self.settle(letter.slip, Err(SendError::Gone), woken);
+        }
+    }
+
+    fn sent(&mut self, key: usize, request: Request, result: io::Result<usize>, woken: &mut Woken) {
+        let Request::Send { mut envelope, .. } = request else { unreachable!("the lane sends") };
+        let channel = &mut self.channels[key];
+        channel.lane.away = None;
+        let slip = channel.lane.current.take().expect("a slip for what was away");
+        match result {
+            Ok(count) if channel.kind == Kind::Stream && envelope.advance(count) => {
+                channel.lane.waiting.push_front(Letter { envelope, slip });
+            }
+            Ok(_) => {
+                self.stats.messages_sent += 1;
+                self.stats.descriptors_sent += envelope.descriptors().len() as u64;
+                self.settle(slip, Ok(()), woken);
+            }
+            Err(error) => self.not_sent(key, Letter { envelope, slip }, SendError::from_kernel(error), woken),
+        }
+        self.advance_lane(key, woken);
+    }
+
+    fn not_sent(&mut self, key: usize, mut letter: Letter, error: SendError, woken: &mut Woken) {
+        let channel = &mut self.channels[key];
+        match error {
+            SendError::WouldBlock => {
+                channel.lane.waiting.push_front(letter);
+                self.block(key);
+            }
+            SendError::Gone => {
+                channel.lane.broken = true;
+                self.settle(letter.slip, Err(SendError::Gone), woken);
+            }
+            // The packet belongs to the protocol, not to whoever shrank the buffer.
+            SendError::TooLarge
+                if !channel.lane.raised && letter.envelope.bytes().len() <= PACKET_BYTES_MAX =>
+            {
+                channel.lane.raised = true;
+                let room = 2 * PACKET_BYTES_MAX as i32;
+                let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::SendBuffer, room);
+                channel.lane.waiting.push_front(letter);
+            }
+            _ if letter.slip.instead.is_some() => {
+                letter.envelope.replace(letter.slip.instead.take().unwrap_or_default());
+                self.stats.posts_lost += 1;
+                self.channels[key].lane.waiting.push_front(letter);
+            }
+            error => {
+                if letter.slip.waiter.is_none() {
+                    // Nobody can be told that a post was lost, and what follows it would not make sense: for
+                    // both sides this connection is over.
+                    self.stats.posts_lost += 1;
+                    channel.lane.broken = true;
+                    if channel.private {
+                        let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
+                    }
+                }
+                self.settle(letter.slip, Err(error), woken);
+            }
+        }
+    }
+
+    /// The queue is full.
+    fn block(&mut self, key: usize) {
+        let fd = self.channels[key].fd.clone();
+        let blocked = Blocked { ready: None, pause: RETRY_FIRST };
+        let blocked = self.channels[key].lane.blocked.get_or_insert(blocked);
+        let pause = blocked.pause;
+        blocked.pause = (pause * 2).min(RETRY_LAST);
+        if blocked.ready.is_none() {
+            let token = self.submit(key, Role::Unblock, Request::Ready { fd, interest: ready::WRITE });
+            if let Some(blocked) = &mut self.channels[key].lane.blocked {
+                blocked.ready = Some(token);
+            }
+        }
+        if !self.channels[key].private {
+            self.retrying.push((Instant::now() + pause, key));
+        }
+    }
+
+    /// Writable, or time to try: one send is attempted past the block.
+    fn try_blocked(&mut self, key: usize, woken: &mut Woken) {
+        let Some(channel) = self.channels.get_mut(key) else { return };
+        let Some(blocked) = channel.lane.blocked.take() else { return };
+        if channel.lane.away.is_none() {
+            self.advance_lane(key, woken);
+        }
+        // Kept with its growing pause and its readiness token until a send succeeds.
+        let lane = &mut self.channels[key].lane;
+        if blocked.ready.is_some() || lane.away.is_some() {
+            lane.blocked = Some(blocked);
+        }
+    }
+
+    /// Tells whoever waits how a letter went.
+    fn settle(&mut self, slip: Slip, result: Result<(), SendError>, woken: &mut Woken) {
+        let Some(key) = slip.waiter else {
+            self.stats.posts_lost += u64::from(result.is_err());
+            return;
+        };
+        // Whoever sent silently waits for something else, and looks here only for bad news.
+        let quiet = slip.silent && result.is_ok();
+        self.tell(key, Done::Sent(result), quiet, woken);
+    }
+
+    // -- waiting ----------------------------------------------------------------------------------------
+
+    fn tell(&mut self, key: usize, done: Done, quiet: bool, woken: &mut Woken) {
+        let waiter = &mut self.waiters[key];
+        match waiter.state {
+            WaiterState::Abandoned => {
+                let waiter = self.waiters.remove(key);
+                woken.drop.extend(waiter.waker);
+            }
+            _ => {
+                waiter.state = WaiterState::Done(done);
+                let waker = waiter.waker.take();
+                if quiet { woken.drop.extend(waker) } else { woken.wake.extend(waker) }
+            }
+        }
+    }
+
+    /// Asks for readiness or a connection.
+    pub(crate) fn ask(&mut self, key: usize, request: impl FnOnce(Fd) -> Request) -> usize {
+        let waiter =
+            self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel: key });
+        let request = request(self.channels[key].fd.clone());
+        self.channels[key].others += 1;
+        let token = self.submit(key, Role::Waiter(waiter), request);
+        self.waiters[waiter].state = WaiterState::Waiting(Some(token));
+        waiter
+    }
+
+    /// The answer, if there is one; or the waker is kept.
+    pub(crate) fn poll_waiter(&mut self, key: usize, waker: &Waker, woken: &mut Woken) -> Poll<Done> {
+        let waiter = &mut self.waiters[key];
+        if let WaiterState::Done(_) = waiter.state {
+            let waiter = self.waiters.remove(key);
+            woken.drop.extend(waiter.waker);
+            let WaiterState::Done(done) = waiter.state else { unreachable!("looked at above") };
+            return Poll::Ready(done);
+        }
+        if !waiter.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            woken.drop.extend(waiter.waker.replace(waker.clone()));
+        }
+        Poll::Pending
+    }
+
+    /// Whoever asked is gone. A letter that has not left is taken back.
+    pub(crate) fn abandon(&mut self, key: usize, woken: &mut Woken) {
+        let waiter = &mut self.waiters[key];
+        woken.drop.extend(waiter.waker.take());
+        match std::mem::replace(&mut waiter.state, WaiterState::Abandoned) {
+            WaiterState::Done(done) => {
+                if let Done::Accepted(Ok(fd)) = done {
+                    crate::fd::discard(fd);
+                }
+                self.waiters.remove(key);
+            }
+            WaiterState::Waiting(Some(token)) => self.driver.cancel(token),
+            WaiterState::Waiting(None) => {
+                let channel = waiter.channel;
+                let waiting = &mut self.channels[channel].lane.waiting;
+                if let Some(place) = waiting.iter().position(|letter| letter.slip.waiter == Some(key))
+                    && !waiting[place].envelope.is_under_way()
+                {
+                    waiting.remove(place);
+                    self.waiters.remove(key);
+                }
+            }
+            WaiterState::Abandoned => unreachable!("abandoned once"),
+        }
+    }
+
+    // -- receiving --------------------------------------------------------------------------------------
+
+    /// The next message, if it is here; or the receive is armed and the waker kept.
+    pub(crate) fn poll_receive(
+        &mut self,
+        key: usize,
+        waker: &Waker,
+        woken: &mut Woken,
+    ) -> Poll<Result<Received, ReceiveError>> {
+        if let Some(result) = self.take_arrived(key) {
+            return Poll::Ready(result);
+        }
+        let inbox = &mut self.channels[key].inbox;
+        if !inbox.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            woken.drop.extend(inbox.waker.replace(waker.clone()));
+        }
+        inbox.wanted = true;
+        self.arm(key);
+        Poll::Pending
+    }
+
+    /// The next message or the end, if it is here.
+    pub(crate) fn take_arrived(&mut self, key: usize) -> Option<Result<Received, ReceiveError>> {
+        let inbox = &mut self.channels[key].inbox;
+        if let Some(result) = inbox.arrived.pop_front() {
+            if let Ok(received) = &result {
+                inbox.bytes -= received.bytes().len();
+            }
+            if inbox.stopped && inbox.arrived.len() <= BACKLOG_MESSAGES_MAX / 2 {
+                inbox.stopped = false;
+                self.rearm(key);
+            }
+            return Some(result);
+        }
+        inbox.ended.then_some(Err(ReceiveError::Closed))
+    }
+
+    /// Starts receiving before anybody asks.
+    pub(crate) fn arm(&mut self, key: usize) {
+        let channel = &mut self.channels[key];
+        if channel.inbox.away.is_some() || channel.inbox.ended || channel.inbox.stopped || channel.closed {
+            return;
+        }
+        if channel.kind == Kind::SeqPacket && !channel.credentials_asked {
+            // Only they tell an empty packet from the end of file.
+            channel.credentials_asked = true;
+            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 1);
+        }
+        let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
+        let want = Want { room, many };
+        let token = self.submit(key, Role::Inbox, Request::Receive { fd, want, armed: Armed::Plainly });
+        let inbox = &mut self.channels[key].inbox;
+        inbox.away = Some(token);
+        inbox.cancelled = false;
+    }
+
+    fn rearm(&mut self, key: usize) {
+        let channel = &self.channels[key];
+        if channel.many || (channel.inbox.wanted && channel.inbox.arrived.is_empty()) {
+            self.arm(key);
+        }
+    }
+
+    fn arrived(&mut self, key: usize, result: io::Result<Arrival>, last: bool, woken: &mut Woken) {
+        let channel = &mut self.channels[key];
+        if last {
+            channel.inbox.away = None;
+        }
+        if channel.closed {
+            // Whatever it was, its descriptors are closed here.
+            drop(result);
+            if last {
+                self.advance_close(key, woken);
+            }
+            return;
+        }
+        match result {
+            Ok(arrival) if arrival.nothing => self.nothing(key, woken),
+            Ok(arrival) if arrival.message.bytes().is_empty() && !arrival.bytes_lost => {
+                // An empty packet: nobody of ours sends one, and it must not pass for the end of file.
+                channel.inbox.nothings = 0;
+                self.stats.empty_packets += 1;
+            }
+            Ok(arrival) => self.deliver(key, arrival, woken),
+            Err(error) => match error.raw_os_error() {
+                // A reset says that the peer left messages of ours unread; its own are still in the queue.
+                Some(errno::ECONNRESET) => {}
+                // No buffer, or stopped: nothing is lost, and it is armed again below or later.
+                Some(errno::ENOBUFS | errno::ECANCELED) => {}
+                _ => self.end(key, Some(error), woken),
+            },
+        }
+        if last && !self.channels[key].closed {
+            self.rearm(key);
+        }
+    }
+
+    /// Zero bytes and no control data: the end, if it is said twice. Once it may be a lie: a receive that
+    /// found the queue empty, and looked for the end only after the peer had sent and closed.
+    fn nothing(&mut self, key: usize, woken: &mut Woken) {
+        let channel = &mut self.channels[key];
+        channel.inbox.nothings += 1;
+        if channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {
+            self.end(key, None, woken);
+        } else {
+            // Asked again even where nobody waits, or a stream of one message would never end.
+            channel.inbox.wanted = true;
+        }
+    }
+
+    fn end(&mut self, key: usize, error: Option<io::Error>, woken: &mut Woken) {
+        let inbox = &mut self.channels[key].inbox;
+        inbox.ended = true;
+        inbox.arrived.extend(error.map(|error| Err(ReceiveError::Io(error))));
+        woken.wake.extend(inbox.waker.take());
+    }
+
+    fn deliver(&mut self, key: usize, arrival: Arrival, woken: &mut Woken) {
+        let low = self.pool.lent() > self.pool.count() / 4 * 3;
+        let channel = &mut self.channels[key];
+        let mut message = arrival.message;
+        channel.inbox.nothings = 0;
+        self.stats.messages_received += 1;
+        self.stats.descriptors_received += message.descriptors() as u64;
+        // Whoever keeps messages must not keep everybody's buffers.
+        if low {
+            message.detach();
+        }
+        let result = if arrival.bytes_lost {
+            self.stats.messages_truncated += 1;
+            Err(ReceiveError::Truncated(message))
+        } else if arrival.control_lost || message.descriptors() > channel.room.descriptors {
+            self.stats.descriptors_lost += 1;
+            Err(ReceiveError::DescriptorsLost(message))
+        } else {
+            channel.inbox.bytes += message.bytes().len();
+            Ok(message)
+        };
+        let inbox = &mut channel.inbox;
+        inbox.arrived.push_back(result);
+        inbox.wanted = false;
+        woken.wake.extend(inbox.waker.take());
+        let full = inbox.arrived.len() >= BACKLOG_MESSAGES_MAX || inbox.bytes >= BACKLOG_BYTES_MAX;
+        if full && !inbox.stopped {
+            inbox.stopped = true;
+            if let Some(token) = inbox.away {
+                self.driver.cancel(token);
+            }
+        }
+    }
+
+    // -- one turn ---------------------------------------------------------------------------------------
+
+    fn submit(&mut self, channel: usize, role: Role, request: Request) -> Token {
+        let token = self.requests.insert(request);
+        let slot = token.slot as usize;
+        let owner = Owner { channel, role };
+        if slot == self.owners.len() {
+            self.owners.push(owner);
+        } else {
+            self.owners[slot] = owner;
+        }
+        self.driver.submit(token, &mut self.requests);
+        token
+    }
+
+    /// Shows the kernel what is submitted, now. What comes home meanwhile is kept for the next turn.
+    pub(crate) fn hurry(&mut self) {
+        let mut home = std::mem::take(&mut self.home);
+        // What goes wrong here goes wrong again in the next turn, which can say so.
+        let _ = self.driver.turn(&mut self.requests, Sleep::Not, &mut home);
+        self.home = home;
+    }
+
+    /// Submits, sleeps, reaps. Says whether anything came home.
+    pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
+        self.stats.turns += 1;
+        self.flush(woken);
+        let mut home = std::mem::take(&mut self.home);
+        let sleep = if home.is_empty() { self.sleep_within(sleep, woken) } else { Sleep::Not };
+        let result = self.driver.turn(&mut self.requests, sleep, &mut home);
+        let any = !home.is_empty();
+        for completion in home.drain(..) {
+            self.bring_home(completion, woken);
+        }
+        self.home = home;
+        self.look_at_the_clock(woken);
+        result.map(|()| any)
+    }
+
+    /// No longer than until the first thing that is due.
+    fn sleep_within(&self, sleep: Sleep, woken: &Woken) -> Sleep {
+        if !woken.wake.is_empty() {
+            return Sleep::Not;
+        }
+        let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
+        let closing = self.closing.iter().map(|(moment, _)| *moment).min();
+        match [self.timers.first(), retry, closing].into_iter().flatten().min() {
+            Some(moment) => sleep.at_most(moment.saturating_duration_since(Instant::now())),
+            None => sleep,
+        }
+    }
+
+    fn look_at_the_clock(&mut self, woken: &mut Woken) {
+        if self.timers.first().is_none() && self.retrying.is_empty() && self.closing.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.timers.expire(now, &mut woken.wake);
+        let (due, later) =
+            std::mem::take(&mut self.retrying).into_iter().partition(|(moment, _)| *moment <= now);
+        self.retrying = later;
+        let due: Vec<(Instant, usize)> = due;
+        for (_, key) in due {
+            self.try_blocked(key, woken);
+        }
+        for (_, key) in self.closing.extract_if(.., |(moment, _)| *moment <= now).collect::<Vec<_>>() {
+            self.give_up(key, woken);
+        }
+    }
+
+    /// The peer does not receive what a closed socket still has for it.
+    fn give_up(&mut self, key: usize, woken: &mut Woken) {
+        let lane = &mut self.channels[key].lane;
+        self.stats.posts_lost += lane.waiting.len() as u64;
+        let letters = std::mem::take(&mut lane.waiting);
+        let ready = lane.blocked.as_mut().and_then(|blocked| blocked.ready);
+        if let Some(token) = ready {
+            self.driver.cancel(token);
+        }
+        for letter in letters {
+            self.settle(letter.slip, Err(SendError::Gone), woken);
+        }
+        self.advance_close(key, woken);
+    }
+
+    fn bring_home(&mut self, completion: Completion, woken: &mut Woken) {
+        let Completion { token, outcome, last } = completion;
+        let Owner { channel: key, role } = self.owners[token.slot as usize];
+        let request = last.then(|| self.requests.remove(token));
+        match (role, outcome) {
+            (Role::Inbox, Outcome::Arrived(result)) => {
+                // The request goes first: it holds a clone of the descriptor that may be closed now.
+                drop(request);
+                self.arrived(key, result, last, woken);
+            }
+            (Role::Lane, Outcome::Sent(result)) => {
+                let request = request.expect("a send comes home once");
+                self.sent(key, request, result, woken);
+                self.advance_if_closed(key, woken);
+            }
+            (Role::Unblock, Outcome::Ready(_)) => {
+                drop(request);
+                if let Some(blocked) = &mut self.channels[key].lane.blocked {
+                    blocked.ready = None;
+                    blocked.pause = RETRY_FIRST;
+                }
+                self.try_blocked(key, woken);
+                self.advance_if_closed(key, woken);
+            }
+            (Role::Waiter(waiter), Outcome::Ready(result)) => {
+                drop(request);
+                self.channels[key].others -= 1;
+                self.tell(waiter, Done::Ready(result), false, woken);
+                self.advance_if_closed(key, woken);
+            }
+            (Role::Waiter(waiter), Outcome::Accepted(result)) => {
+                drop(request);
+                self.channels[key].others -= 1;
+                self.tell(waiter, Done::Accepted(result), false, woken);
+                self.advance_if_closed(key, woken);
+            }
+            _ => unreachable!("an outcome is of the kind that was asked for"),
+        }
+    }
+
+    fn advance_if_closed(&mut self, key: usize, woken: &mut Woken) {
+        if self.channels.get(key).is_some_and(|channel| channel.closed) {
+            self.advance_close(key, woken);
+        }
+    }
+
+    // -- the end ----------------------------------------------------------------------------------------
+
+    /// Brings everything home before the driver is closed: descriptors of a receive that has completed but
+    /// has not been reaped are already in our table, and memory the kernel may write to must not be freed.
+    fn drain(&mut self) {
+        let mut woken = Woken::default();
+        // Answers given in the last moment still go out.
+        let _ = self.turn(Sleep::Not, &mut woken);
+        for token in self.requests.tokens() {
+            self.driver.cancel(token);
+        }
+        const ATTEMPTS: usize = 100;
+        for _ in 0..ATTEMPTS {
+            if self.requests.is_empty() {
+                return;
+            }
+            let mut home = Vec::new();
+            let _ = self.driver.turn(&mut self.requests, Sleep::For(Duration::from_millis(20)), &mut home);
+            for completion in home.into_iter().filter(|completion| completion.last) {
+                drop(self.requests.remove(completion.token));
+            }
+        }
+        // Never seen; but leaking is better than freeing under the kernel's hands.
+        std::mem::forget(std::mem::take(&mut self.requests));
+    }
+}
+
+impl Lane {
+    fn is_idle(&self) -> bool {
+        let ready = self.blocked.as_ref().is_some_and(|blocked| blocked.ready.is_some());
+        self.away.is_none() && self.waiting.is_empty() && !ready
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}

@@ -1,0 +1,272 @@
+//! The reactor: one turn is submit, sleep, reap, and then wake.
+//!
+//! It owns the driver, the table of what is away, and the companions: tasks of the protocols built on it,
+//! which it runs itself so that a session goes on whoever polls what. It never runs user code while anything
+//! of its own is borrowed.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::budget::Budget;
+use crate::buffer::Pool;
+use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, StartError};
+use crate::op::{Core, Woken};
+use crate::remote::{Bell, Remote};
+use crate::stats::Stats;
+use crate::task::{TaskId, Tasks};
+use crate::timer::Alarm;
+
+/// How a reactor is to be made.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which driver. The default leaves it to the machine, or to `SENDRIGHT_DRIVER`.
+    pub driver: DriverChoice,
+    /// How many receive buffers, of 64 KiB and a little each; memory is used as they are. Default 64, at
+    /// least 1, at most 4,096.
+    pub buffers: u16,
+    /// How many descriptors received messages leave free for everybody else in the process. Default 32; with
+    /// a limit below 128 a quarter of the limit.
+    pub descriptors_reserve: usize,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { driver: DriverChoice::Auto, buffers: 64, descriptors_reserve: 32 }
+    }
+}
+
+/// The most receive buffers a reactor takes.
+pub const BUFFERS_MAX: u16 = 4096;
+
+/// How long [`Reactor::turn`] may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Not at all.
+    Not,
+    /// Until this moment, if nothing happens before.
+    Until(Instant),
+    /// Until something happens.
+    Forever,
+}
+
+/// A single-threaded reactor. A handle: clones are the same reactor, which ends with the last handle, socket
+/// and future that holds it.
+///
+/// ```
+/// use ring::{Executor, Kind, Message, Reactor, Socket};
+///
+/// let reactor = Reactor::new()?;
+/// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+/// let far = Socket::wrap(&reactor, far)?;
+/// let executor = Executor::new(&reactor);
+/// executor.block_on(async {
+///     far.send(Message::from("hello")).await?;
+///     assert_eq!(near.receive().await?.bytes(), b"hello");
+///     Ok(())
+/// })
+/// # as Result<(), Box<dyn std::error::Error>>
+/// # ;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Reactor(Rc<Shared>);
+
+pub(crate) struct Shared {
+    core: RefCell<Core>,
+    companions: Tasks,
+    bell: Arc<Bell>,
+    report: DriverReport,
+}
+
+impl Reactor {
+    /// A reactor as the machine allows it.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn new() -> Result<Reactor, StartError> {
+        Reactor::with_config(Config::default())
+    }
+
+    /// A reactor as asked for.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn with_config(config: Config) -> Result<Reactor, StartError> {
+        let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
+        let budget = Rc::new(Budget::new(config.descriptors_reserve));
+        let bell = Arc::new(Bell::new()?);
+        let ground = Ground { pool: Rc::clone(&pool), budget };
+        let (driver, report) = Driver::open(config.driver, ground, bell.try_clone()?)?;
+        driver::announce(&report);
+        let core = RefCell::new(Core::new(driver, pool));
+        let companions = Tasks::new(Arc::clone(&bell));
+        Ok(Reactor(Rc::new(Shared { core, companions, bell, report })))
+    }
+
+    /// Which driver runs, and why.
+    pub fn driver(&self) -> DriverReport {
+        self.0.report.clone()
+    }
+
+    /// A handle for other threads.
+    pub fn remote(&self) -> Remote {
+        Remote::new(Arc::clone(&self.0.bell))
+    }
+
+    /// What has been counted so far.
+    pub fn stats(&self) -> Stats {
+        self.0.core.borrow().stats
+    }
+
+    /// One turn: submits what was asked for, sleeps until something happens (or not at all), and wakes who
+    /// waited for it. Says whether anything happened.
+    ///
+    /// # Errors
+    /// The kernel refuses to go on (`io_uring_enter` or `epoll_wait` failed with anything but a signal or a
+    /// timeout). No peer can cause that.
+    pub fn turn(&self, wait: Wait) -> io::Result<bool> {
+        let mut sleep = match wait {
+            Wait::Not => driver::Sleep::Not,
+            Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(Instant::now())),
+            Wait::Forever => driver::Sleep::Forever,
+        };
+        let may_sleep = sleep != driver::Sleep::Not && !self.0.companions.any_ready();
+        if !may_sleep || !self.0.bell.fall_asleep() {
+            sleep = driver::Sleep::Not;
+        }
+        let mut woken = Woken::default();
+        let result = self.0.core.borrow_mut().turn(sleep, &mut woken);
+        self.0.bell.awake();
+        let any = !woken.wake.is_empty();
+        woken.finish();
+        let ran = self.0.companions.run();
+        result.map(|home| home || any || ran)
+    }
+
+    /// Runs a task of a protocol as part of this reactor's turns, until it ends or the handle is dropped.
+    ///
+    /// For what must go on whoever polls what: the receiving side of a session. The task is dropped with the
+    /// handle, so whoever owns the task's state owns the handle too.
+    pub fn companion(&self, task: impl Future<Output = ()> + 'static) -> Companion {
+        let id = self.0.companions.spawn(Box::pin(task));
+        Companion { shared: Rc::downgrade(&self.0), id }
+    }
+
+    /// Ends after so long.
+    pub fn sleep(&self, time: Duration) -> Sleep {
+        self.sleep_until(Instant::now() + time)
+    }
+
+    /// Ends at this moment.
+    pub fn sleep_until(&self, moment: Instant) -> Sleep {
+        Sleep { reactor: self.clone(), moment, alarm: None }
+    }
+
+    /// Borrows the table for one step, then wakes and drops what the step has collected.
+    pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Core, &mut Woken) -> T) -> T {
+        let mut woken = Woken::default();
+        let result = step(&mut self.0.core.borrow_mut(), &mut woken);
+        woken.finish();
+        result
+    }
+
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.0.bell
+    }
+
+    pub(crate) fn is(&self, other: &Reactor) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor").field("driver", &self.0.report.kind()).finish_non_exhaustive()
+    }
+}
+
+impl Woken {
+    fn finish(self) {
+        for waker in self.wake {
+            waker.wake();
+        }
+        drop(self.drop);
+    }
+}
+
+/// Keeps a [companion](Reactor::companion) running.
+pub struct Companion {
+    shared: std::rc::Weak<Shared>,
+    id: TaskId,
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.companions.remove(&self.id);
+        }
+    }
+}
+
+impl fmt::Debug for Companion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Companion")
+    }
+}
+
+/// Ends at a moment. Made by [`Reactor::sleep`]. Never early; late by as long as the reactor is busy, and by
+/// up to a millisecond on the epoll driver.
+#[must_use = "a sleep does nothing until awaited"]
+pub struct Sleep {
+    reactor: Reactor,
+    moment: Instant,
+    alarm: Option<Alarm>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if Instant::now() >= self.moment {
+            self.unset();
+            return Poll::Ready(());
+        }
+        let (moment, waker) = (self.moment, context.waker());
+        let alarm = self.alarm;
+        self.alarm = self.reactor.with(|core, woken| match alarm {
+            Some(alarm) => {
+                woken.drop.extend(core.timers.replace(alarm, waker));
+                Some(alarm)
+            }
+            None => Some(core.timers.set(moment, Waker::clone(waker))),
+        });
+        Poll::Pending
+    }
+}
+
+impl Sleep {
+    fn unset(&mut self) {
+        if let Some(alarm) = self.alarm.take() {
+            self.reactor.with(|core, woken| woken.drop.extend(core.timers.unset(alarm)));
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        self.unset();
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sleep").field("moment", &self.moment).finish_non_exhaustive()
+    }
+}

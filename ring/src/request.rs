@@ -1,0 +1,134 @@
+//! Everything a driver can be asked to do, and everything it can answer: closed sets.
+//!
+//! A request owns all that the kernel may touch while it is away. It stays in its slot from submission until
+//! its last completion has been reaped.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use slab::Slab;
+
+use crate::envelope::{Envelope, Room};
+use crate::fd::Fd;
+use crate::message::Received;
+
+/// One operation. What it needs, it owns.
+pub(crate) enum Request {
+    /// Send a sealed envelope now; `WouldBlock` when the queue is full. A silent one reports success only as
+    /// a made-up completion, once the kernel has let go of the memory.
+    Send { fd: Fd, envelope: Box<Envelope>, silent: bool },
+    /// Receive: one message, or with `many` until told to stop.
+    Receive { fd: Fd, want: Want, armed: Armed },
+    /// Wait until `poll` would show one of these.
+    Ready { fd: Fd, interest: u32 },
+    /// Take one connection from a listener.
+    Accept { fd: Fd },
+}
+
+/// What a receive is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Want {
+    pub(crate) room: Room,
+    pub(crate) many: bool,
+}
+
+/// How the driver went about a receive; its own business.
+pub(crate) enum Armed {
+    /// Not yet, or by waiting for readiness.
+    Plainly,
+    /// One message through the ring.
+    #[cfg(feature = "uring")]
+    Once(Box<crate::envelope::ReceiveHeader>),
+    /// Messages through the ring until it ends.
+    #[cfg(feature = "uring")]
+    Many(Box<crate::envelope::ReceiveHeader>),
+}
+
+/// Which request a completion belongs to. A number is used again only with another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Token {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+impl Token {
+    #[cfg(feature = "uring")]
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+
+    #[cfg(feature = "uring")]
+    pub(crate) fn from_bits(bits: u64) -> Token {
+        Token { slot: bits as u32, generation: (bits >> 32) as u32 }
+    }
+}
+
+/// A token come home. `last` is true exactly once for each token.
+pub(crate) struct Completion {
+    pub(crate) token: Token,
+    pub(crate) outcome: Outcome,
+    pub(crate) last: bool,
+}
+
+pub(crate) enum Outcome {
+    Sent(io::Result<usize>),
+    Arrived(io::Result<Arrival>),
+    Ready(io::Result<u32>),
+    Accepted(io::Result<OwnedFd>),
+}
+
+/// What a receive brought: maybe a message, maybe the end of file.
+pub(crate) struct Arrival {
+    pub(crate) message: Received,
+    pub(crate) bytes_lost: bool,
+    pub(crate) control_lost: bool,
+    /// Zero bytes and no control data.
+    pub(crate) nothing: bool,
+}
+
+/// The requests that are away: each in a slot that keeps what the kernel may touch until the token is home.
+#[derive(Default)]
+pub(crate) struct Requests {
+    slots: Slab<(u32, Request)>,
+    generation: u32,
+}
+
+impl Requests {
+    /// Fills a slot.
+    pub(crate) fn insert(&mut self, request: Request) -> Token {
+        self.generation = self.generation.wrapping_add(1);
+        // The highest generation is the drivers' own: see their reserved numbers.
+        if self.generation == u32::MAX {
+            self.generation = 0;
+        }
+        let slot = self.slots.insert((self.generation, request));
+        Token { slot: u32::try_from(slot).expect("fewer than 2^32 requests"), generation: self.generation }
+    }
+
+    /// The request of a token that is still away.
+    pub(crate) fn find(&mut self, token: Token) -> Option<&mut Request> {
+        match self.slots.get_mut(token.slot as usize) {
+            Some((generation, request)) if *generation == token.generation => Some(request),
+            _ => None,
+        }
+    }
+
+    /// Frees the slot of a token that has come home.
+    pub(crate) fn remove(&mut self, token: Token) -> Request {
+        assert!(self.find(token).is_some(), "a token comes home once");
+        self.slots.remove(token.slot as usize).1
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// All that are away.
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        let token = |(slot, (generation, _)): (usize, &(u32, Request))| Token {
+            slot: slot as u32,
+            generation: *generation,
+        };
+        self.slots.iter().map(token).collect()
+    }
+}

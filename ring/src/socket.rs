@@ -1,0 +1,495 @@
+//! The verbs: send, finish, post, receive, stream, exchange, readable, accept and connect, as futures.
+//!
+//! A socket owns its descriptor, the order of what is sent on it and what has arrived for it. It has no word
+//! of protocol.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::error::{ReceiveError, SendError, WrapError};
+use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
+use crate::message::{Message, Received};
+use crate::op::Done;
+use crate::reactor::Reactor;
+use crate::request::Request;
+use crate::sys::{self, SocketOption, ready};
+
+/// An AF_UNIX socket on a reactor.
+///
+/// Sends go out in the order in which they were asked for, and messages come in in the order in which they
+/// were sent, whatever the driver does in between. Dropping the socket sends what is still queued (for up to
+/// ten seconds, if the peer does not receive), then closes.
+pub struct Socket {
+    reactor: Reactor,
+    channel: usize,
+    /// Present until dropped.
+    fd: Option<Fd>,
+    kind: Kind,
+}
+
+impl Socket {
+    /// Takes a descriptor that must be an AF_UNIX socket of type SEQPACKET or STREAM, connected or listening.
+    ///
+    /// Others may hold the same socket; unless [told otherwise](Socket::set_private), it is never shut down.
+    ///
+    /// # Errors
+    /// Anything else is refused, and closed without making this thread wait.
+    pub fn wrap(reactor: &Reactor, fd: impl Into<OwnedFd>) -> Result<Socket, WrapError> {
+        let fd = fd.into();
+        match sys::unix_kind(fd.as_fd()) {
+            Some(kind) => Ok(Socket::new(reactor, Fd::ours(fd), kind, false)),
+            None => {
+                discard(fd);
+                Err(WrapError::NotUnix)
+            }
+        }
+    }
+
+    /// A connected pair: the near end as a private socket here, the far end to be given away.
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn pair(reactor: &Reactor, kind: Kind) -> io::Result<(Socket, OwnedFd)> {
+        let (near, far) = sys::socketpair(kind)?;
+        Ok((Socket::new(reactor, Fd::ours(near), kind, true), far))
+    }
+
+    /// Connects to a listener of the file system. A full backlog is awaited.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidInput` for a path that does not fit a socket address (107 bytes).
+    pub async fn connect(reactor: &Reactor, path: &Path, kind: Kind) -> io::Result<Socket> {
+        let fd = sys::socket(kind)?;
+        // AF_UNIX tells nobody when a backlog has room again.
+        const RETRY: Duration = Duration::from_millis(1);
+        loop {
+            match sys::connect(fd.as_fd(), path) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor.sleep(RETRY).await,
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, true)),
+            }
+        }
+    }
+
+    /// Binds to a path, which must not exist, and listens with the kernel's largest backlog. The file is the
+    /// caller's to remove.
+    ///
+    /// # Errors
+    /// The kernel's; `InvalidInput` for a path that does not fit a socket address (107 bytes).
+    pub fn listen(reactor: &Reactor, path: &Path, kind: Kind) -> io::Result<Socket> {
+        let fd = sys::socket(kind)?;
+        sys::bind_and_listen(fd.as_fd(), path, i32::MAX)?;
+        Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
+    }
+
+    fn new(reactor: &Reactor, fd: Fd, kind: Kind, private: bool) -> Socket {
+        let channel = reactor.with(|core, _| core.open(fd.clone(), kind, private));
+        Socket { reactor: reactor.clone(), channel, fd: Some(fd), kind }
+    }
+
+    /// The reactor.
+    pub fn reactor(&self) -> &Reactor {
+        &self.reactor
+    }
+
+    /// SEQPACKET or STREAM.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether the socket is connected to a peer, or was.
+    pub fn is_connected(&self) -> bool {
+        sys::is_connected(self.as_fd())
+    }
+
+    /// Whether the socket listens.
+    pub fn is_listening(&self) -> bool {
+        sys::socket_option(self.as_fd(), SocketOption::Listening).is_ok_and(|listening| listening != 0)
+    }
+
+    /// How many descriptors one message may bring: at most 253, 16 until told otherwise. What more a message
+    /// carries the kernel closes, and the message arrives as [`ReceiveError::DescriptorsLost`].
+    ///
+    /// Applies to receives armed afterwards. More than 16 costs a system call more for each message.
+    pub fn set_descriptors_max(&self, count: usize) {
+        self.reactor.with(|core, _| core.set_descriptors_max(self.channel, count));
+    }
+
+    /// Says that nobody else holds this end: when the socket is dropped it may be shut down, which peers see
+    /// at once even while a receive is away.
+    pub fn set_private(&self, private: bool) {
+        self.reactor.with(|core, _| core.set_private(self.channel, private));
+    }
+
+    /// Asks for a pidfd of the sender with every message (Linux 6.5; 43 % more work for each).
+    ///
+    /// # Errors
+    /// The kernel does not know them.
+    pub fn ask_for_pidfds(&self) -> io::Result<()> {
+        sys::set_socket_option(self.as_fd(), SocketOption::PassPidfd, 1)?;
+        self.reactor.with(|core, _| core.set_pidfd(self.channel));
+        Ok(())
+    }
+
+    // -- sending ----------------------------------------------------------------------------------------
+
+    /// Sends a message, after those asked for before it, and waits for room in the queue.
+    ///
+    /// Dropping the future takes the message back if it has not left yet.
+    pub fn send(&self, message: impl Into<Message>) -> Sending<'_> {
+        self.sending(message.into(), false)
+    }
+
+    fn sending(&self, message: Message, silent: bool) -> Sending<'_> {
+        let state = match self.refuse(&message) {
+            Some(error) => SendingState::Refused(Some(error)),
+            None => {
+                let waiter = self.reactor.with(|core, _| core.send(self.channel, message, silent, true));
+                SendingState::Waiting(waiter.expect("a waiter was asked for"))
+            }
+        };
+        Sending { socket: self, state }
+    }
+
+    /// Sends now or says why not, without waiting.
+    ///
+    /// # Errors
+    /// [`SendError::WouldBlock`] if the queue is full or something waits before it.
+    pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
+        let message = message.into();
+        match self.refuse(&message) {
+            Some(error) => Err(error),
+            None => self.reactor.with(|core, _| core.try_send(self.channel, message)),
+        }
+    }
+
+    /// Sends self-delimiting data, silently: all posts of one turn share packets of up to
+    /// [`PACKET_BYTES_MAX`](crate::PACKET_BYTES_MAX) bytes, with the descriptors of one post at most in each.
+    ///
+    /// Nobody is told whether it was sent. If it cannot be, for another reason than a full queue, the socket
+    /// is broken: a private one is shut down, so that both sides see the end.
+    ///
+    /// # Panics
+    /// If the parts are longer than a packet, or more than 253 descriptors are given.
+    pub fn post(&self, parts: &[&[u8]], descriptors: Vec<Fd>) {
+        assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
+        self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, None));
+    }
+
+    /// As [`post`](Socket::post), in a packet of its own; and if it cannot be sent with its descriptors (too
+    /// many in flight), `instead` is sent in its place, without any.
+    ///
+    /// # Panics
+    /// As `post`.
+    pub fn post_or(&self, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Vec<u8>) {
+        assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
+        self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, Some(instead)));
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn unsent(&self) -> usize {
+        self.reactor.with(|core, _| core.unsent(self.channel))
+    }
+
+    /// Whether a send has found the other end gone.
+    pub fn is_broken(&self) -> bool {
+        self.reactor.with(|core, _| core.is_broken(self.channel))
+    }
+
+    /// Sends a last message, silently, and closes the socket when it has gone.
+    ///
+    /// # Errors
+    /// What is wrong with the message itself (empty, too large): the socket is closed without it.
+    pub fn finish(self, message: impl Into<Message>) -> Result<(), SendError> {
+        let message = message.into();
+        if let Some(error) = self.refuse(&message) {
+            return Err(error);
+        }
+        self.reactor.with(|core, _| core.send(self.channel, message, true, false));
+        Ok(())
+    }
+
+    /// What can be said against a message before anybody is asked.
+    fn refuse(&self, message: &Message) -> Option<SendError> {
+        if message.descriptors().len() > DESCRIPTORS_MAX {
+            return Some(SendError::TooLarge);
+        }
+        // A stream loses the descriptors of a send without bytes, without a word.
+        if message.bytes().is_empty() { Some(SendError::Empty) } else { None }
+    }
+
+    // -- receiving --------------------------------------------------------------------------------------
+
+    /// The next message. The receive belongs to the socket: when the future is dropped no message is lost.
+    pub fn receive(&self) -> Receive<'_> {
+        Receive { socket: self }
+    }
+
+    /// As `receive`, for futures written by hand: if there is no message yet, the waker (one for each socket)
+    /// is woken when there is.
+    pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
+        self.reactor.with(|core, woken| core.poll_receive(self.channel, context.waker(), woken))
+    }
+
+    /// The next message, if it has arrived already.
+    pub fn try_receive(&self) -> Option<Result<Received, ReceiveError>> {
+        self.reactor.with(|core, _| core.take_arrived(self.channel))
+    }
+
+    /// From now on receives without being asked: one request brings messages until the socket is dropped.
+    /// With 64 messages or 1 MiB waiting for [`receive`](Socket::receive) it pauses.
+    pub fn stream(&self) {
+        self.reactor.with(|core, _| {
+            core.set_many(self.channel);
+            core.arm(self.channel);
+        });
+    }
+
+    /// Sends here and receives the one message that answers there, both submitted together. Dropping the
+    /// future withdraws nothing by itself: drop the near socket for that.
+    pub fn exchange<'a>(&'a self, message: impl Into<Message>, near: &'a Socket) -> Exchange<'a> {
+        assert!(self.reactor.is(&near.reactor), "both sockets are on one reactor");
+        Exchange { sending: Some(self.sending(message.into(), true)), near }
+    }
+
+    // -- readiness --------------------------------------------------------------------------------------
+
+    /// Ends when a receive would not have to wait. Does not receive.
+    pub fn readable(&self) -> Readiness<'_> {
+        self.readiness(ready::READ)
+    }
+
+    /// Ends when the peer is gone, or has shut down its sending half.
+    pub fn hung_up(&self) -> Readiness<'_> {
+        self.readiness(ready::HUNG_UP)
+    }
+
+    /// Whether the peer is gone, or has shut down its sending half.
+    pub fn is_hung_up(&self) -> bool {
+        sys::poll_now(self.as_fd(), ready::HUNG_UP).is_ok_and(|mask| mask & ready::HUNG_UP != 0)
+    }
+
+    fn readiness(&self, interest: u32) -> Readiness<'_> {
+        let waiter =
+            self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Ready { fd, interest }));
+        Readiness { socket: self, waiter: Some(waiter) }
+    }
+
+    /// Takes one connection from a listening socket. The listener is made non-blocking, which everybody who
+    /// holds it shares.
+    pub fn accept(&self) -> Accepting<'_> {
+        let refused = sys::set_nonblocking(self.as_fd()).err();
+        let waiter = match refused {
+            Some(_) => None,
+            None => Some(self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Accept { fd }))),
+        };
+        Accepting { socket: self, refused, waiter }
+    }
+
+    /// The descriptor itself.
+    ///
+    /// # Errors
+    /// Gives the socket back while something of it is away (a receive, a send).
+    pub fn into_fd(mut self) -> Result<OwnedFd, Socket> {
+        let idle = self.reactor.with(|core, _| core.is_idle(self.channel));
+        if !idle {
+            return Err(self);
+        }
+        drop(self.fd.take());
+        let fd = self.reactor.with(|core, woken| core.take_apart(self.channel, woken));
+        Ok(fd.try_into_owned().expect("an idle socket's descriptor has one owner"))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("present until dropped").as_fd()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("fd", &self.fd).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Taken by `into_fd`.
+        let Some(fd) = self.fd.take() else { return };
+        drop(fd);
+        let hurry = self.reactor.with(|core, woken| core.close(self.channel, woken));
+        if hurry {
+            // Others hold this end, so it cannot be shut down; the cancellation must not wait for a turn that
+            // may never come.
+            self.reactor.with(|core, _| core.hurry());
+        }
+    }
+}
+
+/// A message on its way. Made by [`Socket::send`].
+#[must_use = "a send is queued already, but only awaiting it tells how it went; dropping takes it back"]
+pub struct Sending<'a> {
+    socket: &'a Socket,
+    state: SendingState,
+}
+
+enum SendingState {
+    Refused(Option<SendError>),
+    Waiting(usize),
+    Over,
+}
+
+impl Future for Sending<'_> {
+    type Output = Result<(), SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        let waiter = match &mut self.state {
+            SendingState::Refused(error) => {
+                return Poll::Ready(Err(error.take().expect("polled after its end")));
+            }
+            SendingState::Waiting(waiter) => *waiter,
+            SendingState::Over => panic!("polled after its end"),
+        };
+        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        poll.map(|done| {
+            self.state = SendingState::Over;
+            match done {
+                Done::Sent(result) => result,
+                Done::Ready(_) | Done::Accepted(_) => unreachable!("a send was asked for"),
+            }
+        })
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if let SendingState::Waiting(waiter) = self.state {
+            self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
+        }
+    }
+}
+
+/// The next message of a socket. Made by [`Socket::receive`].
+#[must_use = "a receive does nothing until awaited"]
+pub struct Receive<'a> {
+    socket: &'a Socket,
+}
+
+impl Future for Receive<'_> {
+    type Output = Result<Received, ReceiveError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.socket.poll_receive(context)
+    }
+}
+
+/// A message and its answer. Made by [`Socket::exchange`].
+#[must_use = "an exchange tells its answer only when awaited"]
+pub struct Exchange<'a> {
+    /// Until it is known how it went.
+    sending: Option<Sending<'a>>,
+    near: &'a Socket,
+}
+
+/// How an exchange failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The message was not sent.
+    #[error(transparent)]
+    Send(SendError),
+    /// No answer was received.
+    #[error(transparent)]
+    Receive(ReceiveError),
+}
+
+impl Future for Exchange<'_> {
+    type Output = Result<Received, ExchangeError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let sent = self.sending.as_mut().map(|sending| Pin::new(sending).poll(context));
+        match sent {
+            Some(Poll::Ready(Err(error))) => {
+                self.sending = None;
+                return Poll::Ready(Err(ExchangeError::Send(error)));
+            }
+            Some(Poll::Ready(Ok(()))) => self.sending = None,
+            Some(Poll::Pending) | None => {}
+        }
+        self.near.poll_receive(context).map_err(ExchangeError::Receive)
+    }
+}
+
+/// Waits for readiness. Made by [`Socket::readable`] and [`Socket::hung_up`].
+#[must_use = "readiness is told only when awaited"]
+pub struct Readiness<'a> {
+    socket: &'a Socket,
+    waiter: Option<usize>,
+}
+
+impl Future for Readiness<'_> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let waiter = self.waiter.expect("polled after its end");
+        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        poll.map(|done| {
+            self.waiter = None;
+            match done {
+                Done::Ready(result) => result.map(drop),
+                Done::Sent(_) | Done::Accepted(_) => unreachable!("readiness was asked for"),
+            }
+        })
+    }
+}
+
+impl Drop for Readiness<'_> {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
+        }
+    }
+}
+
+/// Waits for a connection. Made by [`Socket::accept`].
+#[must_use = "a connection is told only when awaited"]
+pub struct Accepting<'a> {
+    socket: &'a Socket,
+    refused: Option<io::Error>,
+    waiter: Option<usize>,
+}
+
+impl Future for Accepting<'_> {
+    type Output = io::Result<Socket>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<Socket>> {
+        if let Some(error) = self.refused.take() {
+            return Poll::Ready(Err(error));
+        }
+        let waiter = self.waiter.expect("polled after its end");
+        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        poll.map(|done| {
+            self.waiter = None;
+            match done {
+                Done::Accepted(result) => {
+                    result.map(|fd| Socket::new(&self.socket.reactor, Fd::ours(fd), self.socket.kind, true))
+                }
+                Done::Sent(_) | Done::Ready(_) => unreachable!("a connection was asked for"),
+            }
+        })
+    }
+}
+
+impl Drop for Accepting<'_> {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
+        }
+    }
+}

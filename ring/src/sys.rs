@@ -1,0 +1,411 @@
+//! Each system call this crate makes, once, as a safe function.
+//!
+//! Nothing here keeps state and nothing here knows what a call is for. `RawFd` lives here so that it need not
+//! live elsewhere: what goes in is a `BorrowedFd`, what comes out is an `OwnedFd` with close-on-exec set.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::fd::Kind;
+
+/// Error numbers the rest of the crate tells apart.
+pub(crate) mod errno {
+    pub(crate) const EACCES: i32 = libc::EACCES;
+    pub(crate) const ECANCELED: i32 = libc::ECANCELED;
+    pub(crate) const ECONNREFUSED: i32 = libc::ECONNREFUSED;
+    pub(crate) const ECONNRESET: i32 = libc::ECONNRESET;
+    pub(crate) const EMSGSIZE: i32 = libc::EMSGSIZE;
+    pub(crate) const ENOBUFS: i32 = libc::ENOBUFS;
+    pub(crate) const ENOSYS: i32 = libc::ENOSYS;
+    pub(crate) const ENOTCONN: i32 = libc::ENOTCONN;
+    pub(crate) const EPERM: i32 = libc::EPERM;
+    pub(crate) const EPIPE: i32 = libc::EPIPE;
+    pub(crate) const ETOOMANYREFS: i32 = libc::ETOOMANYREFS;
+}
+
+/// `poll` masks, the same numbers for io_uring, epoll and `poll` itself.
+pub(crate) mod ready {
+    pub(crate) const READ: u32 = libc::POLLIN as u32;
+    pub(crate) const WRITE: u32 = libc::POLLOUT as u32;
+    pub(crate) const HUNG_UP: u32 = libc::POLLRDHUP as u32 | libc::POLLHUP as u32;
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: every caller passes a number the kernel has just made for us and that nobody else has seen.
+    // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+// -- sockets --------------------------------------------------------------------------------------------
+
+/// A connected pair of AF_UNIX sockets, close-on-exec.
+pub(crate) fn socketpair(kind: Kind) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    let flags = socket_type(kind) | libc::SOCK_CLOEXEC;
+    // SAFETY: `ends` has room for the two numbers the kernel writes.
+    // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, flags, 0, ends.as_mut_ptr()) })?;
+    Ok((own(ends[0]), own(ends[1])))
+}
+
+/// An unconnected AF_UNIX socket, close-on-exec and non-blocking (a connect to a full backlog must not wait).
+pub(crate) fn socket(kind: Kind) -> io::Result<OwnedFd> {
+    let flags = socket_type(kind) | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: three integers. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::socket(libc::AF_UNIX, flags, 0) }).map(own)
+}
+
+fn socket_type(kind: Kind) -> libc::c_int {
+    match kind {
+        Kind::SeqPacket => libc::SOCK_SEQPACKET,
+        Kind::Stream => libc::SOCK_STREAM,
+    }
+}
+
+/// The longest path an AF_UNIX address holds, in bytes.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+fn unix_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.is_empty() || bytes.len() > SOCKET_PATH_BYTES_MAX || bytes.contains(&0) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a path a socket can have (1 to 107 bytes)",
+        ));
+    }
+    // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *slot = *byte as libc::c_char;
+    }
+    let length = mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
+    Ok((address, length as libc::socklen_t))
+}
+
+/// Connects to the listener at `path`. `WouldBlock` when its backlog is full.
+pub(crate) fn connect(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let (address, length) = unix_address(path)?;
+    let address = (&raw const address).cast();
+    // SAFETY: `address` points at a whole `sockaddr_un`, and `length` is within it.
+    // Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::connect(fd.as_raw_fd(), address, length) }).map(drop)
+}
+
+/// Binds to `path` and listens.
+pub(crate) fn bind_and_listen(fd: BorrowedFd<'_>, path: &Path, backlog: i32) -> io::Result<()> {
+    let (address, length) = unix_address(path)?;
+    let address = (&raw const address).cast();
+    // SAFETY: as in `connect`. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::bind(fd.as_raw_fd(), address, length) })?;
+    // SAFETY: two integers. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// Takes one connection from a non-blocking listener.
+pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: null asks the kernel not to write an address.
+    // Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::accept4(fd.as_raw_fd(), address, length, libc::SOCK_CLOEXEC) }).map(own)
+}
+
+/// Makes a descriptor of *ours* non-blocking. Never to be used on a stranger's: the flag is shared.
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: integers only. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: integers only. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// Which half of a connection to shut down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    Reading,
+    Both,
+}
+
+/// Shuts a connection down for everybody who holds this end.
+pub(crate) fn shutdown(fd: BorrowedFd<'_>, half: Half) -> io::Result<()> {
+    let how = match half {
+        Half::Reading => libc::SHUT_RD,
+        Half::Both => libc::SHUT_RDWR,
+    };
+    // SAFETY: two integers. Kept honest by `withdrawal.rs::a_dropped_call_is_seen_by_the_answerer`.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), how) }).map(drop)
+}
+
+/// Socket options read or set here, all of them `int`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SocketOption {
+    Domain,
+    Type,
+    Listening,
+    PassCredentials,
+    PassPidfd,
+    SendBuffer,
+}
+
+impl SocketOption {
+    fn name(self) -> libc::c_int {
+        match self {
+            SocketOption::Domain => libc::SO_DOMAIN,
+            SocketOption::Type => libc::SO_TYPE,
+            SocketOption::Listening => libc::SO_ACCEPTCONN,
+            SocketOption::PassCredentials => libc::SO_PASSCRED,
+            SocketOption::PassPidfd => libc::SO_PASSPIDFD,
+            SocketOption::SendBuffer => libc::SO_SNDBUF,
+        }
+    }
+}
+
+pub(crate) fn socket_option(fd: BorrowedFd<'_>, option: SocketOption) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    let into = (&raw mut value).cast();
+    // SAFETY: `value` has the `length` bytes the kernel may write.
+    // Kept honest by `socket.rs::what_is_not_an_af_unix_socket_is_refused`.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option.name(), into, &raw mut length)
+    })?;
+    Ok(value)
+}
+
+pub(crate) fn set_socket_option(fd: BorrowedFd<'_>, option: SocketOption, value: i32) -> io::Result<()> {
+    let length = mem::size_of::<libc::c_int>() as libc::socklen_t;
+    let from = (&raw const value).cast();
+    // SAFETY: `value` has the `length` bytes the kernel reads.
+    // Kept honest by `end_of_file.rs::a_thousand_empty_packets_then_a_message`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option.name(), from, length) })
+        .map(drop)
+}
+
+/// AF_UNIX and of a type we speak: which one. Anything else, O_PATH included, is `None`.
+pub(crate) fn unix_kind(fd: BorrowedFd<'_>) -> Option<Kind> {
+    if socket_option(fd, SocketOption::Domain).ok()? != libc::AF_UNIX {
+        return None;
+    }
+    match socket_option(fd, SocketOption::Type).ok()? {
+        libc::SOCK_SEQPACKET => Some(Kind::SeqPacket),
+        libc::SOCK_STREAM => Some(Kind::Stream),
+        _ => None,
+    }
+}
+
+/// Whether the socket has (or had) a peer.
+pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by `socket.rs::connectedness_is_told`.
+    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+    let mut length = mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    let into = (&raw mut address).cast();
+    // SAFETY: `address` has the `length` bytes the kernel may write. Kept honest by `socket.rs::connectedness_is_told`.
+    check(unsafe { libc::getpeername(fd.as_raw_fd(), into, &raw mut length) }).is_ok()
+}
+
+// -- readiness ------------------------------------------------------------------------------------------
+
+/// What `poll` says at once about one descriptor.
+pub(crate) fn poll_now(fd: BorrowedFd<'_>, interest: u32) -> io::Result<u32> {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: interest as libc::c_short, revents: 0 };
+    // SAFETY: one entry, and it outlives the call. Kept honest by `socket.rs::readiness_is_awaited`.
+    check(unsafe { libc::poll(&raw mut entry, 1, 0) })?;
+    Ok(entry.revents as u16 as u32)
+}
+
+pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
+    // SAFETY: one integer. Kept honest by `driver.rs::each_driver_can_be_forced`.
+    check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(own)
+}
+
+/// One readiness event.
+#[derive(Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) data: u64,
+}
+
+/// Watches `fd`, edge-triggered, for everything there is, until `epoll_remove`.
+pub(crate) fn epoll_add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> io::Result<()> {
+    let everything = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+    epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, everything as u32, data)
+}
+
+/// Watches `fd`, level-triggered, for reading.
+pub(crate) fn epoll_add_level(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> io::Result<()> {
+    epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, libc::EPOLLIN as u32, data)
+}
+
+pub(crate) fn epoll_remove(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    epoll_control(epoll, libc::EPOLL_CTL_DEL, fd, 0, 0)
+}
+
+fn epoll_control(
+    epoll: BorrowedFd<'_>,
+    what: i32,
+    fd: BorrowedFd<'_>,
+    events: u32,
+    data: u64,
+) -> io::Result<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: `event` outlives the call. Kept honest by `socket.rs::readiness_is_awaited`.
+    check(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), what, fd.as_raw_fd(), &raw mut event) }).map(drop)
+}
+
+/// How many events one `epoll_wait` may return.
+pub(crate) const EVENTS_MAX: usize = 256;
+
+/// Waits for events; `None` waits for ever. Whole milliseconds, rounded up, so that no timer fires early.
+pub(crate) fn epoll_wait(
+    epoll: BorrowedFd<'_>,
+    timeout: Option<Duration>,
+    into: &mut Vec<Event>,
+) -> io::Result<()> {
+    let milliseconds = match timeout {
+        None => -1,
+        Some(wait) => i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+    };
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
+    let (room, length) = (events.as_mut_ptr(), EVENTS_MAX as libc::c_int);
+    // SAFETY: room for `length` events. Kept honest by `driver.rs::each_driver_can_be_forced`.
+    let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), room, length, milliseconds) })?;
+    into.extend(events[..count as usize].iter().map(|event| Event { data: event.u64 }));
+    Ok(())
+}
+
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: two integers. Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
+    check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(own)
+}
+
+/// Adds one. A full counter is as good: it is readable either way.
+pub(crate) fn eventfd_ring(fd: BorrowedFd<'_>) {
+    let one = 1_u64;
+    // SAFETY: eight bytes of our own. Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
+    let _ = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
+}
+
+/// Back to zero.
+pub(crate) fn eventfd_drain(fd: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    // SAFETY: eight bytes of our own. Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
+    let _ = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+}
+
+// -- limits ---------------------------------------------------------------------------------------------
+
+/// The soft RLIMIT_NOFILE.
+pub(crate) fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives the call. Kept honest by `budget.rs::a_receive_waits_when_descriptors_run_out`.
+    match check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
+        Ok(_) => usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX),
+        Err(_) => 1024,
+    }
+}
+
+/// The directory whose size is the number of our descriptors, if there is such a thing.
+pub(crate) fn open_descriptor_directory() -> Option<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: a string that ends in zero. Kept honest by `budget.rs::a_receive_waits_when_descriptors_run_out`.
+    check(unsafe { libc::open(c"/proc/self/fd".as_ptr(), flags) }).ok().map(own)
+}
+
+/// How many descriptors this process has open. `directory` answers in one call since Linux 6.2; without it
+/// (no /proc, an older kernel) `poll` tells which numbers are closed.
+pub(crate) fn open_descriptors(directory: Option<BorrowedFd<'_>>) -> usize {
+    if let Some(stat) = directory.and_then(|directory| stat(directory).ok())
+        && stat.st_size > 0
+    {
+        return stat.st_size as usize;
+    }
+    // Numbers are given out lowest first, so a scan as far as this sees all but a few of any busy process.
+    const SCAN_MAX: usize = 65_536;
+    let count = descriptor_limit().min(SCAN_MAX);
+    let closed = libc::pollfd { fd: -1, events: 0, revents: 0 };
+    let mut entries = vec![closed; count];
+    for (number, entry) in entries.iter_mut().enumerate() {
+        entry.fd = number as RawFd;
+    }
+    // SAFETY: `entries` has `count` entries. Kept honest by `budget.rs::descriptors_are_counted_without_proc`.
+    match check(unsafe { libc::poll(entries.as_mut_ptr(), count as libc::nfds_t, 0) }) {
+        Ok(_) => entries.iter().filter(|entry| entry.revents & libc::POLLNVAL == 0).count(),
+        Err(_) => 0,
+    }
+}
+
+fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
+    // SAFETY: all zeroes is a valid `stat`. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+    let mut stat: libc::stat = unsafe { mem::zeroed() };
+    // SAFETY: `stat` outlives the call. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), &raw mut stat) })?;
+    Ok(stat)
+}
+
+/// Whether closing this descriptor cannot make the closing thread wait: a pipe, or a file in memory.
+///
+/// A socket is not on this list, not even one of AF_UNIX: what is queued in it is closed with it, and that
+/// may be a TCP socket that lingers.
+pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
+    let Ok(stat) = stat(fd) else { return false };
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFIFO => true,
+        libc::S_IFREG => {
+            // SAFETY: all zeroes is a valid `statfs`. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+            let mut system: libc::statfs = unsafe { mem::zeroed() };
+            // SAFETY: `system` outlives the call. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+            let known = check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut system) }).is_ok();
+            known && system.f_type == libc::TMPFS_MAGIC as _
+        }
+        _ => false,
+    }
+}
+
+// -- inheritance ----------------------------------------------------------------------------------------
+
+/// Whether the number is open, and if so whether it is closed on exec.
+pub(crate) fn close_on_exec(number: RawFd) -> Option<bool> {
+    // SAFETY: integers only; asking about a closed number is answered with EBADF.
+    // Kept honest by `inherit.rs::a_number_is_claimed_once`.
+    let flags = check(unsafe { libc::fcntl(number, libc::F_GETFD) }).ok()?;
+    Some(flags & libc::FD_CLOEXEC != 0)
+}
+
+/// Claims an inherited descriptor. The caller has made sure that it is open and *not* close-on-exec, which
+/// nothing opened by this process's Rust code is, and that nobody claimed it before.
+pub(crate) fn claim(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: integers only. Kept honest by `inherit.rs::a_number_is_claimed_once`.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(own(number))
+}
+
+/// Lets `command` start with each descriptor under its number. The copies here close with the `Command`.
+pub(crate) fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
+    let above = descriptors.iter().map(|(_, number)| *number).max().unwrap_or(2).saturating_add(1);
+    // Room made here: between fork and exec nothing may allocate.
+    let mut parked: Vec<RawFd> = vec![-1; descriptors.len()];
+    let arrange = move || {
+        // First out of each other's way, above every number asked for; then each to its own.
+        for (place, (fd, _)) in parked.iter_mut().zip(&descriptors) {
+            // SAFETY: integers only. Kept honest by `inherit.rs::numbers_may_cross`.
+            *place = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) })?;
+        }
+        for (place, (_, number)) in parked.iter().zip(&descriptors) {
+            // SAFETY: integers only; the copy is open across exec, which is the point.
+            // Kept honest by `inherit.rs::numbers_may_cross`.
+            check(unsafe { libc::dup2(*place, *number) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec `arrange` calls fcntl and dup2 and nothing else: both are
+    // async-signal-safe, and it neither allocates nor locks. Kept honest by `inherit.rs::numbers_may_cross`.
+    unsafe { command.pre_exec(arrange) };
+}

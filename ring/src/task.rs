@@ -1,0 +1,157 @@
+//! A set of tasks: futures that are polled when their wakers say so. Knows no reactor but its bell.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use slab::Slab;
+
+use crate::remote::Bell;
+
+type Work = Pin<Box<dyn Future<Output = ()>>>;
+
+pub(crate) struct Tasks {
+    slots: RefCell<Slab<Task>>,
+    ready: Arc<Ready>,
+}
+
+struct Task {
+    /// Taken out while it is polled.
+    work: Option<Work>,
+    signal: Arc<Signal>,
+    waker: Waker,
+}
+
+/// One task of a set.
+#[derive(Clone)]
+pub(crate) struct TaskId(Arc<Signal>);
+
+impl Tasks {
+    pub(crate) fn new(bell: Arc<Bell>) -> Tasks {
+        let ready = Ready { queue: Mutex::new(VecDeque::new()), closed: AtomicBool::new(false), bell };
+        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready) }
+    }
+
+    /// Adds a task, which is polled soon.
+    pub(crate) fn spawn(&self, work: Work) -> TaskId {
+        let mut slots = self.slots.borrow_mut();
+        let entry = slots.vacant_entry();
+        let queued = AtomicBool::new(false);
+        let signal = Arc::new(Signal { slot: entry.key(), queued, ready: Arc::clone(&self.ready) });
+        let waker = Waker::from(Arc::clone(&signal));
+        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal), waker });
+        drop(slots);
+        Signal::wake_by_ref(&signal);
+        TaskId(signal)
+    }
+
+    /// Removes a task. Its future is dropped here, or when the poll it is in returns.
+    pub(crate) fn remove(&self, id: &TaskId) {
+        let mut slots = self.slots.borrow_mut();
+        let removed = match slots.get(id.0.slot) {
+            Some(task) if Arc::ptr_eq(&task.signal, &id.0) => slots.try_remove(id.0.slot),
+            _ => None,
+        };
+        // Dropping it may run anybody's code.
+        drop(slots);
+        drop(removed);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.borrow().is_empty()
+    }
+
+    pub(crate) fn any_ready(&self) -> bool {
+        !self.ready.lock().is_empty()
+    }
+
+    /// Polls each task that is ready now, once. Says whether there was one.
+    pub(crate) fn run(&self) -> bool {
+        let count = self.ready.lock().len();
+        for _ in 0..count {
+            let Some(signal) = self.ready.lock().pop_front() else { break };
+            self.poll(&signal);
+        }
+        count > 0
+    }
+
+    fn poll(&self, signal: &Arc<Signal>) {
+        // Before the poll: a wake-up during it queues the task once more.
+        signal.queued.store(false, Ordering::Release);
+        let found = match self.slots.borrow_mut().get_mut(signal.slot) {
+            Some(task) if Arc::ptr_eq(&task.signal, signal) => {
+                task.work.take().map(|work| (work, task.waker.clone()))
+            }
+            _ => None,
+        };
+        let Some((mut work, waker)) = found else { return };
+        let poll = work.as_mut().poll(&mut Context::from_waker(&waker));
+        let mut slots = self.slots.borrow_mut();
+        let mut finished = None;
+        match slots.get_mut(signal.slot) {
+            Some(task) if Arc::ptr_eq(&task.signal, signal) => match poll {
+                Poll::Pending => {
+                    task.work = Some(work);
+                    return;
+                }
+                Poll::Ready(()) => finished = slots.try_remove(signal.slot),
+            },
+            // Removed while it was polled.
+            _ => {}
+        }
+        drop(slots);
+        drop(finished);
+        drop(work);
+    }
+
+    /// Drops all tasks.
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut *self.slots.borrow_mut());
+        drop(all);
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // The queue holds signals and they hold the queue: whoever comes late finds it closed.
+        self.ready.closed.store(true, Ordering::Release);
+        self.clear();
+        self.ready.lock().clear();
+    }
+}
+
+struct Ready {
+    queue: Mutex<VecDeque<Arc<Signal>>>,
+    closed: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+impl Ready {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Signal>>> {
+        // Nothing panics while it is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Signal {
+    slot: usize,
+    queued: AtomicBool,
+    ready: Arc<Ready>,
+}
+
+impl Wake for Signal {
+    fn wake(self: Arc<Self>) {
+        Self::wake_by_ref(&self);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) && !self.ready.closed.load(Ordering::Acquire) {
+            self.ready.lock().push_back(Arc::clone(self));
+            self.ready.bell.ring_from_elsewhere();
+        }
+    }
+}

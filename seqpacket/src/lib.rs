@@ -1,0 +1,4 @@
+//! Objects.
+#![forbid(unsafe_code)]
+pub mod wire;
+pub mod credit;
