@@ -580,8 +580,9 @@ impl Core {
             }
             WaiterState::Waiting(Some(token)) => self.driver.cancel(token),
             WaiterState::Waiting(None) => {
-                let channel = waiter.channel;
-                let waiting = &mut self.channels[channel].lane.waiting;
+                // Gone already if the socket was dropped first and its letters are with the kernel.
+                let Some(channel) = self.channels.get_mut(waiter.channel) else { return };
+                let waiting = &mut channel.lane.waiting;
                 if let Some(place) = waiting.iter().position(|letter| letter.slip.waiter == Some(key))
                     && !waiting[place].envelope.is_under_way()
                 {

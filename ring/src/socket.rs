@@ -142,11 +142,11 @@ impl Socket {
     /// Sends a message, after those asked for before it, and waits for room in the queue.
     ///
     /// Dropping the future takes the message back if it has not left yet.
-    pub fn send(&self, message: impl Into<Message>) -> Sending<'_> {
+    pub fn send(&self, message: impl Into<Message>) -> Sending {
         self.sending(message.into(), false)
     }
 
-    fn sending(&self, message: Message, silent: bool) -> Sending<'_> {
+    fn sending(&self, message: Message, silent: bool) -> Sending {
         let state = match self.refuse(&message) {
             Some(error) => SendingState::Refused(Some(error)),
             None => {
@@ -154,7 +154,7 @@ impl Socket {
                 SendingState::Waiting(waiter.expect("a waiter was asked for"))
             }
         };
-        Sending { socket: self, state }
+        Sending { reactor: self.reactor.clone(), state }
     }
 
     /// Sends now or says why not, without waiting.
@@ -195,6 +195,18 @@ impl Socket {
     /// Bytes that wait to be sent.
     pub fn unsent(&self) -> usize {
         self.reactor.with(|core, _| core.unsent(self.channel))
+    }
+
+    /// As [`send`](Socket::send), but the future is only for bad news: it does not end a sleep when the message
+    /// has gone, so that whoever waits for an answer anyway is woken once. It ends with success when next
+    /// polled after that.
+    pub fn send_quietly(&self, message: impl Into<Message>) -> Sending {
+        self.sending(message.into(), true)
+    }
+
+    /// Ends the connection for everybody who holds either end, at once. What has arrived can still be received.
+    pub fn shut_down(&self) {
+        let _ = sys::shutdown(self.as_fd(), sys::Half::Both);
     }
 
     /// Whether a send has found the other end gone.
@@ -335,8 +347,8 @@ impl Drop for Socket {
 
 /// A message on its way. Made by [`Socket::send`].
 #[must_use = "a send is queued already, but only awaiting it tells how it went; dropping takes it back"]
-pub struct Sending<'a> {
-    socket: &'a Socket,
+pub struct Sending {
+    reactor: Reactor,
     state: SendingState,
 }
 
@@ -346,7 +358,7 @@ enum SendingState {
     Over,
 }
 
-impl Future for Sending<'_> {
+impl Future for Sending {
     type Output = Result<(), SendError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
@@ -357,7 +369,7 @@ impl Future for Sending<'_> {
             SendingState::Waiting(waiter) => *waiter,
             SendingState::Over => panic!("polled after its end"),
         };
-        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        let poll = self.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
         poll.map(|done| {
             self.state = SendingState::Over;
             match done {
@@ -368,10 +380,10 @@ impl Future for Sending<'_> {
     }
 }
 
-impl Drop for Sending<'_> {
+impl Drop for Sending {
     fn drop(&mut self) {
         if let SendingState::Waiting(waiter) = self.state {
-            self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
+            self.reactor.with(|core, woken| core.abandon(waiter, woken));
         }
     }
 }
@@ -394,7 +406,7 @@ impl Future for Receive<'_> {
 #[must_use = "an exchange tells its answer only when awaited"]
 pub struct Exchange<'a> {
     /// Until it is known how it went.
-    sending: Option<Sending<'a>>,
+    sending: Option<Sending>,
     near: &'a Socket,
 }
 
