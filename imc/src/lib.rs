@@ -1,2 +1,100 @@
-//! Placeholder.
+//! Native Client's IMC on Linux: whoever holds an address may connect, and an address is a descriptor.
+//!
+//! A [`BoundSocket`] and a [`SocketAddress`] are the two ends of one `SOCK_SEQPACKET` pair. There is no name
+//! in any file system, no port and no backlog. To connect is to make a second pair and to pass its far end,
+//! with the byte `c`, over the address; to accept is to receive it. What both sides then hold is a
+//! [`ConnectedSocket`], which carries messages and descriptors, other addresses among them.
+//!
+//! ```
+//! use imc::{SocketAddress, bound_socket};
+//! use ring::{Executor, Message, Reactor};
+//!
+//! let reactor = Reactor::new()?;
+//! let (bound, address) = bound_socket(&reactor)?;
+//!
+//! // A duplicate of the address for another holder, usually sent in a message to another process.
+//! let address = SocketAddress::from_fd(&reactor, address.share()?)?;
+//!
+//! let executor = Executor::new(&reactor);
+//! executor.block_on(async {
+//!     let client = address.connect().await?;
+//!     // Said before anybody has accepted: it waits in the connection.
+//!     client.send(Message::from("hello")).await?;
+//!
+//!     let arrival = bound.accept().await?;
+//!     assert_eq!(arrival.who.credentials.map(|who| who.pid), Some(std::process::id() as i32));
+//!     assert_eq!(arrival.socket.receive().await?.bytes(), b"hello");
+//!     Ok::<(), Box<dyn std::error::Error>>(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What connecting means
+//!
+//! [`SocketAddress::connect`] ends well when the request is *queued*. A full queue is awaited, and
+//! [`try_connect`](SocketAddress::try_connect) says that it is full; how many fit is the kernel's business
+//! (278 with the usual buffer). If nobody ever accepts, or the acceptor dies with the request unread, the
+//! connection ends: [`receive`](ConnectedSocket::receive) says `Closed`, and sending `Gone`. A client that
+//! wants to know more than that asks an acceptor that [confirms](BoundSocket::set_confirming) with
+//! [`connect_confirmed`](SocketAddress::connect_confirmed).
+//!
+//! # What an acceptor can expect of strangers
+//!
+//! Anything. What it hands out is an AF_UNIX socket of type `SOCK_SEQPACKET` that is, or was, connected.
+//! Whatever else a holder of the address sends is closed, counted ([`BoundSocket::violations`]) and not
+//! answered; it neither ends the acceptor nor makes it wait. Who connected is in [`Arrival::who`], to be
+//! judged by the program.
+//!
+//! # What is not defended
+//!
+//! - All holders of one address are one trust domain. Each can keep its queue full, send rubbish as fast as it
+//!   is read, or shut the pair down for all, after which [`accept`](BoundSocket::accept) says that everybody
+//!   is gone. Give holders that do not trust each other an address each.
+//! - The descriptor of an honest-looking request may be anybody's: a socket that others read too, the address
+//!   itself, or an end of somebody else's connection. Dropping a [`ConnectedSocket`] shuts it down, which the
+//!   sender could have done as well. What is sent on it carries *our* credentials: a program that can be
+//!   talked into sending a lone `c` with a descriptor can be made to connect in its own name.
+//! - The other end need not be held by a process. A client can leave it in the queue of the connection itself,
+//!   so that no hang-up is seen until what it sent is received. Connections that must not stay for ever need
+//!   a time limit; the pidfd tells when the process has ended.
+//! - Out of room in the descriptor table, the kernel closes on our thread what a request brings too many, and
+//!   that may take time. With 253 free above the reactor's reserve it never comes to that.
+//!
+//! It does not listen on paths or abstract names, does not say what messages mean, does not confirm unless
+//! told to, and does not decide who may connect.
 #![forbid(unsafe_code)]
+
+mod address;
+mod bound;
+mod connected;
+mod error;
+mod fitness;
+
+use std::io;
+
+use ring::{Kind, Reactor, Socket};
+
+pub use address::SocketAddress;
+pub use bound::{Arrival, BoundSocket, Violations, Who};
+pub use connected::ConnectedSocket;
+pub use error::{AcceptError, ConfirmError, ConnectError, WrapError};
+
+/// The bytes of a request to connect, which come with exactly one descriptor.
+pub(crate) const CONNECT: &[u8; 1] = b"c";
+
+/// The bytes of a confirmation, which comes without descriptors.
+pub(crate) const CONFIRM: &[u8; 1] = b"a";
+
+/// A fresh pair: the right to accept, and the right to connect.
+///
+/// The acceptor learns that everybody is gone when every copy of the address is closed; so one that holds an
+/// address itself, if only to give it away later, never does.
+///
+/// # Errors
+/// The kernel's: out of descriptors.
+pub fn bound_socket(reactor: &Reactor) -> io::Result<(BoundSocket, SocketAddress)> {
+    let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
+    let bound = BoundSocket::new(near);
+    let address = SocketAddress::from_fd(reactor, far).map_err(io::Error::other)?;
+    Ok((bound, address))
+}

@@ -1,0 +1,278 @@
+//! The right to accept.
+//!
+//! A `BoundSocket` owns the end that never travels, and counts what holders of the address do wrong. It judges
+//! the form of a request; whom to serve is for the program. Nothing a peer sends may end its loop.
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::task::{Context, Poll, ready};
+
+use ring::{Credentials, DESCRIPTORS_MAX, Reactor, ReceiveError, Received, SendError, Socket};
+
+use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
+
+/// The right to accept what connects by the [`SocketAddress`](crate::SocketAddress) at the other end.
+///
+/// ```
+/// # use imc::{AcceptError, BoundSocket};
+/// async fn serve(bound: BoundSocket) -> Result<(), AcceptError> {
+///     loop {
+///         match bound.accept().await {
+///             // Dropped: the client reads the end of file.
+///             Ok(arrival) if arrival.who.credentials.is_none_or(|who| who.uid != 0) => drop(arrival),
+///             Ok(arrival) => println!("{:?} is connected", arrival.who.credentials),
+///             Err(AcceptError::Gone) => return Ok(()),
+///             Err(error) => return Err(error),
+///         }
+///     }
+/// }
+/// ```
+///
+/// Dropping it makes every further connect fail, and ends the connections that were not accepted.
+pub struct BoundSocket {
+    socket: Socket,
+    confirming: Cell<bool>,
+    violations: Cell<Violations>,
+}
+
+/// One connection, and who made it.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The connection.
+    pub socket: ConnectedSocket,
+    /// Who asked for it.
+    pub who: Who,
+}
+
+/// Who sent a request to connect, as the kernel tells it, whatever became of the process since.
+///
+/// That is not the same as `SO_PEERCRED` of the connection, which names whoever made the pair. And it names
+/// who *sent*, not who wanted it sent.
+#[derive(Debug)]
+pub struct Who {
+    /// Process, user and group. `None` for a request that was queued before the kernel was asked to tell,
+    /// which can happen around [`BoundSocket::from_fd`].
+    pub credentials: Option<Credentials>,
+    /// The process itself, which cannot be mistaken for a later one of the same number. Readable when it has
+    /// ended. `None` on Linux before 6.5, without a free descriptor, or where the process was gone already.
+    pub pidfd: Option<OwnedFd>,
+}
+
+/// What holders of an address did wrong, by kind. In each case all the descriptors were closed, nothing was
+/// answered, and the acceptor read on.
+///
+/// Empty packets are not here: they never come this far, and are counted in
+/// [`ring::Stats::empty_packets`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Violations {
+    /// Something else than the byte `c`.
+    pub wrong_message: u64,
+    /// A `c` without a descriptor.
+    pub none: u64,
+    /// A `c` with more than one.
+    pub several: u64,
+    /// The descriptor was no socket, or O_PATH.
+    pub not_a_socket: u64,
+    /// A socket of another family than AF_UNIX or of another type than SOCK_SEQPACKET.
+    pub wrong_kind: u64,
+    /// A listening socket.
+    pub listening: u64,
+    /// A socket connected to nobody.
+    pub unconnected: u64,
+    /// Descriptors that were lost on their way because *this* process had no room for them, or because a
+    /// security module kept them back. Not the sender's fault; it reads the end of file.
+    pub lost: u64,
+}
+
+impl Violations {
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        let Violations {
+            wrong_message,
+            none,
+            several,
+            not_a_socket,
+            wrong_kind,
+            listening,
+            unconnected,
+            lost,
+        } = self;
+        wrong_message + none + several + not_a_socket + wrong_kind + listening + unconnected + lost
+    }
+}
+
+impl BoundSocket {
+    pub(crate) fn new(socket: Socket) -> BoundSocket {
+        // Others hold the other end; this one is ours alone, and those who connect shall see when it goes.
+        socket.set_private(true);
+        // Room for whatever one message can bring. With less the kernel would close the rest, on this thread,
+        // before the receive returns, and closing a stranger's socket can take as long as the stranger likes.
+        socket.set_descriptors_max(DESCRIPTORS_MAX);
+        // Asked for now, since a request queued before carries nothing. An older kernel says no, and then
+        // there are credentials only.
+        let _ = socket.ask_for_pidfds();
+        BoundSocket { socket, confirming: Cell::new(false), violations: Cell::default() }
+    }
+
+    /// Takes the bound end that this process was started with. Nobody else may hold it. That it is not rather
+    /// the address cannot be seen.
+    ///
+    /// # Errors
+    /// Anything but a connected AF_UNIX socket of type SEQPACKET is refused and closed.
+    pub fn from_fd(reactor: &Reactor, fd: OwnedFd) -> Result<BoundSocket, WrapError> {
+        fitness::connected(reactor, fd).map(BoundSocket::new)
+    }
+
+    /// The next connection, in the order in which they were asked for.
+    ///
+    /// It may have ended by now; then what the client sent before can still be received. Dropping the future
+    /// loses no connection.
+    ///
+    /// # Errors
+    /// See [`AcceptError`]. Nothing that one peer sends is an error.
+    pub async fn accept(&self) -> Result<Arrival, AcceptError> {
+        poll_fn(|context| self.poll_accept(context)).await
+    }
+
+    /// As [`accept`](BoundSocket::accept), for futures written by hand. One waker is kept for each bound
+    /// socket, so only one task at a time can wait.
+    ///
+    /// # Errors
+    /// As `accept`.
+    pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<Result<Arrival, AcceptError>> {
+        loop {
+            let judged = match ready!(self.socket.poll_receive(context)) {
+                Ok(message) => self.judge(message),
+                Err(ReceiveError::Closed) => return Poll::Ready(Err(AcceptError::Gone)),
+                Err(ReceiveError::Io(error)) => return Poll::Ready(Err(AcceptError::Io(error))),
+                Err(ReceiveError::DescriptorsLost(message)) => Err(Violation::of_what_is_left(&message)),
+                // Truncated, and so much longer than one byte.
+                Err(_) => Err(Violation::WrongMessage),
+            };
+            match judged {
+                Ok(arrival) => {
+                    self.confirm(&arrival.socket);
+                    return Poll::Ready(Ok(arrival));
+                }
+                Err(violation) => self.count(violation),
+            }
+        }
+    }
+
+    /// What the message asks for, if it is a request. All other descriptors of it are closed with it.
+    fn judge(&self, mut message: Received) -> Result<Arrival, Violation> {
+        if message.bytes() != CONNECT {
+            return Err(Violation::WrongMessage);
+        }
+        if message.descriptors() > 1 {
+            return Err(Violation::Several);
+        }
+        let far = message.take_descriptor().ok_or(Violation::None)?;
+        let socket = fitness::connected(self.reactor(), far).map_err(Violation::Unfit)?;
+        let who = Who { credentials: known(message.credentials()), pidfd: message.take_pidfd() };
+        Ok(Arrival { socket: ConnectedSocket::new(socket), who })
+    }
+
+    /// Says `a` on a fresh connection, in a packet of its own.
+    fn confirm(&self, socket: &ConnectedSocket) {
+        if !self.confirming.get() {
+            return;
+        }
+        // Other errors say that the connection has ended. It is handed out all the same: there may be something
+        // left in it.
+        if let Err(SendError::WouldBlock) = socket.try_send(CONFIRM) {
+            // The client has filled its own queue before giving it away. The confirmation waits there like any
+            // message, and nobody waits for it.
+            socket.socket().post_or(&[CONFIRM], Vec::new(), CONFIRM.to_vec());
+        }
+    }
+
+    fn count(&self, violation: Violation) {
+        let mut violations = self.violations.get();
+        *violation.counter(&mut violations) += 1;
+        self.violations.set(violations);
+    }
+
+    /// Whether to confirm each connection before handing it out, for clients that
+    /// [wait for it](crate::SocketAddress::connect_confirmed). All clients must know. Off at first.
+    pub fn set_confirming(&self, confirming: bool) {
+        self.confirming.set(confirming);
+    }
+
+    /// What holders of the address did wrong so far.
+    pub fn violations(&self) -> Violations {
+        self.violations.get()
+    }
+
+    /// The reactor.
+    pub fn reactor(&self) -> &Reactor {
+        self.socket.reactor()
+    }
+
+    /// The descriptor itself, for a child that is to accept. The waiting requests go with it.
+    ///
+    /// # Errors
+    /// Gives the bound socket back once it has begun to accept: a request may be on its way to it.
+    pub fn into_fd(self) -> Result<OwnedFd, BoundSocket> {
+        let BoundSocket { socket, confirming, violations } = self;
+        socket.into_fd().map_err(|socket| BoundSocket { socket, confirming, violations })
+    }
+}
+
+impl AsFd for BoundSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for BoundSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundSocket")
+            .field("fd", &self.as_fd())
+            .field("violations", &self.violations.get())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a message is no request.
+enum Violation {
+    WrongMessage,
+    None,
+    Several,
+    Unfit(WrapError),
+    Lost,
+}
+
+impl Violation {
+    /// Of a message some of whose descriptors did not arrive.
+    fn of_what_is_left(message: &Received) -> Violation {
+        match message.descriptors() {
+            _ if message.bytes() != CONNECT => Violation::WrongMessage,
+            0 | 1 => Violation::Lost,
+            _ => Violation::Several,
+        }
+    }
+
+    fn counter(self, violations: &mut Violations) -> &mut u64 {
+        match self {
+            Violation::WrongMessage => &mut violations.wrong_message,
+            Violation::None => &mut violations.none,
+            Violation::Several => &mut violations.several,
+            Violation::Unfit(WrapError::NotASocket) => &mut violations.not_a_socket,
+            Violation::Unfit(WrapError::WrongKind) => &mut violations.wrong_kind,
+            Violation::Unfit(WrapError::Listening) => &mut violations.listening,
+            Violation::Unfit(WrapError::Unconnected) => &mut violations.unconnected,
+            Violation::Lost => &mut violations.lost,
+        }
+    }
+}
+
+/// What the kernel writes when it did not know yet that it would be asked: no process, and the overflow user,
+/// who must not be mistaken for `nobody`.
+fn known(credentials: Option<Credentials>) -> Option<Credentials> {
+    const OVERFLOW: u32 = 65_534;
+    credentials.filter(|who| who.pid != 0 || who.uid != OVERFLOW)
+}
