@@ -139,7 +139,8 @@ impl Cost {
         Cost {
             calls: 1,
             bytes: frames as u32,
-            descriptors: (message.descriptors() + answer.descriptors()) as u32,
+            // Those of the answer fill the caller's table, which the caller bounds itself.
+            descriptors: message.descriptors() as u32,
         }
     }
 
@@ -149,7 +150,7 @@ impl Cost {
             .then(|| Cost::of_call(header.message(), header.answer()))
     }
 
-    /// A GRANT: no bytes but the frames', and one descriptor comes back.
+    /// A GRANT: no bytes but the frames'.
     pub fn of_grant() -> Cost {
         let header = Header::grant(0);
         Cost::of_call(header.message(), header.answer())
@@ -214,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn a_call_costs_both_frames_and_both_sets_of_descriptors() {
+    fn a_call_costs_both_frames_and_its_own_descriptors() {
         let cost = Cost::of_call(size(3, 1), size(64, 2));
-        assert_eq!((cost.calls(), cost.bytes(), cost.descriptors()), (1, 16 + 3 + 16 + 64, 3));
+        assert_eq!((cost.calls(), cost.bytes(), cost.descriptors()), (1, 16 + 3 + 16 + 64, 1));
     }
 
     #[test]
@@ -231,7 +232,7 @@ mod tests {
         let (message, answer) = (size(5, 1), size(7, 2));
         assert_eq!(Cost::of(&Header::call(9, message, answer)), Some(Cost::of_call(message, answer)));
         assert_eq!(Cost::of(&Header::grant(9)), Some(Cost::of_grant()));
-        assert_eq!((Cost::of_grant().bytes(), Cost::of_grant().descriptors()), (33, 1));
+        assert_eq!((Cost::of_grant().bytes(), Cost::of_grant().descriptors()), (33, 0));
     }
 
     #[test]
@@ -259,7 +260,7 @@ mod tests {
         account.try_reserve(Cost::of_call(size(10, 0), size(10, 0))).unwrap();
         let fits = Cost::of_call(size(10, 0), size(10, 0));
         let bytes = Cost::of_call(size(1_000, 0), size(10, 0));
-        let descriptors = Cost::of_call(size(10, 2), size(10, 1));
+        let descriptors = Cost::of_call(size(10, 3), size(10, 1));
         assert_eq!(account.try_reserve(fits), Err(Short::Now(Resource::Calls)));
         assert_eq!(account.try_reserve(bytes), Err(Short::Never(Resource::Bytes)));
         assert_eq!(account.try_reserve(descriptors), Err(Short::Never(Resource::Descriptors)));

@@ -30,10 +30,11 @@ pub const DESCRIPTORS_MAX: usize = 253;
 /// Calls a client may have under way unless the server says otherwise.
 pub const CALLS_WINDOW_DEFAULT: u32 = 256;
 
-/// Bytes under way, calls and room for answers together, unless the server says otherwise.
-pub const BYTES_WINDOW_DEFAULT: u32 = 1 << 20;
+/// Bytes under way, calls and room for answers together, unless the server says otherwise: 18 MiB, so that 256
+/// small calls may each await the largest answer.
+pub const BYTES_WINDOW_DEFAULT: u32 = 18 << 20;
 
-/// Descriptors under way, sent and awaited together, unless the server says otherwise.
+/// Descriptors of calls under way unless the server says otherwise.
 pub const DESCRIPTORS_WINDOW_DEFAULT: u32 = 64;
 
 /// Descriptors one call may carry unless the server says otherwise. It decides the control room of a receive.
@@ -1061,9 +1062,9 @@ mod tests {
         };
         let answer =
             |number, payload, descriptors| FromServer::Answer { number, payload, descriptors, missing: 0 };
-        let larger = Windows { calls: 512, bytes: 2 << 20, descriptors: 64 };
+        let larger = Windows { calls: 512, bytes: 36 << 20, descriptors: 64 };
         let hello = Hello {
-            windows: Windows { calls: 256, bytes: 1 << 20, descriptors: 64 },
+            windows: Windows { calls: 256, bytes: 18 << 20, descriptors: 64 },
             call_descriptors_max: 16,
             packet_bytes_max: 65_536,
         };

@@ -1,0 +1,177 @@
+//! How a call can end without an answer, and how an answer can fail to leave.
+//!
+//! Each variant says three things: was the call sent, may it have been seen, is it safe to call again.
+
+use std::io;
+
+use ring::SendError;
+use thiserror::Error;
+
+use crate::wire::RefusedReason;
+
+/// Which of the two messages of a call an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// What the caller said.
+    Call,
+    /// What was said to it.
+    Answer,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Part::Call => "call",
+            Part::Answer => "answer",
+        })
+    }
+}
+
+/// A call ended without an answer.
+///
+/// | variant | was it sent? | may it have been seen? | is a retry safe? |
+/// |---|---|---|---|
+/// | `Gone` | no (or into a queue nobody will read) | no | yes, elsewhere |
+/// | `Dropped` | yes | yes | only if seeing it twice does no harm |
+/// | `Cancelled` | yes | yes | only if seeing it twice does no harm |
+/// | `Deadline` | perhaps | perhaps | only if seeing it twice does no harm |
+/// | `Refused` | yes | not by the handler | yes, though it will be refused again |
+/// | `TooLarge(Call)` | no | no | not before it is smaller |
+/// | `TooLarge(Answer)` | yes | yes, and answered | with more room reserved, if seeing it twice does no harm |
+/// | `Truncated` | yes | yes, and answered | only if seeing it twice does no harm |
+/// | `DescriptorsLost(Call)` | yes | not by the handler | yes, when the server has descriptors again |
+/// | `DescriptorsLost(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
+/// | `OutOfDescriptors(Call)` | no | no | yes, later |
+/// | `OutOfDescriptors(Answer)` | yes | perhaps | only if seeing it twice does no harm |
+/// | `WouldBlock` | no | no | yes, later |
+/// | `Malformed` | yes | yes | no: the other side does not speak this protocol |
+/// | `Io` | perhaps | perhaps | only if seeing it twice does no harm |
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// Nobody holds the other side of the object any more, or it is leaving. The call has not been seen.
+    #[error("the object is gone; the call has not been seen")]
+    Gone,
+    /// Nobody will answer. The call may have been seen.
+    #[error("nobody will answer; the call may have been seen")]
+    Dropped,
+    /// The server says that this call was withdrawn.
+    #[error("the call was withdrawn")]
+    Cancelled,
+    /// The caller's own deadline has passed, and the call has been withdrawn. It may have been seen.
+    #[error("the deadline has passed; the call may have been seen")]
+    Deadline,
+    /// The server refuses as a matter of policy. The handler has not seen the call.
+    #[error("refused by the server's policy; the call has not been handled")]
+    Refused,
+    /// One of the two messages does not fit: the call into a packet, the server's windows or its limit on
+    /// descriptors (nothing was sent); or the answer into what was reserved for it (the call has been seen).
+    #[error("the {0} is too large")]
+    TooLarge(Part),
+    /// The bytes of the answer were cut off. Only a plain object's answerer can do that.
+    #[error("the answer was longer than a packet may be, and its end is lost")]
+    Truncated,
+    /// Not all descriptors arrived: of the call at the server (its handler has not seen it), or of the answer
+    /// here.
+    #[error("descriptors of the {0} are lost")]
+    DescriptorsLost(Part),
+    /// No descriptors left: to send the call's own (too many of this user in flight; nothing was sent), or
+    /// for the server to answer with.
+    #[error("out of descriptors for the {0}")]
+    OutOfDescriptors(Part),
+    /// It would have to wait. Only [`Object::try_call`](crate::Object::try_call) says so, and a call when
+    /// [`CALLS_QUEUED_MAX`](crate::CALLS_QUEUED_MAX) others wait already.
+    #[error("the call would have to wait")]
+    WouldBlock,
+    /// The message is not what it should be: the answer breaks the protocol (and the session has ended), or
+    /// does not have the shape it was [read](crate::Answer::read) as, or an empty message was given to a
+    /// plain object, which could not be told from the end of file.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+    /// The kernel said something else.
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl CallError {
+    /// Whether the call left this process: `None` if that is not known.
+    pub fn was_sent(&self) -> Option<bool> {
+        match self {
+            CallError::Gone
+            | CallError::WouldBlock
+            | CallError::TooLarge(Part::Call)
+            | CallError::OutOfDescriptors(Part::Call) => Some(false),
+            CallError::Deadline | CallError::Io(_) => None,
+            _ => Some(true),
+        }
+    }
+
+    /// Whether a handler may have seen the call.
+    pub fn may_have_been_seen(&self) -> bool {
+        match self {
+            CallError::Gone
+            | CallError::WouldBlock
+            | CallError::Refused
+            | CallError::TooLarge(Part::Call)
+            | CallError::DescriptorsLost(Part::Call)
+            | CallError::OutOfDescriptors(Part::Call) => false,
+            CallError::Dropped
+            | CallError::Cancelled
+            | CallError::Deadline
+            | CallError::TooLarge(Part::Answer)
+            | CallError::Truncated
+            | CallError::DescriptorsLost(Part::Answer)
+            | CallError::OutOfDescriptors(Part::Answer)
+            | CallError::Malformed(_)
+            | CallError::Io(_) => true,
+        }
+    }
+
+    /// Whether calling again cannot make anything happen twice.
+    pub fn is_retry_safe(&self) -> bool {
+        !self.may_have_been_seen()
+    }
+
+    pub(crate) fn from_send(error: SendError) -> CallError {
+        match error {
+            SendError::Gone => CallError::Gone,
+            SendError::WouldBlock => CallError::WouldBlock,
+            SendError::TooLarge => CallError::TooLarge(Part::Call),
+            SendError::Empty => CallError::Malformed("an empty message cannot be told from the end of file"),
+            SendError::OutOfDescriptors => CallError::OutOfDescriptors(Part::Call),
+            SendError::Io(error) => CallError::Io(error),
+            _ => CallError::Io(io::Error::other("not sent")),
+        }
+    }
+
+    pub(crate) fn from_refusal(reason: RefusedReason) -> CallError {
+        match reason {
+            RefusedReason::Refused => CallError::Refused,
+            RefusedReason::TooLarge => CallError::TooLarge(Part::Answer),
+            RefusedReason::DescriptorsLost => CallError::DescriptorsLost(Part::Call),
+            RefusedReason::OutOfDescriptors => CallError::OutOfDescriptors(Part::Answer),
+            RefusedReason::Cancelled => CallError::Cancelled,
+            RefusedReason::Leaving => CallError::Gone,
+        }
+    }
+}
+
+/// An answer did not leave. The call has ended all the same: the caller is told as each variant says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// The caller, or its whole session, is gone.
+    #[error("the caller is gone")]
+    Gone,
+    /// The caller has withdrawn the call.
+    #[error("the caller has withdrawn the call")]
+    Withdrawn,
+    /// More than the caller has reserved, or than a packet holds. The caller is told
+    /// [`CallError::TooLarge`], or of a plain object [`CallError::Dropped`].
+    #[error("the answer is larger than the caller has room for")]
+    TooLarge,
+    /// An empty answer on a plain object, which could not be told from nobody answering; the caller is told
+    /// [`CallError::Dropped`].
+    #[error("an empty answer cannot be told from the end of file")]
+    Empty,
+}

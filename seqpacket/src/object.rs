@@ -1,0 +1,374 @@
+//! The caller's side of an object with sessions: the right to attach, and calls.
+//!
+//! An object owns an address and, once it was used, a session. It never knows what a message means.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytemuck::{AnyBitPattern, NoUninit};
+use imc::{SocketAddress, WrapError};
+use ring::{Message, Reactor, Sleep};
+
+use crate::error::{CallError, Part};
+use crate::mailbox::{Mailbox, MailboxOptions};
+use crate::parcel::Parcel;
+use crate::session::{Attached, Session};
+use crate::wire::{CALL_DESCRIPTORS_DEFAULT, PAYLOAD_BYTES_MAX, Size};
+
+/// How many calls of one object may wait for room before more are turned away with
+/// [`CallError::WouldBlock`].
+pub const CALLS_QUEUED_MAX: usize = 65_536;
+
+/// A new object: the right to call it, and the mailbox in which its calls arrive.
+///
+/// ```
+/// use ring::{Executor, Message, Reactor};
+///
+/// let reactor = Reactor::new()?;
+/// let executor = Executor::new(&reactor);
+/// let (adder, mailbox) = seqpacket::object(&reactor)?;
+///
+/// executor.spawn(async move {
+///     while let Some(call) = mailbox.next().await {
+///         let sum: u64 = call.read::<[u64; 2]>().map_or(0, |[a, b]| a + b);
+///         let _ = call.answer(seqpacket::plain_data(&sum));
+///     }
+/// });
+/// let sum: u64 = executor.block_on(async { adder.call(seqpacket::plain_data(&[2_u64, 40])).await?.read() })?;
+/// assert_eq!(sum, 42);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// The kernel's (out of descriptors).
+pub fn object(reactor: &Reactor) -> io::Result<(Object, Mailbox)> {
+    object_with(reactor, ObjectOptions::default(), MailboxOptions::default())
+}
+
+/// As [`object`], with options for both sides.
+///
+/// # Errors
+/// The kernel's (out of descriptors).
+pub fn object_with(
+    reactor: &Reactor,
+    object: ObjectOptions,
+    mailbox: MailboxOptions,
+) -> io::Result<(Object, Mailbox)> {
+    let (bound, address) = imc::bound_socket(reactor)?;
+    Ok((Object::new(reactor, address, object), Mailbox::new(reactor, bound, mailbox)))
+}
+
+/// What a caller keeps for answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectOptions {
+    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default and most: 65,520.
+    pub answer_bytes: usize,
+    /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
+    /// Default 16, at most 253; with more than 16 every answer costs a system call more.
+    pub answer_descriptors: usize,
+    /// Descriptors that all answers under way may bring together. Further calls wait. Default 4,096: the
+    /// reactor's budget of descriptors is kept in any case, this only says how much of it one object may ask
+    /// for.
+    pub answer_descriptors_together: usize,
+}
+
+impl Default for ObjectOptions {
+    fn default() -> ObjectOptions {
+        ObjectOptions {
+            answer_bytes: PAYLOAD_BYTES_MAX,
+            answer_descriptors: CALL_DESCRIPTORS_DEFAULT as usize,
+            answer_descriptors_together: 4096,
+        }
+    }
+}
+
+/// What one call asks for beyond the object's options.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallOptions {
+    /// Bytes of answer to have room for.
+    pub answer_bytes: Option<usize>,
+    /// Descriptors of answer to have room for: at most what the object has.
+    pub answer_descriptors: Option<usize>,
+    /// Withdraw the call when this much time has passed without an answer.
+    pub within: Option<Duration>,
+}
+
+/// The right to call an object. A handle on one thread; clones share a session, in which many calls are under
+/// way at a time without a socket or a descriptor each.
+///
+/// The first call attaches. After the death of the server process the next call attaches anew, which succeeds
+/// if another process serves the same mailbox.
+#[derive(Clone)]
+pub struct Object(Rc<Shared>);
+
+struct Shared {
+    reactor: Reactor,
+    address: Rc<SocketAddress>,
+    options: ObjectOptions,
+    attached: RefCell<Option<Rc<Attached>>>,
+}
+
+impl Object {
+    fn new(reactor: &Reactor, address: SocketAddress, options: ObjectOptions) -> Object {
+        Object(Rc::new(Shared {
+            reactor: reactor.clone(),
+            address: Rc::new(address),
+            options,
+            attached: RefCell::new(None),
+        }))
+    }
+
+    /// From the descriptor that was received: the address of an object with sessions. That it is one, and not
+    /// a plain object, is the sender's word; nothing about a descriptor tells.
+    ///
+    /// # Errors
+    /// Not a connected SEQPACKET socket. It has been closed.
+    pub fn from_fd(reactor: &Reactor, fd: OwnedFd) -> Result<Object, WrapError> {
+        Object::from_fd_with(reactor, fd, ObjectOptions::default())
+    }
+
+    /// As [`from_fd`](Object::from_fd), with options.
+    ///
+    /// # Errors
+    /// Not a connected SEQPACKET socket. It has been closed.
+    pub fn from_fd_with(reactor: &Reactor, fd: OwnedFd, options: ObjectOptions) -> Result<Object, WrapError> {
+        Ok(Object::new(reactor, SocketAddress::from_fd(reactor, fd)?, options))
+    }
+
+    /// Calls. What is asked for in one turn travels in one packet; beyond the server's windows calls wait
+    /// here, in order.
+    ///
+    /// The call is under way whether or not the future is polled; dropping the future withdraws it.
+    pub fn call(&self, message: impl Into<Message>) -> Call {
+        self.call_with(message, CallOptions::default())
+    }
+
+    /// As [`call`](Object::call), with options.
+    pub fn call_with(&self, message: impl Into<Message>, options: CallOptions) -> Call {
+        let room = match self.room(options) {
+            Ok(room) => room,
+            Err(error) => return Call::failed(error),
+        };
+        let message = message.into();
+        self.begin(options.within, |session| session.call(message, room))
+    }
+
+    /// Calls now or not at all.
+    ///
+    /// # Errors
+    /// [`CallError::WouldBlock`] before the object is attached, while the server's windows are full, or while
+    /// other calls wait.
+    pub fn try_call(&self, message: impl Into<Message>) -> Result<Call, CallError> {
+        let room = self.room(CallOptions::default())?;
+        let message = message.into();
+        let attached = self.attached();
+        if !attached.session().could_send(&message, room) {
+            return Err(CallError::WouldBlock);
+        }
+        let key = attached.session().call(message, room)?;
+        Ok(Call::new(attached, key, None))
+    }
+
+    /// Attaches without calling, so that the first call is as fast as the others.
+    ///
+    /// # Errors
+    /// [`CallError::Gone`] if nobody serves the object; [`CallError::Malformed`] if whoever does speaks
+    /// something else.
+    pub async fn attach(&self) -> Result<(), CallError> {
+        let attached = self.attached();
+        std::future::poll_fn(|context| attached.session().poll_attached(context)).await
+    }
+
+    /// Asks the server for a fresh address, for somebody else: what is to be passed to a holder whom this
+    /// one need not trust. It can be counted and limited apart from all others.
+    ///
+    /// Comes as a descriptor, which is `Send` and can go into a [`Message`].
+    ///
+    /// # Errors
+    /// As a call; [`CallError::Refused`] if the server grants nothing.
+    pub async fn grant(&self) -> Result<OwnedFd, CallError> {
+        let mut answer = self.begin(None, Session::grant).await?;
+        answer.take_descriptor().ok_or(CallError::Malformed("a grant without a descriptor"))
+    }
+
+    /// A duplicate of this very address. All its holders are one trust domain: each can flood it, or shut it
+    /// down for all. To somebody else give a [grant](Object::grant).
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.0.address.share()
+    }
+
+    /// Whether a session is open.
+    pub fn is_attached(&self) -> bool {
+        self.0.attached.borrow().as_ref().is_some_and(|attached| attached.session().is_open())
+    }
+
+    /// The reactor.
+    pub fn reactor(&self) -> &Reactor {
+        &self.0.reactor
+    }
+
+    fn room(&self, options: CallOptions) -> Result<Size, CallError> {
+        let bytes = options.answer_bytes.unwrap_or(self.0.options.answer_bytes);
+        let descriptors = options.answer_descriptors.unwrap_or(self.0.options.answer_descriptors);
+        if descriptors > self.0.options.answer_descriptors {
+            return Err(CallError::TooLarge(Part::Answer));
+        }
+        let room = Size::of_bytes(bytes).and_then(|room| room.with_descriptors(descriptors));
+        room.map_err(|_| CallError::TooLarge(Part::Answer))
+    }
+
+    fn begin(
+        &self,
+        within: Option<Duration>,
+        begin: impl FnOnce(&Session) -> Result<usize, CallError>,
+    ) -> Call {
+        let attached = self.attached();
+        match begin(attached.session()) {
+            Ok(key) => Call::new(attached, key, within.map(|time| self.0.reactor.sleep(time))),
+            Err(error) => Call::failed(error),
+        }
+    }
+
+    /// The session, or a new one in place of one that has ended.
+    fn attached(&self) -> Rc<Attached> {
+        let mut attached = self.0.attached.borrow_mut();
+        if let Some(attached) = attached.as_ref().filter(|attached| !attached.session().is_over()) {
+            return Rc::clone(attached);
+        }
+        let new = Attached::begin(&self.0.reactor, Rc::clone(&self.0.address), self.0.options);
+        let old = attached.replace(Rc::clone(&new));
+        // Dropping the old one may close its socket, and run whatever that runs.
+        drop(attached);
+        drop(old);
+        new
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object").field("attached", &self.is_attached()).finish_non_exhaustive()
+    }
+}
+
+/// A call under way. Ends once, with an answer or with the reason why there is none; dropping it withdraws
+/// the call, which the server can notice.
+#[must_use = "dropping a call withdraws it"]
+pub struct Call {
+    state: CallState,
+    deadline: Option<Sleep>,
+}
+
+enum CallState {
+    Failed(Option<CallError>),
+    UnderWay(Rc<Attached>, usize),
+    Over,
+}
+
+impl Call {
+    fn new(attached: Rc<Attached>, key: usize, deadline: Option<Sleep>) -> Call {
+        Call { state: CallState::UnderWay(attached, key), deadline }
+    }
+
+    fn failed(error: CallError) -> Call {
+        Call { state: CallState::Failed(Some(error)), deadline: None }
+    }
+}
+
+impl Future for Call {
+    type Output = Result<Answer, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
+        let this = &mut *self;
+        let poll = match &mut this.state {
+            CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
+            CallState::UnderWay(attached, key) => attached.session().poll_call(*key, context),
+            CallState::Over => panic!("polled after its end"),
+        };
+        if let Poll::Ready(result) = poll {
+            this.state = CallState::Over;
+            return Poll::Ready(result.map(Answer));
+        }
+        if let Some(deadline) = &mut this.deadline
+            && Pin::new(deadline).poll(context).is_ready()
+        {
+            this.withdraw();
+            return Poll::Ready(Err(CallError::Deadline));
+        }
+        Poll::Pending
+    }
+}
+
+impl Call {
+    fn withdraw(&mut self) {
+        if let CallState::UnderWay(attached, key) = std::mem::replace(&mut self.state, CallState::Over) {
+            attached.session().withdraw(key);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Call")
+    }
+}
+
+/// An answer: bytes, and descriptors to take. Those not taken are closed when it is dropped.
+#[derive(Debug)]
+pub struct Answer(pub(crate) Parcel);
+
+impl Answer {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    /// The bytes, to keep.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.into_bytes()
+    }
+
+    /// The bytes as plain data.
+    ///
+    /// # Errors
+    /// [`CallError::Malformed`] if there are more or fewer bytes than `T` has.
+    pub fn read<T: AnyBitPattern>(&self) -> Result<T, CallError> {
+        self.0.read().ok_or(CallError::Malformed("the answer has another length"))
+    }
+
+    /// How many descriptors have not been taken yet.
+    pub fn descriptors(&self) -> usize {
+        self.0.descriptors()
+    }
+
+    /// Takes the first descriptor that has not been taken yet.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.0.take_descriptor()
+    }
+
+    /// Takes all descriptors that have not been taken yet, in order.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.0.take_descriptors()
+    }
+}
+
+/// A message that is the bytes of some plain data, as they lie in memory: for programs on one machine, built
+/// with the same types.
+pub fn plain_data<T: NoUninit>(value: &T) -> Message {
+    Message::new(bytemuck::bytes_of(value))
+}

@@ -1,0 +1,118 @@
+//! What arrived in one frame or packet: bytes, and descriptors to take.
+//!
+//! It owns both. Descriptors that nobody takes are closed without making the thread wait. It does not know
+//! calls.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bytemuck::AnyBitPattern;
+use ring::{Credentials, Received};
+
+/// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it.
+const COPIED_MAX: usize = 1024;
+
+#[derive(Default)]
+pub(crate) struct Parcel {
+    bytes: Bytes,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+enum Bytes {
+    Copied(Vec<u8>),
+    Shared(Rc<Received>, Range<usize>),
+}
+
+impl Default for Bytes {
+    fn default() -> Bytes {
+        Bytes::Copied(Vec::new())
+    }
+}
+
+impl Parcel {
+    /// All of a packet.
+    pub(crate) fn whole(mut packet: Received) -> Parcel {
+        let descriptors = packet.take_descriptors().into();
+        let range = 0..packet.bytes().len();
+        Parcel { bytes: Bytes::Shared(Rc::new(packet), range), descriptors }
+    }
+
+    /// All of a packet, and who sent it.
+    pub(crate) fn whole_of(packet: Received) -> (Parcel, Option<Credentials>) {
+        let who = packet.credentials();
+        (Parcel::whole(packet), who)
+    }
+
+    /// A part of a packet.
+    pub(crate) fn part(packet: &Rc<Received>, range: Range<usize>) -> Parcel {
+        let bytes = if range.len() <= COPIED_MAX {
+            Bytes::Copied(packet.bytes()[range].to_vec())
+        } else {
+            Bytes::Shared(Rc::clone(packet), range)
+        };
+        Parcel { bytes, descriptors: VecDeque::new() }
+    }
+
+    /// Descriptors alone, to be closed or given to a part.
+    pub(crate) fn of_descriptors(descriptors: Vec<OwnedFd>) -> Parcel {
+        Parcel { bytes: Bytes::default(), descriptors: descriptors.into() }
+    }
+
+    /// Moves the descriptors of another parcel here.
+    pub(crate) fn take_from(&mut self, other: &mut Parcel) {
+        self.descriptors.append(&mut other.descriptors);
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Copied(bytes) => bytes,
+            Bytes::Shared(packet, range) => &packet.bytes()[range.clone()],
+        }
+    }
+
+    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
+        match std::mem::take(&mut self.bytes) {
+            Bytes::Copied(bytes) => bytes,
+            Bytes::Shared(packet, range) => packet.bytes()[range].to_vec(),
+        }
+    }
+
+    pub(crate) fn descriptors(&self) -> usize {
+        self.descriptors.len()
+    }
+
+    pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    pub(crate) fn take_last_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_back()
+    }
+
+    pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.descriptors.drain(..).collect()
+    }
+
+    /// The bytes as plain data of exactly this size.
+    pub(crate) fn read<T: AnyBitPattern>(&self) -> Option<T> {
+        bytemuck::try_pod_read_unaligned(self.bytes()).ok()
+    }
+}
+
+impl fmt::Debug for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parcel")
+            .field("bytes", &self.bytes().len())
+            .field("descriptors", &self.descriptors())
+            .finish()
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        self.descriptors.drain(..).for_each(ring::discard);
+    }
+}
