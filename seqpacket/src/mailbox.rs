@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytemuck::AnyBitPattern;
 use imc::{AcceptError, BoundSocket, Who, WrapError};
-use ring::{Companion, Credentials, Message, Reactor, ReceiveError, Received, Socket};
+use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
 use slab::Slab;
 
 use crate::continuation::Continuation;
@@ -398,7 +398,16 @@ async fn serve(session: &Rc<Session>) {
 impl Session {
     async fn receive_all(&self) -> Over {
         loop {
-            let (packet, cut) = match self.socket.receive().await {
+            // One packet, then the others have theirs. With nothing waiting there is nothing to yield for, and
+            // the answer leaves in the enter that sleeps.
+            let received = match self.socket.try_receive() {
+                Some(received) => {
+                    yield_once().await;
+                    received
+                }
+                None => self.socket.receive().await,
+            };
+            let (packet, cut) = match received {
                 Ok(packet) => (packet, false),
                 Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
                 Err(ReceiveError::Truncated(_)) => return Over::Malformed,
@@ -411,8 +420,6 @@ impl Session {
             if self.socket.unsent() > self.state.borrow().account.windows().bytes as usize {
                 return Over::Unread;
             }
-            // One packet, then the others have theirs.
-            yield_once().await;
         }
     }
 
@@ -477,7 +484,7 @@ impl Session {
                 let Some(mailbox) = self.mailbox.upgrade() else { return Err(Over::Closed) };
                 match mailbox.grant_to_client() {
                     Ok(fd) => {
-                        let message = Message::default().with_descriptor(fd);
+                        let message = Message::default().with_descriptor(Fd::made_here(fd));
                         let _ = self.answer(
                             number,
                             Size::NONE.with_descriptors(1).unwrap_or(Size::NONE),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use imc::{ConnectedSocket, WrapError};
 use ring::{
-    Credentials, DESCRIPTORS_MAX, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Sending,
+    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Sending,
     Sleep, Socket,
 };
 
@@ -121,7 +121,7 @@ impl PlainObject {
         }
         let (near, far) = self.pairs.take().map_err(CallError::Io)?;
         near.set_descriptors_max(self.answer_descriptors.get());
-        message.push_descriptor(far);
+        message.push_descriptor(Fd::made_here(far));
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
         let sending = Some(self.socket.send_quietly(message));
         let way =
