@@ -1,22 +1,33 @@
 //! How many more descriptors may arrive.
 //!
 //! The process's limit, less what is open, less a reserve for everybody else in the process, less what the
-//! kernel may install at any moment into receives already armed. It is an estimate that is never too small
-//! for long: descriptors received are counted, their closing is not, and when that says there is no room left
-//! the truth is asked for. It knows no socket.
+//! kernel may install at any moment into receives already armed (by any reactor of the process). It is an
+//! estimate that is never too small for long: descriptors received are counted, their closing is not, and when
+//! that says there is no room left the truth is asked for. What the rest of the process opens is noticed some
+//! turns later; the reserve is for that. It knows no socket.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::closer;
 use crate::sys;
+
+/// After so many turns the truth is asked for even if the estimate says there is room: others may have opened
+/// descriptors, or lowered the limit.
+const TURNS_MAX: u32 = 64;
+
+/// What the kernel may install without asking anybody, for all reactors of this process.
+static EXPOSED: AtomicUsize = AtomicUsize::new(0);
 
 pub(crate) struct Budget {
     directory: Option<OwnedFd>,
     reserve: usize,
     limit: Cell<usize>,
     used: Cell<usize>,
+    /// This reactor's part of `EXPOSED`.
     exposed: Cell<usize>,
+    turns: Cell<u32>,
 }
 
 impl Budget {
@@ -27,6 +38,7 @@ impl Budget {
             limit: Cell::new(0),
             used: Cell::new(0),
             exposed: Cell::new(0),
+            turns: Cell::new(0),
         };
         budget.measure();
         budget
@@ -34,10 +46,6 @@ impl Budget {
 
     /// How many a receive may take now, of the `wanted` it would like. Zero means: wait.
     pub(crate) fn room(&self, wanted: usize) -> usize {
-        // A socket that takes no descriptors at all needs no room for them.
-        if wanted == 0 {
-            return 0;
-        }
         if closer::backlog() >= closer::QUEUE_MAX {
             return 0;
         }
@@ -52,10 +60,22 @@ impl Budget {
         self.left() >= count && closer::backlog() < closer::QUEUE_MAX
     }
 
+    /// Whether the kernel may be allowed to install so many more without asking us.
+    ///
+    /// No reactor exposes more than it leaves to others and to receives that look before they take, or many
+    /// reactors in one process would starve each other. Two receives' worth it may have in any case.
+    pub(crate) fn may_expose(&self, count: usize) -> bool {
+        let (left, own) = (self.left(), self.exposed.get());
+        let fair = own + 2 * count <= left;
+        let few = own < 2 * count && left >= 2 * count;
+        self.covers(count) && (fair || few)
+    }
+
     fn left(&self) -> usize {
         // With a very low limit the reserve gives way, or nothing would ever arrive.
         let reserve = self.reserve.min(self.limit.get() / 4);
-        self.limit.get().saturating_sub(reserve + self.used.get() + self.exposed.get())
+        let exposed = EXPOSED.load(Ordering::Relaxed);
+        self.limit.get().saturating_sub(reserve + self.used.get() + exposed)
     }
 
     /// So many have arrived.
@@ -66,17 +86,36 @@ impl Budget {
     /// The kernel may now install so many without asking us.
     pub(crate) fn expose(&self, count: usize) {
         self.exposed.set(self.exposed.get() + count);
+        EXPOSED.fetch_add(count, Ordering::Relaxed);
     }
 
     /// It may not any more.
     pub(crate) fn cover(&self, count: usize) {
         assert!(self.exposed.get() >= count);
         self.exposed.set(self.exposed.get() - count);
+        EXPOSED.fetch_sub(count, Ordering::Relaxed);
     }
 
-    fn measure(&self) {
+    /// A turn begins.
+    pub(crate) fn turn(&self) {
+        self.turns.set(self.turns.get() + 1);
+        // Without the directory asking means to scan the whole table.
+        if self.turns.get() >= TURNS_MAX && self.directory.is_some() {
+            self.measure();
+        }
+    }
+
+    /// Asks for the truth.
+    pub(crate) fn measure(&self) {
+        self.turns.set(0);
         self.limit.set(sys::descriptor_limit());
         self.used.set(sys::open_descriptors(self.directory.as_ref().map(AsFd::as_fd)));
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        EXPOSED.fetch_sub(self.exposed.get(), Ordering::Relaxed);
     }
 }
 
@@ -99,7 +138,13 @@ mod tests {
         let before = budget.left();
         budget.expose(100);
         assert_eq!(budget.left(), before - 100);
+        let another = Budget::new(32);
+        another.used.set(budget.used.get());
+        assert_eq!(another.left(), before - 100);
         budget.cover(100);
         assert_eq!(budget.left(), before);
+        budget.expose(50);
+        drop(budget);
+        assert_eq!(another.left(), before);
     }
 }

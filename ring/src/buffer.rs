@@ -11,8 +11,9 @@ use std::rc::Rc;
 
 use crate::message::PACKET_BYTES_MAX;
 
-/// In front of a multishot's payload stand its own header and the control data.
-pub(crate) const HEAD_BYTES: usize = 192;
+/// In front of a multishot's payload stand its own header and the control data, for which there is room as
+/// for the widest message.
+pub(crate) const HEAD_BYTES: usize = 1152;
 
 /// One buffer: the largest message, and the head.
 pub(crate) const BUFFER_BYTES: usize = PACKET_BYTES_MAX + HEAD_BYTES;

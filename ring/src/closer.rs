@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use crate::envelope;
-use crate::sys::{self, Half, SocketOption};
+use crate::sys::{self, Half, SocketOption, ready};
 
 /// With this many descriptors waiting to be closed, receives are not armed any more: whoever sends us
 /// descriptors that take seconds to close waits for them as we do.
@@ -43,7 +43,9 @@ impl State {
 
 /// Closes now what closes at once; queues the rest.
 pub(crate) fn close(fd: OwnedFd) {
-    if !sys::closes_at_once(fd.as_fd()) {
+    if sys::closes_at_once(fd.as_fd()) {
+        drop(fd);
+    } else {
         queue(fd);
     }
 }
@@ -52,9 +54,13 @@ pub(crate) fn close(fd: OwnedFd) {
 ///
 /// What the peer left unread in it is closed with it, and that may be a descriptor that lingers. So: nothing
 /// more in (`shutdown`), look whether anything is there, and only an empty socket is closed on this thread.
-/// Credentials are asked for because only they tell an empty packet from the end.
-pub(crate) fn retire(fd: OwnedFd) {
-    let _ = sys::set_socket_option(fd.as_fd(), SocketOption::PassCredentials, 1);
+/// Only credentials tell an empty packet, which may have brought descriptors, from the end.
+///
+/// The look installs what it finds: whoever calls this has room for as many descriptors as a message carries.
+pub(crate) fn retire(fd: OwnedFd, credentials_asked: bool) {
+    if !credentials_asked {
+        let _ = sys::set_socket_option(fd.as_fd(), SocketOption::PassCredentials, 1);
+    }
     let _ = sys::shutdown(fd.as_fd(), Half::Reading);
     if envelope::is_empty(fd.as_fd()) {
         drop(fd);
@@ -63,9 +69,15 @@ pub(crate) fn retire(fd: OwnedFd) {
     }
 }
 
-/// The same for an end that others hold too, which therefore must not be shut down.
+/// The same for an end that others may hold too, which therefore must not be shut down, and from which
+/// nothing may be taken: it would be missing elsewhere.
+///
+/// A message that comes between the look and the close, on an end whose last holder we are after all, is
+/// closed on this thread. Who cannot rule that out says that the socket is private.
 pub(crate) fn retire_shared(fd: OwnedFd) {
-    if envelope::is_empty(fd.as_fd()) {
+    // A listener's queue holds connections, with queues of their own.
+    let listens = sys::socket_option(fd.as_fd(), SocketOption::Listening).is_ok_and(|listens| listens != 0);
+    if !listens && sys::poll_now(fd.as_fd(), ready::READ).is_ok_and(|mask| mask == 0) {
         drop(fd);
     } else {
         queue(fd);
@@ -75,6 +87,12 @@ pub(crate) fn retire_shared(fd: OwnedFd) {
 /// How many descriptors wait.
 pub(crate) fn backlog() -> usize {
     WAITING.load(Ordering::Relaxed)
+}
+
+/// Whether something is being closed, or waits for it. For tests of what takes long to close.
+pub fn closer_busy() -> bool {
+    let state = CLOSER.lock();
+    state.served_by == std::process::id() && (state.closing || !state.waiting.is_empty())
 }
 
 /// Blocks until everything handed over so far is closed. For tests that count descriptors.
@@ -92,7 +110,8 @@ impl Closer {
     }
 }
 
-fn queue(fd: OwnedFd) {
+/// Leaves it to the thread.
+pub(crate) fn queue(fd: OwnedFd) {
     let mut state = CLOSER.lock();
     if state.served_by != std::process::id() {
         let started = thread::Builder::new().name("sendright-closer".into()).spawn(serve);

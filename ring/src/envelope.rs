@@ -4,6 +4,9 @@
 //! An envelope owns its bytes and its descriptors until it is dropped. It does not know sockets' queues,
 //! drivers or who is waiting.
 
+// Lengths in a `msghdr` are `size_t` with glibc and `socklen_t` with musl.
+#![allow(clippy::unnecessary_cast)]
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -155,9 +158,8 @@ impl Room {
     /// Bytes of control data: the sender's credentials, then exactly so many descriptors, then the pidfd.
     ///
     /// Exactly: the kernel fills alignment padding with descriptors too, so that `CMSG_SPACE(4)` admits two.
-    /// A pidfd comes last and needs the padding, so with one wanted a descriptor more may slip in; who asked
-    /// counts what came.
-    pub(crate) fn bytes(self) -> usize {
+    /// A pidfd comes last and needs the padding, so with one wanted a descriptor more may slip in.
+    pub(crate) const fn bytes(self) -> usize {
         const CREDENTIALS: usize = CONTROL_HEADER + align(mem::size_of::<libc::ucred>());
         let data = self.descriptors * mem::size_of::<RawFd>();
         match (self.descriptors, self.pidfd) {
@@ -167,11 +169,11 @@ impl Room {
         }
     }
 
-    /// The widest there is.
+    /// The widest there is: nothing that can be sent is kept back by the kernel for want of space.
     pub(crate) const WIDEST: Room = Room { descriptors: DESCRIPTORS_MAX, pidfd: true };
 }
 
-/// `Room::WIDEST.bytes()`, rounded up, in `u64`.
+/// `Room::WIDEST.bytes()`, rounded up, in `u64`, and something for what other holders of a socket ask for.
 const CONTROL_WORDS_MAX: usize = 160;
 
 /// Everything that came beside the bytes.
@@ -295,7 +297,8 @@ pub(crate) fn is_empty(fd: BorrowedFd<'_>) -> bool {
             Ok(taken) => return taken.length == 0 && taken.control.is_empty(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
-            Err(_) => return true,
+            // A listener, whose queue holds connections: nobody can tell from here what is in those.
+            Err(_) => return false,
         }
     }
     false
@@ -306,12 +309,8 @@ pub(crate) fn is_empty(fd: BorrowedFd<'_>) -> bool {
 pub(crate) struct ReceiveHeader {
     header: libc::msghdr,
     vector: libc::iovec,
-    control: [u64; RING_CONTROL_WORDS],
+    control: [u64; CONTROL_WORDS_MAX],
 }
-
-/// Room for [`crate::fd::DESCRIPTORS_DEFAULT`] descriptors, credentials and a pidfd: what goes through a ring.
-#[cfg(feature = "uring")]
-const RING_CONTROL_WORDS: usize = 20;
 
 #[cfg(feature = "uring")]
 impl ReceiveHeader {
@@ -319,7 +318,7 @@ impl ReceiveHeader {
         // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
         let header: libc::msghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: bytes_max };
-        let mut boxed = Box::new(ReceiveHeader { header, vector, control: [0; RING_CONTROL_WORDS] });
+        let mut boxed = Box::new(ReceiveHeader { header, vector, control: [0; CONTROL_WORDS_MAX] });
         assert!(room.bytes() <= mem::size_of_val(&boxed.control));
         boxed.header.msg_iov = &raw mut boxed.vector;
         boxed.header.msg_iovlen = 1;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
+use crate::op::LAST_TURNS_MAX;
 use crate::reactor::{Reactor, Wait};
 use crate::remote::Bell;
 use crate::task::Tasks;
@@ -81,7 +82,7 @@ impl Executor {
                 && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
             {
                 // The last answer, the farewell: queued, and nobody may ever turn again.
-                self.turn(Wait::Not);
+                self.send_what_can_go();
                 return output;
             }
             self.0.tasks.run();
@@ -104,6 +105,16 @@ impl Executor {
         }
         let next_timer = self.0.reactor.with(|core, _| core.timers.first());
         Settled { tasks_left: !self.0.tasks.is_empty(), next_timer }
+    }
+
+    /// A socket sends one message in a turn, so several messages take several turns.
+    fn send_what_can_go(&self) {
+        for _ in 0..LAST_TURNS_MAX {
+            self.turn(Wait::Not);
+            if !self.0.reactor.with(|core, _| core.is_sending()) {
+                break;
+            }
+        }
     }
 
     fn turn(&self, wait: Wait) -> bool {

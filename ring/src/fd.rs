@@ -43,6 +43,21 @@ struct Held {
 }
 
 impl Fd {
+    /// A descriptor that this program made itself and whose closing cannot take time: the far end of a pair
+    /// whose near end stays here, a pipe, a small file in memory. The last holder closes it where it stands,
+    /// without asking the kernel what it is and without the closer thread.
+    ///
+    /// ```
+    /// use ring::{Fd, Kind, Message, Reactor, Socket};
+    /// let (near, far) = Socket::pair(&Reactor::new()?, Kind::SeqPacket)?;
+    /// let call = Message::from("answer here").with_descriptor(Fd::made_here(far));
+    /// # drop((near, call));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn made_here(fd: OwnedFd) -> Fd {
+        Fd::ours(fd)
+    }
+
     /// One that this crate made itself, which is closed where it stands.
     pub(crate) fn ours(fd: OwnedFd) -> Fd {
         Fd(Rc::new(Held { fd: Some(fd), ours: true, watch: Cell::new(None) }))
@@ -117,6 +132,14 @@ impl Descriptors {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Keeps the first so many. Says whether there were more.
+    pub(crate) fn truncate(&mut self, count: usize) -> bool {
+        let excess = self.0.split_off(count.min(self.0.len()));
+        let any = !excess.is_empty();
+        excess.into_iter().for_each(discard);
+        any
     }
 
     pub(crate) fn take_first(&mut self) -> Option<OwnedFd> {

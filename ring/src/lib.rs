@@ -66,7 +66,7 @@ mod task;
 mod timer;
 
 #[doc(hidden)]
-pub use closer::closer_idle;
+pub use closer::{closer_busy, closer_idle};
 pub use driver::{DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UnknownDriver};
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};

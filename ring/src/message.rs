@@ -183,6 +183,12 @@ impl Received {
         self.control.pidfd.take()
     }
 
+    /// Closes the descriptors behind the first `count`, which are more than the receiver wants. Says whether
+    /// there were any.
+    pub(crate) fn keep_descriptors(&mut self, count: usize) -> bool {
+        self.control.descriptors.truncate(count)
+    }
+
     /// Whether it came without credentials and without descriptors.
     pub(crate) fn is_bare(&self) -> bool {
         self.control.is_empty()

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::closer;
-use crate::driver::{Driver, Sleep};
+use crate::driver::{Driver, Ground, Sleep};
 use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
-use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
 use crate::stats::Stats;
@@ -43,6 +44,9 @@ const RETRY_LAST: Duration = Duration::from_millis(32);
 /// How long a closed socket may hold back its last messages for a peer that does not receive.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
 
+/// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that ends.
+pub(crate) const LAST_TURNS_MAX: usize = 1024;
+
 /// Everything of a reactor that is borrowed together.
 pub(crate) struct Core {
     pub(crate) driver: Driver,
@@ -50,6 +54,7 @@ pub(crate) struct Core {
     pub(crate) timers: Timers,
     pub(crate) stats: Stats,
     pool: Rc<Pool>,
+    budget: Rc<Budget>,
     /// For each slot of `requests`, who asked.
     owners: Vec<Owner>,
     channels: Slab<Channel>,
@@ -72,12 +77,32 @@ struct Channel {
     /// Receives are served by a multishot.
     many: bool,
     room: Room,
-    credentials_asked: bool,
+    credentials: Credentials,
     lane: Lane,
     inbox: Inbox,
+    /// Connections whose taker went away before they came.
+    accepted: VecDeque<OwnedFd>,
     /// Tokens that are neither the lane's nor the inbox's.
     others: usize,
     closed: bool,
+    /// Shut down because it is to be closed.
+    shut: bool,
+}
+
+/// SO_PASSCRED, which belongs to the open description and so to all its holders.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    NotAsked,
+    /// By us: to be undone when the descriptor is given back.
+    AskedHere,
+    /// By somebody before us, who counts on it.
+    AskedBefore,
+}
+
+impl Credentials {
+    fn are_asked(self) -> bool {
+        self != Credentials::NotAsked
+    }
 }
 
 /// Letters on their way out, in order; one at a time.
@@ -88,16 +113,15 @@ struct Lane {
     waiting: VecDeque<Letter>,
     dirty: bool,
     /// The queue was full: nothing is submitted until it is writable or the clock says try.
-    blocked: Option<Blocked>,
+    blocked: bool,
+    /// The wait for the queue to be writable. It may outlast the block, which the clock can end too.
+    unblock: Option<Token>,
+    /// How many attempts in a row have found the queue full.
+    attempts: u32,
     /// The other end is gone, for good.
     broken: bool,
-    /// SO_SNDBUF has been raised as far as it goes.
+    /// SO_SNDBUF has been raised for the letter that goes first.
     raised: bool,
-}
-
-struct Blocked {
-    ready: Option<Token>,
-    pause: Duration,
 }
 
 struct Letter {
@@ -125,6 +149,8 @@ struct Inbox {
     wanted: bool,
     waker: Option<Waker>,
     ended: bool,
+    /// Asked home so that the descriptor can be given away: not armed again unless somebody receives.
+    leaving: bool,
     /// Zero bytes without control data, so many times in a row.
     nothings: u8,
     /// The stream was stopped because nobody takes what it brings.
@@ -174,13 +200,15 @@ pub(crate) struct Woken {
 }
 
 impl Core {
-    pub(crate) fn new(driver: Driver, pool: Rc<Pool>) -> Core {
+    pub(crate) fn new(driver: Driver, ground: Ground) -> Core {
+        let Ground { pool, budget } = ground;
         Core {
             driver,
             requests: Requests::default(),
             timers: Timers::default(),
             stats: Stats::default(),
             pool,
+            budget,
             owners: Vec::new(),
             channels: Slab::new(),
             waiters: Slab::new(),
@@ -200,11 +228,13 @@ impl Core {
             private,
             many: false,
             room: Room { descriptors: DESCRIPTORS_DEFAULT, pidfd: false },
-            credentials_asked: false,
+            credentials: Credentials::NotAsked,
             lane: Lane::default(),
             inbox: Inbox::default(),
+            accepted: VecDeque::new(),
             others: 0,
             closed: false,
+            shut: false,
         })
     }
 
@@ -224,10 +254,29 @@ impl Core {
         self.channels[channel].room.pidfd = true;
     }
 
-    /// Whether nothing of the socket is away or waiting to go.
+    /// Whether nothing of the socket is away or waiting, neither to go nor to be taken.
     pub(crate) fn is_idle(&self, channel: usize) -> bool {
         let channel = &self.channels[channel];
-        channel.lane.is_idle() && channel.inbox.away.is_none() && channel.others == 0
+        channel.lane.is_idle()
+            && channel.inbox.away.is_none()
+            && channel.inbox.arrived.is_empty()
+            && channel.accepted.is_empty()
+            && channel.others == 0
+    }
+
+    /// Asks home what only waits for others: a receive that nobody awaits, a wait for a full queue that has
+    /// emptied. What arrives on the way home is kept.
+    pub(crate) fn withdraw(&mut self, channel: usize) {
+        let channel = &mut self.channels[channel];
+        if let Some(token) = channel.inbox.away {
+            channel.inbox.leaving = true;
+            self.driver.cancel(token);
+        }
+        if let Some(token) = channel.lane.unblock
+            && channel.lane.is_empty()
+        {
+            self.driver.cancel(token);
+        }
     }
 
     /// Takes an idle channel apart without closing its descriptor.
@@ -236,7 +285,7 @@ impl Core {
         let channel = self.channels.remove(channel);
         woken.drop.extend(channel.inbox.waker);
         self.driver.forget(&channel.fd);
-        if channel.credentials_asked {
+        if channel.credentials == Credentials::AskedHere {
             // The next holder may offer control room for descriptors only, and would find credentials in it.
             let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 0);
         }
@@ -244,49 +293,64 @@ impl Core {
     }
 
     /// The socket's owner has dropped it. It is closed when its last letter has gone and its last token is
-    /// home. Says whether the driver should be asked to submit at once, so that the peer sees it soon.
+    /// home. Says whether the driver should be asked to submit at once, so that no receive of ours takes what
+    /// is meant for others.
     pub(crate) fn close(&mut self, key: usize, woken: &mut Woken) -> bool {
         let channel = &mut self.channels[key];
         channel.closed = true;
         woken.drop.extend(channel.inbox.waker.take());
         channel.inbox.arrived.clear();
-        if !channel.lane.is_idle() {
-            self.closing.push((Instant::now() + CLOSING_MAX, key));
-            return false;
-        }
+        channel.accepted.drain(..).for_each(discard);
         let hurry = channel.inbox.away.is_some() && !channel.private;
-        self.advance_close(key, woken);
+        if !channel.lane.is_empty() {
+            self.closing.push((Instant::now() + CLOSING_MAX, key));
+        }
+        self.advance_close(key);
         hurry
     }
 
-    fn advance_close(&mut self, key: usize, woken: &mut Woken) {
+    fn advance_close(&mut self, key: usize) {
         let channel = &mut self.channels[key];
         assert!(channel.closed);
-        if !channel.lane.is_idle() {
-            return;
-        }
+        // The receive first: on an end that others hold too it would take their messages, for as long as our
+        // last letters wait.
         if let Some(token) = channel.inbox.away
             && !channel.inbox.cancelled
         {
             channel.inbox.cancelled = true;
-            if channel.private {
-                // Closing alone is seen by nobody while the driver holds the file; this the peer sees at once.
-                let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
-            }
             self.driver.cancel(token);
         }
-        if channel.inbox.away.is_some() || channel.others > 0 {
+        if !channel.lane.is_empty() {
+            return;
+        }
+        if let Some(token) = channel.lane.unblock {
+            self.driver.cancel(token);
+        }
+        if !channel.is_home() {
+            if channel.private && !channel.shut {
+                // Closing alone is seen by nobody while the driver holds the file; this the peer sees at once.
+                channel.shut = true;
+                let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
+            }
             return;
         }
         let channel = self.channels.remove(key);
-        woken.drop.extend(channel.inbox.waker);
         self.driver.forget(&channel.fd);
         self.closing.retain(|(_, closing)| *closing != key);
-        match channel.fd.try_into_owned() {
-            Ok(fd) if channel.private => closer::retire(fd),
-            Ok(fd) => closer::retire_shared(fd),
-            // Somebody sends this very descriptor; the message closes it.
-            Err(_) => {}
+        self.retire(channel);
+    }
+
+    /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
+    fn retire(&self, channel: Channel) {
+        let Channel { fd, private, credentials, .. } = channel;
+        // Somebody may send this very descriptor; then the message closes it.
+        let Ok(fd) = fd.try_into_owned() else { return };
+        if !private {
+            closer::retire_shared(fd);
+        } else if self.budget.covers(DESCRIPTORS_MAX) {
+            closer::retire(fd, credentials.are_asked());
+        } else {
+            closer::queue(fd);
         }
     }
 
@@ -296,8 +360,7 @@ impl Core {
     pub(crate) fn send(&mut self, key: usize, message: Message, silent: bool, waited: bool) -> Option<usize> {
         let waiting = || Waiter { waker: None, state: WaiterState::Waiting(None), channel: key };
         let waiter = waited.then(|| self.waiters.insert(waiting()));
-        // Only a whole packet can succeed silently: part of a stream's bytes would be lost without a word.
-        let silent = silent && self.channels[key].kind == Kind::SeqPacket;
+        let silent = silent && succeeds_whole(self.channels[key].kind);
         let letter = Letter {
             envelope: Envelope::new(message),
             slip: Slip { waiter, silent, open: false, instead: None },
@@ -317,7 +380,9 @@ impl Core {
     ) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
-        let lane = &mut self.channels[key].lane;
+        assert!(length > 0, "an empty post could not be told from the end of file");
+        let Channel { kind, lane, .. } = &mut self.channels[key];
+        let silent = succeeds_whole(*kind);
         match lane.waiting.back_mut() {
             // Descriptors belong to one post of a packet only, or nobody could say whose they are.
             Some(letter)
@@ -339,7 +404,7 @@ impl Core {
                 // With something to say instead, the packet is this post's alone.
                 let open = instead.is_none();
                 lane.waiting
-                    .push_back(Letter { envelope, slip: Slip { waiter: None, silent: true, open, instead } });
+                    .push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
             }
         }
         self.mark_dirty(key);
@@ -356,16 +421,21 @@ impl Core {
         }
         let mut envelope = Envelope::new(message);
         envelope.seal();
-        let total = envelope.bytes().len();
-        let sent = envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel)?;
-        self.stats.messages_sent += 1;
-        self.stats.descriptors_sent += envelope.descriptors().len() as u64;
-        if sent < total {
+        let sent = match envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel) {
+            Err(SendError::TooLarge) if envelope.bytes().len() <= PACKET_BYTES_MAX => {
+                channel.raise_send_buffer();
+                envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel)?
+            }
+            sent => sent?,
+        };
+        if envelope.advance(sent) {
             // A stream took a part; the rest must follow before anything else.
-            envelope.advance(sent);
             let slip = Slip { waiter: None, silent: false, open: false, instead: None };
             channel.lane.waiting.push_front(Letter { envelope, slip });
             self.mark_dirty(key);
+        } else {
+            self.stats.messages_sent += 1;
+            self.stats.descriptors_sent += envelope.descriptors().len() as u64;
         }
         Ok(())
     }
@@ -393,16 +463,21 @@ impl Core {
             let Some(channel) = self.channels.get_mut(key) else { continue };
             channel.lane.dirty = false;
             self.advance_lane(key, woken);
+            // Of a closed socket whose peer is gone nothing went out, and nothing will come home.
+            self.advance_if_closed(key);
         }
     }
 
     fn advance_lane(&mut self, key: usize, woken: &mut Woken) {
         let lane = &mut self.channels[key].lane;
-        if lane.away.is_some() || lane.blocked.is_some() {
+        if lane.away.is_some() {
             return;
         }
         if lane.broken {
             return self.fail_lane(key, woken);
+        }
+        if lane.blocked {
+            return;
         }
         let Some(letter) = lane.waiting.pop_front() else { return };
         let Letter { mut envelope, slip } = letter;
@@ -429,9 +504,12 @@ impl Core {
         let slip = channel.lane.current.take().expect("a slip for what was away");
         match result {
             Ok(count) if channel.kind == Kind::Stream && envelope.advance(count) => {
+                channel.lane.attempts = 0;
                 channel.lane.waiting.push_front(Letter { envelope, slip });
             }
             Ok(_) => {
+                channel.lane.attempts = 0;
+                channel.lane.raised = false;
                 self.stats.messages_sent += 1;
                 self.stats.descriptors_sent += envelope.descriptors().len() as u64;
                 self.settle(slip, Ok(()), woken);
@@ -442,8 +520,14 @@ impl Core {
     }
 
     fn not_sent(&mut self, key: usize, mut letter: Letter, error: SendError, woken: &mut Woken) {
+        let under_way = letter.envelope.is_under_way();
+        let abandoned = letter.slip.waiter.is_some_and(|waiter| self.waiters[waiter].is_abandoned());
         let channel = &mut self.channels[key];
         match error {
+            // Taken back: it has not left, and whoever sent it does not want it sent any more.
+            SendError::WouldBlock if abandoned && !under_way => {
+                self.settle(letter.slip, Err(SendError::WouldBlock), woken);
+            }
             SendError::WouldBlock => {
                 channel.lane.waiting.push_front(letter);
                 self.block(key);
@@ -457,20 +541,19 @@ impl Core {
                 if !channel.lane.raised && letter.envelope.bytes().len() <= PACKET_BYTES_MAX =>
             {
                 channel.lane.raised = true;
-                let room = 2 * PACKET_BYTES_MAX as i32;
-                let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::SendBuffer, room);
+                channel.raise_send_buffer();
                 channel.lane.waiting.push_front(letter);
             }
             _ if letter.slip.instead.is_some() => {
                 letter.envelope.replace(letter.slip.instead.take().unwrap_or_default());
                 self.stats.posts_lost += 1;
-                self.channels[key].lane.waiting.push_front(letter);
+                channel.lane.waiting.push_front(letter);
             }
             error => {
-                if letter.slip.waiter.is_none() {
-                    // Nobody can be told that a post was lost, and what follows it would not make sense: for
-                    // both sides this connection is over.
-                    self.stats.posts_lost += 1;
+                channel.lane.raised = false;
+                // Nobody can be told that a post was lost, and what follows it would not make sense: for both
+                // sides this connection is over. So it is if the rest of a stream's bytes cannot follow.
+                if letter.slip.waiter.is_none() || under_way {
                     channel.lane.broken = true;
                     if channel.private {
                         let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
@@ -483,34 +566,31 @@ impl Core {
 
     /// The queue is full.
     fn block(&mut self, key: usize) {
-        let fd = self.channels[key].fd.clone();
-        let blocked = Blocked { ready: None, pause: RETRY_FIRST };
-        let blocked = self.channels[key].lane.blocked.get_or_insert(blocked);
-        let pause = blocked.pause;
-        blocked.pause = (pause * 2).min(RETRY_LAST);
-        if blocked.ready.is_none() {
-            let token = self.submit(key, Role::Unblock, Request::Ready { fd, interest: ready::WRITE });
-            if let Some(blocked) = &mut self.channels[key].lane.blocked {
-                blocked.ready = Some(token);
-            }
-        }
-        if !self.channels[key].private {
+        let Channel { fd, private, lane, .. } = &mut self.channels[key];
+        lane.blocked = true;
+        lane.attempts += 1;
+        if !*private {
+            let pause = RETRY_FIRST.saturating_mul(1 << (lane.attempts - 1).min(16)).min(RETRY_LAST);
             self.retrying.push((Instant::now() + pause, key));
+        }
+        if lane.unblock.is_none() {
+            let request = Request::Ready { fd: fd.clone(), interest: ready::WRITE };
+            let token = self.submit(key, Role::Unblock, request);
+            self.channels[key].lane.unblock = Some(token);
         }
     }
 
     /// Writable, or time to try: one send is attempted past the block.
     fn try_blocked(&mut self, key: usize, woken: &mut Woken) {
         let Some(channel) = self.channels.get_mut(key) else { return };
-        let Some(blocked) = channel.lane.blocked.take() else { return };
-        if channel.lane.away.is_none() {
+        if std::mem::take(&mut channel.lane.blocked) {
             self.advance_lane(key, woken);
         }
-        // Kept with its growing pause and its readiness token until a send succeeds.
-        let lane = &mut self.channels[key].lane;
-        if blocked.ready.is_some() || lane.away.is_some() {
-            lane.blocked = Some(blocked);
-        }
+    }
+
+    /// Whether letters go out as fast as turns are taken. Those that wait for a full queue do not.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.channels.iter().any(|(_, channel)| channel.lane.is_moving())
     }
 
     /// Tells whoever waits how a letter went.
@@ -532,6 +612,9 @@ impl Core {
             WaiterState::Abandoned => {
                 let waiter = self.waiters.remove(key);
                 woken.drop.extend(waiter.waker);
+                if let Done::Accepted(Ok(fd)) = done {
+                    self.keep_accepted(waiter.channel, fd);
+                }
             }
             _ => {
                 waiter.state = WaiterState::Done(done);
@@ -550,6 +633,23 @@ impl Core {
         let token = self.submit(key, Role::Waiter(waiter), request);
         self.waiters[waiter].state = WaiterState::Waiting(Some(token));
         waiter
+    }
+
+    /// Asks for a connection, which may have come for somebody who is gone.
+    pub(crate) fn ask_for_connection(&mut self, key: usize) -> usize {
+        let Some(fd) = self.channels[key].accepted.pop_front() else {
+            return self.ask(key, |fd| Request::Accept { fd });
+        };
+        let state = WaiterState::Done(Done::Accepted(Ok(fd)));
+        self.waiters.insert(Waiter { waker: None, state, channel: key })
+    }
+
+    /// Whoever wanted this connection is gone: it is kept for the next, while there may be one.
+    fn keep_accepted(&mut self, key: usize, fd: OwnedFd) {
+        match self.channels.get_mut(key) {
+            Some(channel) if !channel.closed => channel.accepted.push_back(fd),
+            _ => discard(fd),
+        }
     }
 
     /// The answer, if there is one; or the waker is kept.
@@ -573,10 +673,10 @@ impl Core {
         woken.drop.extend(waiter.waker.take());
         match std::mem::replace(&mut waiter.state, WaiterState::Abandoned) {
             WaiterState::Done(done) => {
+                let channel = self.waiters.remove(key).channel;
                 if let Done::Accepted(Ok(fd)) = done {
-                    crate::fd::discard(fd);
+                    self.keep_accepted(channel, fd);
                 }
-                self.waiters.remove(key);
             }
             WaiterState::Waiting(Some(token)) => self.driver.cancel(token),
             WaiterState::Waiting(None) => {
@@ -622,7 +722,8 @@ impl Core {
             if let Ok(received) = &result {
                 inbox.bytes -= received.bytes().len();
             }
-            if inbox.stopped && inbox.arrived.len() <= BACKLOG_MESSAGES_MAX / 2 {
+            let low = inbox.arrived.len() <= BACKLOG_MESSAGES_MAX / 2 && inbox.bytes <= BACKLOG_BYTES_MAX / 2;
+            if inbox.stopped && low {
                 inbox.stopped = false;
                 self.rearm(key);
             }
@@ -634,13 +735,12 @@ impl Core {
     /// Starts receiving before anybody asks.
     pub(crate) fn arm(&mut self, key: usize) {
         let channel = &mut self.channels[key];
+        channel.inbox.leaving = false;
         if channel.inbox.away.is_some() || channel.inbox.ended || channel.inbox.stopped || channel.closed {
             return;
         }
-        if channel.kind == Kind::SeqPacket && !channel.credentials_asked {
-            // Only they tell an empty packet from the end of file.
-            channel.credentials_asked = true;
-            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 1);
+        if channel.kind == Kind::SeqPacket && !channel.credentials.are_asked() {
+            channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
         let want = Want { room, many };
@@ -652,6 +752,9 @@ impl Core {
 
     fn rearm(&mut self, key: usize) {
         let channel = &self.channels[key];
+        if channel.inbox.leaving {
+            return;
+        }
         if channel.many || (channel.inbox.wanted && channel.inbox.arrived.is_empty()) {
             self.arm(key);
         }
@@ -666,12 +769,16 @@ impl Core {
             // Whatever it was, its descriptors are closed here.
             drop(result);
             if last {
-                self.advance_close(key, woken);
+                self.advance_close(key);
             }
             return;
         }
         match result {
             Ok(arrival) if arrival.nothing => self.nothing(key, woken),
+            // A stream has no empty packets; if another holder asked for credentials they come with its end too.
+            Ok(arrival) if channel.kind == Kind::Stream && arrival.message.bytes().is_empty() => {
+                self.nothing(key, woken);
+            }
             Ok(arrival) if arrival.message.bytes().is_empty() && !arrival.bytes_lost => {
                 // An empty packet: nobody of ours sends one, and it must not pass for the end of file.
                 channel.inbox.nothings = 0;
@@ -682,7 +789,7 @@ impl Core {
                 // A reset says that the peer left messages of ours unread; its own are still in the queue.
                 Some(errno::ECONNRESET) => {}
                 // No buffer, or stopped: nothing is lost, and it is armed again below or later.
-                Some(errno::ENOBUFS | errno::ECANCELED) => {}
+                Some(errno::ENOBUFS | errno::ECANCELED | errno::EINTR) => {}
                 _ => self.end(key, Some(error), woken),
             },
         }
@@ -716,7 +823,6 @@ impl Core {
         let channel = &mut self.channels[key];
         let mut message = arrival.message;
         channel.inbox.nothings = 0;
-        self.stats.messages_received += 1;
         self.stats.descriptors_received += message.descriptors() as u64;
         // Whoever keeps messages must not keep everybody's buffers.
         if low {
@@ -724,11 +830,13 @@ impl Core {
         }
         let result = if arrival.bytes_lost {
             self.stats.messages_truncated += 1;
+            message.keep_descriptors(channel.room.descriptors);
             Err(ReceiveError::Truncated(message))
-        } else if arrival.control_lost || message.descriptors() > channel.room.descriptors {
+        } else if message.keep_descriptors(channel.room.descriptors) || arrival.control_lost {
             self.stats.descriptors_lost += 1;
             Err(ReceiveError::DescriptorsLost(message))
         } else {
+            self.stats.messages_received += 1;
             channel.inbox.bytes += message.bytes().len();
             Ok(message)
         };
@@ -818,16 +926,11 @@ impl Core {
     /// The peer does not receive what a closed socket still has for it.
     fn give_up(&mut self, key: usize, woken: &mut Woken) {
         let lane = &mut self.channels[key].lane;
-        self.stats.posts_lost += lane.waiting.len() as u64;
         let letters = std::mem::take(&mut lane.waiting);
-        let ready = lane.blocked.as_mut().and_then(|blocked| blocked.ready);
-        if let Some(token) = ready {
-            self.driver.cancel(token);
-        }
         for letter in letters {
             self.settle(letter.slip, Err(SendError::Gone), woken);
         }
-        self.advance_close(key, woken);
+        self.advance_close(key);
     }
 
     fn bring_home(&mut self, completion: Completion, woken: &mut Woken) {
@@ -843,36 +946,33 @@ impl Core {
             (Role::Lane, Outcome::Sent(result)) => {
                 let request = request.expect("a send comes home once");
                 self.sent(key, request, result, woken);
-                self.advance_if_closed(key, woken);
+                self.advance_if_closed(key);
             }
             (Role::Unblock, Outcome::Ready(_)) => {
                 drop(request);
-                if let Some(blocked) = &mut self.channels[key].lane.blocked {
-                    blocked.ready = None;
-                    blocked.pause = RETRY_FIRST;
-                }
+                self.channels[key].lane.unblock = None;
                 self.try_blocked(key, woken);
-                self.advance_if_closed(key, woken);
+                self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Ready(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
                 self.tell(waiter, Done::Ready(result), false, woken);
-                self.advance_if_closed(key, woken);
+                self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Accepted(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
                 self.tell(waiter, Done::Accepted(result), false, woken);
-                self.advance_if_closed(key, woken);
+                self.advance_if_closed(key);
             }
             _ => unreachable!("an outcome is of the kind that was asked for"),
         }
     }
 
-    fn advance_if_closed(&mut self, key: usize, woken: &mut Woken) {
+    fn advance_if_closed(&mut self, key: usize) {
         if self.channels.get(key).is_some_and(|channel| channel.closed) {
-            self.advance_close(key, woken);
+            self.advance_close(key);
         }
     }
 
@@ -882,31 +982,93 @@ impl Core {
     /// has not been reaped are already in our table, and memory the kernel may write to must not be freed.
     fn drain(&mut self) {
         let mut woken = Woken::default();
-        // Answers given in the last moment still go out.
-        let _ = self.turn(Sleep::Not, &mut woken);
+        // Answers given in the last moment still go out; a letter of each socket in each turn.
+        for _ in 0..LAST_TURNS_MAX {
+            let turned = self.turn(Sleep::Not, &mut woken);
+            if turned.is_err() || !self.is_sending() {
+                break;
+            }
+        }
         for token in self.requests.tokens() {
             self.driver.cancel(token);
         }
         const ATTEMPTS: usize = 100;
+        let mut home = std::mem::take(&mut self.home);
         for _ in 0..ATTEMPTS {
+            for completion in home.drain(..) {
+                if let Outcome::Accepted(Ok(fd)) = completion.outcome {
+                    discard(fd);
+                }
+                if completion.last {
+                    drop(self.requests.remove(completion.token));
+                }
+            }
             if self.requests.is_empty() {
-                return;
+                break;
             }
-            let mut home = Vec::new();
             let _ = self.driver.turn(&mut self.requests, Sleep::For(Duration::from_millis(20)), &mut home);
-            for completion in home.into_iter().filter(|completion| completion.last) {
-                drop(self.requests.remove(completion.token));
-            }
         }
-        // Never seen; but leaking is better than freeing under the kernel's hands.
-        std::mem::forget(std::mem::take(&mut self.requests));
+        if !self.requests.is_empty() {
+            // Never seen; but leaking is better than freeing under the kernel's hands.
+            std::mem::forget(std::mem::take(&mut self.requests));
+        }
+        // Sockets that were dropped, and whose last token has just come home.
+        for channel in std::mem::take(&mut self.channels) {
+            self.retire(channel.1);
+        }
+    }
+}
+
+impl Channel {
+    /// Nothing is away: the kernel and the driver have let go of the descriptor.
+    fn is_home(&self) -> bool {
+        self.lane.away.is_none()
+            && self.lane.unblock.is_none()
+            && self.inbox.away.is_none()
+            && self.others == 0
+    }
+
+    /// Another holder of the end may have shrunk it.
+    fn raise_send_buffer(&self) {
+        let room = 2 * PACKET_BYTES_MAX as i32;
+        let _ = sys::set_socket_option(self.fd.as_fd(), SocketOption::SendBuffer, room);
+    }
+
+    /// Only credentials tell an empty packet from the end of file.
+    fn ask_for_credentials(&mut self) {
+        let fd = self.fd.as_fd();
+        let before = sys::socket_option(fd, SocketOption::PassCredentials).is_ok_and(|asked| asked != 0);
+        self.credentials = if before { Credentials::AskedBefore } else { Credentials::AskedHere };
+        if !before {
+            let _ = sys::set_socket_option(fd, SocketOption::PassCredentials, 1);
+        }
+    }
+}
+
+/// Only a whole packet can succeed silently: part of a stream's bytes would be lost without a word.
+fn succeeds_whole(kind: Kind) -> bool {
+    kind == Kind::SeqPacket
+}
+
+impl Waiter {
+    fn is_abandoned(&self) -> bool {
+        matches!(self.state, WaiterState::Abandoned)
     }
 }
 
 impl Lane {
+    /// No letter is waiting or away.
+    fn is_empty(&self) -> bool {
+        self.away.is_none() && self.waiting.is_empty()
+    }
+
     fn is_idle(&self) -> bool {
-        let ready = self.blocked.as_ref().is_some_and(|blocked| blocked.ready.is_some());
-        self.away.is_none() && self.waiting.is_empty() && !ready
+        self.is_empty() && self.unblock.is_none()
+    }
+
+    /// A letter is with the driver, or goes to it in the next turn.
+    fn is_moving(&self) -> bool {
+        self.away.is_some() || (!self.waiting.is_empty() && !self.blocked)
     }
 }
 

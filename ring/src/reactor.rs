@@ -102,10 +102,10 @@ impl Reactor {
         let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
         let budget = Rc::new(Budget::new(config.descriptors_reserve));
         let bell = Arc::new(Bell::new()?);
-        let ground = Ground { pool: Rc::clone(&pool), budget };
-        let (driver, report) = Driver::open(config.driver, ground, bell.try_clone()?)?;
+        let ground = Ground { pool, budget };
+        let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
         driver::announce(&report);
-        let core = RefCell::new(Core::new(driver, pool));
+        let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
         Ok(Reactor(Rc::new(Shared { core, companions, bell, report })))
     }

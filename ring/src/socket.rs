@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
-use crate::message::{Message, Received};
+use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::op::Done;
 use crate::reactor::Reactor;
 use crate::request::Request;
@@ -116,7 +116,6 @@ impl Socket {
     /// How many descriptors one message may bring: at most 253, 16 until told otherwise. What more a message
     /// carries the kernel closes, and the message arrives as [`ReceiveError::DescriptorsLost`].
     ///
-    /// Applies to receives armed afterwards. More than 16 costs a system call more for each message.
     pub fn set_descriptors_max(&self, count: usize) {
         self.reactor.with(|core, _| core.set_descriptors_max(self.channel, count));
     }
@@ -172,11 +171,11 @@ impl Socket {
     /// Sends self-delimiting data, silently: all posts of one turn share packets of up to
     /// [`PACKET_BYTES_MAX`](crate::PACKET_BYTES_MAX) bytes, with the descriptors of one post at most in each.
     ///
-    /// Nobody is told whether it was sent. If it cannot be, for another reason than a full queue, the socket
+    /// Nobody is told whether it was sent. It must not be empty. If it cannot be, for another reason than a full queue, the socket
     /// is broken: a private one is shut down, so that both sides see the end.
     ///
     /// # Panics
-    /// If the parts are longer than a packet, or more than 253 descriptors are given.
+    /// If the parts are empty or longer than a packet, or more than 253 descriptors are given.
     pub fn post(&self, parts: &[&[u8]], descriptors: Vec<Fd>) {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
         self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, None));
@@ -189,6 +188,7 @@ impl Socket {
     /// As `post`.
     pub fn post_or(&self, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Vec<u8>) {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
+        assert!((1..=PACKET_BYTES_MAX).contains(&instead.len()), "whoever posts keeps to the packet");
         self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, Some(instead)));
     }
 
@@ -299,18 +299,21 @@ impl Socket {
         let refused = sys::set_nonblocking(self.as_fd()).err();
         let waiter = match refused {
             Some(_) => None,
-            None => Some(self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Accept { fd }))),
+            None => Some(self.reactor.with(|core, _| core.ask_for_connection(self.channel))),
         };
         Accepting { socket: self, refused, waiter }
     }
 
-    /// The descriptor itself.
+    /// The descriptor itself, as it was before: credentials are asked for no longer, if that was our doing.
     ///
     /// # Errors
-    /// Gives the socket back while something of it is away (a receive, a send).
+    /// Gives the socket back while something of it is away (a receive, a send) or has arrived and has not been
+    /// taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds, unless
+    /// it has brought a message.
     pub fn into_fd(mut self) -> Result<OwnedFd, Socket> {
         let idle = self.reactor.with(|core, _| core.is_idle(self.channel));
         if !idle {
+            self.reactor.with(|core, _| core.withdraw(self.channel));
             return Err(self);
         }
         drop(self.fd.take());

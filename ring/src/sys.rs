@@ -20,7 +20,10 @@ pub(crate) mod errno {
     pub(crate) const ECANCELED: i32 = libc::ECANCELED;
     pub(crate) const ECONNREFUSED: i32 = libc::ECONNREFUSED;
     pub(crate) const ECONNRESET: i32 = libc::ECONNRESET;
+    pub(crate) const EINTR: i32 = libc::EINTR;
+    pub(crate) const EMFILE: i32 = libc::EMFILE;
     pub(crate) const EMSGSIZE: i32 = libc::EMSGSIZE;
+    pub(crate) const ENFILE: i32 = libc::ENFILE;
     pub(crate) const ENOBUFS: i32 = libc::ENOBUFS;
     pub(crate) const ENOSYS: i32 = libc::ENOSYS;
     pub(crate) const ENOTCONN: i32 = libc::ENOTCONN;

@@ -118,9 +118,13 @@ impl Tasks {
 impl Drop for Tasks {
     fn drop(&mut self) {
         // The queue holds signals and they hold the queue: whoever comes late finds it closed.
-        self.ready.closed.store(true, Ordering::Release);
+        let late = {
+            let mut queue = self.ready.lock();
+            self.ready.closed.store(true, Ordering::Release);
+            std::mem::take(&mut *queue)
+        };
+        drop(late);
         self.clear();
-        self.ready.lock().clear();
     }
 }
 
@@ -149,8 +153,14 @@ impl Wake for Signal {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) && !self.ready.closed.load(Ordering::Acquire) {
-            self.ready.lock().push_back(Arc::clone(self));
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut queue = self.ready.lock();
+        // Under the lock, or one that comes late from another thread would stay in a queue it holds itself.
+        if !self.ready.closed.load(Ordering::Acquire) {
+            queue.push_back(Arc::clone(self));
+            drop(queue);
             self.ready.bell.ring_from_elsewhere();
         }
     }

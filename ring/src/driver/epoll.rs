@@ -11,13 +11,13 @@ use slab::Slab;
 
 use super::{Ground, STARVED_RETRY, Sleep};
 use crate::envelope::{self, Room};
-use crate::fd::Fd;
+use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, Event, errno};
 
 /// How many messages one socket may deliver in one turn before others have theirs.
-const BURST_MAX: usize = 16;
+pub(super) const BURST_MAX: usize = 16;
 
 /// How many turns with completions of their own may go by without looking at epoll.
 const UNSEEN_TURNS_MAX: u32 = 8;
@@ -33,7 +33,7 @@ pub(crate) struct Epoll {
     hot: Vec<Token>,
     /// To come home cancelled in the next turn.
     cancelled: Vec<Token>,
-    /// Receives that wait for descriptors to come free.
+    /// Receives (and accepts) that wait for descriptors to come free.
     starved: Vec<Token>,
     unseen_turns: u32,
     events: Vec<Event>,
@@ -96,6 +96,7 @@ impl Epoll {
         sleep: Sleep,
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
+        self.ground.budget.turn();
         self.bring_home_cancelled(requests, home);
         if !self.starved.is_empty() && self.ground.budget.room(1) > 0 {
             self.hot.append(&mut self.starved);
@@ -182,6 +183,7 @@ impl Epoll {
             },
             Request::Accept { fd } => match sys::accept(fd.as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Park(fd.clone()),
+                Err(error) if out_of_descriptors(&error) => Attempt::Starve,
                 result => Attempt::Home(Outcome::Accepted(result)),
             },
         };
@@ -255,13 +257,17 @@ pub(super) enum Now {
 
 /// Receives one message with a plain system call, into a buffer of the pool or, with none free, into one of
 /// its own.
+///
+/// It has room for as many descriptors as a message can carry, or as the budget has left, whatever the socket
+/// wants: those for which there is no room the kernel closes during the call, and if the last reference to a
+/// socket that lingers is among them this thread waits with it. What is too much is sorted out afterwards.
 pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
     let wanted = room.descriptors + usize::from(room.pidfd);
-    let granted = ground.budget.room(wanted);
+    let granted = ground.budget.room(DESCRIPTORS_MAX + usize::from(room.pidfd));
     if granted == 0 && wanted > 0 {
         return Now::Starved;
     }
-    let room = Room { descriptors: room.descriptors.min(granted), pidfd: room.pidfd };
+    let room = Room { descriptors: granted.min(DESCRIPTORS_MAX), pidfd: room.pidfd };
     let (taken, mut message) = match ground.pool.take() {
         Some(number) => {
             let mut lease = ground.pool.lend(number, 0..PACKET_BYTES_MAX);
@@ -286,12 +292,21 @@ pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
             }
         }
     };
-    ground.budget.took(message.descriptors());
+    ground.budget.took(message.descriptors() + usize::from(room.pidfd));
+    if taken.control_lost {
+        // Others have opened descriptors meanwhile, or lowered the limit.
+        ground.budget.measure();
+    }
     let nothing = taken.length == 0 && message.is_bare();
     if taken.length == 0 {
         message.detach();
     }
     Now::Arrived(Arrival { message, bytes_lost: taken.bytes_lost, control_lost: taken.control_lost, nothing })
+}
+
+/// A connection waits in the listener's queue until a descriptor comes free.
+pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(errno::EMFILE | errno::ENFILE))
 }
 
 fn failed(error: io::Error) -> Now {

@@ -7,6 +7,7 @@
 use std::alloc::{self, Layout};
 use std::collections::HashSet;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,11 +16,11 @@ use std::time::Duration;
 use io_uring::types::{self, BufRingEntry, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::epoll::{Now, receive_now};
+use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
 use super::{Ground, STARVED_RETRY, Sleep, refusal};
-use crate::buffer::BUFFER_BYTES;
+use crate::buffer::{BUFFER_BYTES, HEAD_BYTES};
 use crate::envelope::{Control, Envelope, RECEIVE_FLAGS, ReceiveHeader, Room, SEND_FLAGS};
-use crate::fd::{DESCRIPTORS_DEFAULT, Fd, Kind};
+use crate::fd::{DESCRIPTORS_MAX, Fd, Kind};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, errno, ready};
@@ -30,12 +31,13 @@ const SUBMISSIONS: u32 = 256;
 /// Entries of the completion queue. What does not fit the kernel keeps (FEAT_NODROP).
 const COMPLETIONS: u32 = 4096;
 
-/// How many descriptors the kernel may install for one buffer: those of the message, one that fits into
-/// alignment padding, and a pidfd.
-const EXPOSED_PER_BUFFER: usize = DESCRIPTORS_DEFAULT + 2;
+/// How many descriptors the kernel may install for one buffer: as many as a message can carry, and a pidfd.
+///
+/// Not only as many as a socket wants: the kernel closes the rest inside the receive, on this thread, which
+/// then waits as long as a stranger's socket lingers (3.06 s for a linger of 3 s).
+const EXPOSED_PER_BUFFER: usize = DESCRIPTORS_MAX + 1;
 
-/// Below this many buffers with the kernel it is worth asking how many descriptors are really open.
-const PROVIDED_LOW: usize = 4;
+const _: () = assert!(HEAD_BYTES >= mem::size_of::<[u32; 4]>() + Room::WIDEST.bytes());
 
 /// How long a sleep may be while a silent send's memory and descriptors are held: until the enter returns
 /// nobody but us knows that it succeeded, and while we hold the far end of a pair its death is invisible.
@@ -59,7 +61,7 @@ pub(crate) struct Uring {
     provided: usize,
     /// Silent sends that were submitted, or are about to be, and have not come home.
     silent: Vec<(Token, usize)>,
-    /// Receives that wait for descriptors to come free; nothing of theirs is in the ring.
+    /// Receives (and accepts) that wait for descriptors to come free; nothing of theirs is in the ring.
     starved: Vec<Token>,
     /// Asked to come home, and not home yet.
     cancelled: HashSet<Token>,
@@ -137,12 +139,16 @@ impl Uring {
         let mut result = Err(io::Error::other("nothing arrived"));
         let mut asked = false;
         // Two completions and a cancellation; twenty turns are plenty.
-        for _ in 0..20 {
+        for turn in 0..20 {
             let mut home = Vec::new();
             self.turn(&mut requests, Sleep::For(Duration::from_millis(50)), &mut home)?;
             for completion in home {
                 match completion.outcome {
-                    Outcome::Arrived(Ok(arrival)) if arrival.message.descriptors() == 1 => result = Ok(()),
+                    // Ours, and closed here: no other thread is needed for that.
+                    Outcome::Arrived(Ok(mut arrival)) if arrival.message.descriptors() == 1 => {
+                        drop(arrival.message.take_descriptors());
+                        result = Ok(());
+                    }
                     Outcome::Arrived(Err(error)) | Outcome::Sent(Err(error)) if !asked => result = Err(error),
                     _ => {}
                 }
@@ -153,7 +159,7 @@ impl Uring {
             if requests.is_empty() {
                 return result;
             }
-            if result.is_ok() && !asked {
+            if (result.is_ok() || turn > 10) && !asked {
                 asked = true;
                 self.cancel(receive);
             }
@@ -180,20 +186,21 @@ impl Uring {
             }
             Request::Receive { fd, want, armed } => {
                 self.top_up();
+                let room = Room { descriptors: DESCRIPTORS_MAX, pidfd: want.room.pidfd };
                 let fd = types::Fd(fd.as_fd().as_raw_fd());
-                // Wide control room, or no buffer the budget would cover: wait for a message, then look how
-                // many descriptors there is room for, then take it.
-                if want.room.descriptors > DESCRIPTORS_DEFAULT || self.provided == 0 {
+                // No buffer the budget would cover: wait for a message, then look how many descriptors there
+                // is room for, then take it.
+                if self.provided == 0 {
                     *armed = Armed::Plainly;
                     opcode::PollAdd::new(fd, ready::READ).build()
                 } else if want.many {
-                    let header = ReceiveHeader::new(want.room, 0);
+                    let header = ReceiveHeader::new(room, 0);
                     let entry =
                         opcode::RecvMsgMulti::new(fd, header.header(), GROUP).flags(RECEIVE_FLAGS as u32);
                     *armed = Armed::Many(header);
                     entry.build()
                 } else {
-                    let mut header = ReceiveHeader::new(want.room, PACKET_BYTES_MAX);
+                    let mut header = ReceiveHeader::new(room, PACKET_BYTES_MAX);
                     let entry = opcode::RecvMsg::new(fd, header.header_mut()).flags(RECEIVE_FLAGS as u32);
                     *armed = Armed::Once(header);
                     entry.buf_group(GROUP).build().flags(squeue::Flags::BUFFER_SELECT)
@@ -233,11 +240,14 @@ impl Uring {
         if self.provided == self.ground.pool.count() {
             return;
         }
-        let scarce = !self.ground.budget.covers(EXPOSED_PER_BUFFER);
-        if scarce && (self.provided >= PROVIDED_LOW || self.ground.budget.room(EXPOSED_PER_BUFFER) == 0) {
-            return;
+        let budget = &self.ground.budget;
+        if !budget.may_expose(EXPOSED_PER_BUFFER) {
+            if self.provided > 0 {
+                return;
+            }
+            budget.measure();
         }
-        while self.ground.budget.covers(EXPOSED_PER_BUFFER) {
+        while self.ground.budget.may_expose(EXPOSED_PER_BUFFER) {
             let Some(number) = self.ground.pool.take() else { break };
             self.entries.provide(number, self.ground.pool.address(number));
             self.ground.budget.expose(EXPOSED_PER_BUFFER);
@@ -254,6 +264,7 @@ impl Uring {
         sleep: Sleep,
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
+        self.ground.budget.turn();
         self.top_up();
         if !self.bell_armed {
             self.bell_armed = true;
@@ -349,7 +360,7 @@ impl Uring {
                 let (fd, want) = (fd.clone(), *want);
                 result.map_or_else(
                     |error| Some(Outcome::Arrived(Err(error))),
-                    |_| self.take(token, &fd, want, requests),
+                    |_| self.take(token, &fd, want, requests, home),
                 )
             }
             Request::Receive { armed: Armed::Once(header), .. } => {
@@ -388,6 +399,10 @@ impl Uring {
             Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
             Request::Accept { fd } => match result.and_then(|_| sys::accept(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.again(token, requests),
+                Err(error) if out_of_descriptors(&error) => {
+                    self.starved.push(token);
+                    None
+                }
                 result => Some(Outcome::Accepted(result)),
             },
         };
@@ -420,8 +435,12 @@ impl Uring {
                 };
             }
         };
-        let count = parts.control.descriptors.len();
+        let count = parts.control.descriptors.len() + usize::from(parts.control.pidfd.is_some());
         self.ground.budget.took(count);
+        if parts.flags & libc::MSG_CTRUNC != 0 {
+            // Others have opened descriptors meanwhile, or lowered the limit.
+            self.ground.budget.measure();
+        }
         let nothing = parts.length == 0 && parts.control.is_empty();
         let mut bytes_lost = parts.flags & libc::MSG_TRUNC != 0;
         let message = match number {
@@ -442,23 +461,36 @@ impl Uring {
         Ok(Arrival { message, bytes_lost, control_lost, nothing })
     }
 
-    /// The socket is readable: takes one message with a plain call.
-    fn take(&mut self, token: Token, fd: &Fd, want: Want, requests: &mut Requests) -> Option<Outcome> {
-        match receive_now(&self.ground, fd, want.room) {
-            Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
-            Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
-            Now::Empty => self.again(token, requests),
-            Now::Starved if self.cancelled.contains(&token) => {
-                Some(Outcome::Arrived(Err(io::Error::from_raw_os_error(errno::ECANCELED))))
-            }
-            Now::Starved => {
-                self.starved.push(token);
-                None
+    /// The socket is readable: takes one message with a plain call, or several if it streams.
+    fn take(
+        &mut self,
+        token: Token,
+        fd: &Fd,
+        want: Want,
+        requests: &mut Requests,
+        home: &mut Vec<Completion>,
+    ) -> Option<Outcome> {
+        for _ in 0..BURST_MAX {
+            match receive_now(&self.ground, fd, want.room) {
+                Now::Arrived(arrival) if want.many && !arrival.nothing => {
+                    home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
+                }
+                Now::Arrived(arrival) => return Some(Outcome::Arrived(Ok(arrival))),
+                Now::Failed(error) => return Some(Outcome::Arrived(Err(error))),
+                Now::Empty => break,
+                Now::Starved if self.cancelled.contains(&token) => {
+                    return Some(Outcome::Arrived(Err(io::Error::from_raw_os_error(errno::ECANCELED))));
+                }
+                Now::Starved => {
+                    self.starved.push(token);
+                    return None;
+                }
             }
         }
+        self.again(token, requests)
     }
 
-    /// Somebody else was faster: waits for readiness once more, unless asked to come home meanwhile.
+    /// Somebody else was faster, or there may be more: waits once more, unless asked to come home meanwhile.
     fn again(&mut self, token: Token, requests: &mut Requests) -> Option<Outcome> {
         if self.cancelled.contains(&token) {
             let error = io::Error::from_raw_os_error(errno::ECANCELED);
@@ -477,11 +509,18 @@ impl Uring {
         }
         let room = self.ground.budget.room(1) > 0;
         for token in std::mem::take(&mut self.starved) {
-            let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
-            let (fd, want) = (fd.clone(), *want);
             if !room && !self.cancelled.contains(&token) {
                 self.starved.push(token);
-            } else if let Some(outcome) = self.take(token, &fd, want, requests) {
+                continue;
+            }
+            let outcome = match requests.find(token) {
+                Some(Request::Receive { fd, want, .. }) => {
+                    let (fd, want) = (fd.clone(), *want);
+                    self.take(token, &fd, want, requests, home)
+                }
+                _ => self.again(token, requests),
+            };
+            if let Some(outcome) = outcome {
                 self.cancelled.remove(&token);
                 home.push(Completion { token, outcome, last: true });
             }
