@@ -149,7 +149,10 @@ impl Uring {
                         drop(arrival.message.take_descriptors());
                         result = Ok(());
                     }
-                    Outcome::Arrived(Err(error)) | Outcome::Sent(Err(error)) if !asked => result = Err(error),
+                    // With few buffers the multishot ends after the message, for want of another.
+                    Outcome::Arrived(Err(error)) | Outcome::Sent(Err(error)) if result.is_err() => {
+                        result = Err(error);
+                    }
                     _ => {}
                 }
                 if completion.last {

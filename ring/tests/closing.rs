@@ -1,0 +1,330 @@
+//! Closing: a stranger's descriptor that takes seconds to close never holds up the reactor, and what a closed
+//! socket still had to say is said.
+//!
+//! No clocks are read here: where the reactor's thread might have closed something slow, it shows in that the
+//! closer is still busy with it when the thread comes by.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use ring::{DESCRIPTORS_MAX, Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
+use testing::{Lingering, on_each_driver, settle};
+
+fn turn(reactor: &Reactor) {
+    for _ in 0..4 {
+        reactor.turn(Wait::Not).unwrap();
+    }
+}
+
+fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
+    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+    if streams {
+        near.stream();
+        turn(reactor);
+    }
+    (near, far)
+}
+
+/// Sends a descriptor that lingers and keeps no copy of it: its last reference is in the queue.
+fn send_lingering(far: &OwnedFd, beside: &[BorrowedFd<'_>]) -> OwnedFd {
+    let Lingering { near, far: reader } = testing::lingering_tcp();
+    let fds: Vec<_> = beside.iter().copied().chain([near.as_fd()]).collect();
+    testing::send_packet(far, b"close this", &fds).unwrap();
+    reader
+}
+
+/// It is the closer that waits, not this thread; then lets it go.
+#[track_caller]
+fn assert_closer_waits(reader: OwnedFd) {
+    assert!(ring::closer_busy(), "nothing is left for the closer: this thread has closed it");
+    // A thread gives itself its name a moment after its start.
+    testing::wait_until("there is a thread for it", closer_exists);
+    drop(reader);
+    ring::closer_idle();
+}
+
+fn closer_exists() -> bool {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    let mut names = threads.filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).ok());
+    // Linux keeps 15 characters.
+    names.any(|name| "sendright-closer".starts_with(name.trim()))
+}
+
+fn poll_once(future: impl Future) {
+    let mut future = pin!(future);
+    assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+on_each_driver! {
+    fn a_lingering_socket_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let reader = send_lingering(&far, &[]);
+            drop(settle(reactor, near.receive()).unwrap());
+            assert_closer_waits(reader);
+        }
+    }
+
+    fn a_lingering_socket_that_nobody_received_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let reader = send_lingering(&far, &[]);
+            drop(near);
+            turn(reactor);
+            assert_closer_waits(reader);
+        }
+    }
+
+    fn a_lingering_socket_in_the_queue_of_a_shared_end_does_not_block(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let near = Socket::wrap(reactor, near).unwrap();
+        let reader = send_lingering(&far, &[]);
+        drop(near);
+        turn(reactor);
+        assert_closer_waits(reader);
+    }
+
+    /// The look at the queue must not mistake it for the end of file.
+    fn a_lingering_socket_in_an_empty_packet_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let Lingering { near: lingering, far: reader } = testing::lingering_tcp();
+            testing::send_packet(&far, b"", &[lingering.as_fd()]).unwrap();
+            drop(lingering);
+            drop(far);
+            turn(reactor);
+            drop(near);
+            turn(reactor);
+            assert_closer_waits(reader);
+        }
+    }
+
+    fn a_lingering_socket_on_an_abandoned_receive_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            poll_once(near.receive());
+            turn(reactor);
+            let reader = send_lingering(&far, &[]);
+            drop(near);
+            turn(reactor);
+            assert_closer_waits(reader);
+        }
+    }
+
+    fn a_lingering_socket_queued_in_a_socket_that_was_passed_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let (inner_near, inner_far) = testing::packet_pair();
+            let reader = send_lingering(&inner_far, &[]);
+            testing::send_packet(&far, b"a socket", &[inner_near.as_fd()]).unwrap();
+            drop((inner_near, inner_far));
+            drop(settle(reactor, near.receive()).unwrap());
+            assert_closer_waits(reader);
+        }
+    }
+
+    /// The kernel closes what there is no control room for inside the receive, on our thread.
+    fn a_lingering_socket_beyond_descriptors_max_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            for descriptors_max in [0, 1, 16] {
+                let (near, far) = ends(reactor, streams);
+                near.set_descriptors_max(descriptors_max);
+                let (pipe, _writer) = std::io::pipe().unwrap();
+                let reader = send_lingering(&far, &vec![pipe.as_fd(); descriptors_max]);
+                let lost = settle(reactor, near.receive());
+                let Err(ReceiveError::DescriptorsLost(received)) = lost else { panic!("{lost:?}") };
+                assert_eq!(received.descriptors(), descriptors_max);
+                assert_closer_waits(reader);
+            }
+        }
+    }
+
+    fn a_lingering_socket_last_of_all_that_fit_does_not_block(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let (pipe, _writer) = std::io::pipe().unwrap();
+            let reader = send_lingering(&far, &vec![pipe.as_fd(); DESCRIPTORS_MAX - 1]);
+            assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::DescriptorsLost(_))));
+            assert_closer_waits(reader);
+        }
+    }
+
+    /// Ours to send, a stranger's to close.
+    fn a_lingering_socket_that_could_not_be_sent_does_not_block(reactor: &Reactor) {
+        let (near, far) = ends(reactor, false);
+        drop(far);
+        let Lingering { near: lingering, far: reader } = testing::lingering_tcp();
+        let send = near.send(Message::from("forwarded").with_descriptor(lingering));
+        assert!(matches!(settle(reactor, send), Err(SendError::Gone)));
+        assert_closer_waits(reader);
+    }
+
+    fn a_lingering_socket_that_is_refused_does_not_block(reactor: &Reactor) {
+        let Lingering { near, far } = testing::lingering_tcp();
+        assert!(Socket::wrap(reactor, near).is_err());
+        assert_closer_waits(far);
+    }
+
+    fn a_lingering_socket_in_a_connection_nobody_accepted_does_not_block(reactor: &Reactor) {
+        for taken in [false, true] {
+            let path = std::env::temp_dir().join(format!("sendright-closing-{}", std::process::id()));
+            let listener = Socket::listen(reactor, &path, Kind::SeqPacket).unwrap();
+            let connected = settle(reactor, Socket::connect(reactor, &path, Kind::SeqPacket)).unwrap();
+            fs::remove_file(&path).unwrap();
+            let connected = connected.into_fd().unwrap();
+            if taken {
+                // Accepted for somebody who has gone meanwhile.
+                poll_once(listener.accept());
+            }
+            let reader = send_lingering(&connected, &[]);
+            turn(reactor);
+            drop(listener);
+            turn(reactor);
+            assert_closer_waits(reader);
+        }
+    }
+
+    fn a_lingering_socket_does_not_block_the_end_of_the_reactor(_reactor: &Reactor) {
+        for streams in [false, true] {
+            let reactor = testing::reactor();
+            let (near, far) = ends(&reactor, streams);
+            poll_once(near.receive());
+            turn(&reactor);
+            let reader = send_lingering(&far, &[]);
+            let second = send_lingering(&far, &[]);
+            drop(near);
+            drop(reactor);
+            assert_closer_waits(reader);
+            drop(second);
+        }
+    }
+
+    /// Pipes and files in memory need no thread.
+    fn what_closes_at_once_is_closed_here(reactor: &Reactor) {
+        let (near, far) = ends(reactor, false);
+        let (reader, writer) = std::io::pipe().unwrap();
+        testing::send_packet(&far, b"a pipe", &[reader.as_fd()]).unwrap();
+        drop((reader, settle(reactor, near.receive()).unwrap()));
+        // Nobody reads any more: it has been closed.
+        assert!(std::io::Write::write(&mut &writer, b"x").is_err());
+        drop(Fd::made_here(far));
+        turn(reactor);
+        assert!(!closer_exists());
+    }
+
+    /// A message taken for a look would be missing where others wait for it.
+    fn closing_a_shared_end_takes_nothing_from_the_others(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let other = near.try_clone().unwrap();
+        testing::send_packet(&far, b"for the others", &[]).unwrap();
+        drop(Socket::wrap(reactor, near).unwrap());
+        turn(reactor);
+        assert_eq!(testing::receive_packet(&other).unwrap().bytes, b"for the others");
+        testing::send_packet(&far, b"still open", &[]).unwrap();
+        assert_eq!(testing::receive_packet(&other).unwrap().bytes, b"still open");
+    }
+
+    fn a_receive_of_a_dropped_shared_end_takes_nothing_from_the_others(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = testing::packet_pair();
+            let other = near.try_clone().unwrap();
+            let near = Socket::wrap(reactor, near).unwrap();
+            if streams {
+                near.stream();
+            }
+            poll_once(near.receive());
+            turn(reactor);
+            drop(near);
+            // No turn: there may never be one.
+            testing::send_packet(&far, b"for the others", &[]).unwrap();
+            turn(reactor);
+            assert_eq!(testing::receive_packet(&other).unwrap().bytes, b"for the others");
+        }
+    }
+
+    /// While its last message waits for a full queue.
+    fn a_shared_end_on_its_way_out_takes_nothing_from_the_others(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let other = near.try_clone().unwrap();
+        let near = Socket::wrap(reactor, near).unwrap();
+        near.stream();
+        turn(reactor);
+        while near.try_send("filler").is_ok() {}
+        near.finish("last").unwrap();
+        turn(reactor);
+        testing::send_packet(&far, b"for the others", &[]).unwrap();
+        turn(reactor);
+        assert_eq!(testing::receive_packet(&other).unwrap().bytes, b"for the others");
+        testing::set_nonblocking(&far);
+        while testing::receive_packet(&far).is_ok() {}
+        let mut last = Vec::new();
+        while last != b"last" {
+            reactor.turn(Wait::Forever).unwrap();
+            while let Ok(packet) = testing::receive_packet(&far) {
+                last = packet.bytes;
+            }
+        }
+    }
+
+    fn a_finish_on_a_full_queue_waits_and_arrives(reactor: &Reactor) {
+        for private in [false, true] {
+            let (near, far) = testing::packet_pair();
+            let near = Socket::wrap(reactor, near).unwrap();
+            near.set_private(private);
+            while near.try_send("filler").is_ok() {}
+            near.finish("last").unwrap();
+            turn(reactor);
+            let reader = std::thread::spawn(move || {
+                let mut packets = Vec::new();
+                loop {
+                    let packet = testing::receive_packet(&far).unwrap();
+                    if packet.bytes.is_empty() {
+                        return packets;
+                    }
+                    packets.push(packet.bytes);
+                }
+            });
+            settle(reactor, async {
+                while !reader.is_finished() {
+                    reactor.sleep(std::time::Duration::from_millis(1)).await;
+                }
+            });
+            assert_eq!(reader.join().unwrap().last().unwrap(), b"last");
+        }
+    }
+
+    /// Ten seconds, which the test has to wait out.
+    fn a_finish_that_nobody_receives_is_given_up_in_the_end(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        while near.try_send("filler").is_ok() {}
+        near.finish("never").unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        settle(reactor, far.hung_up()).unwrap();
+        assert_eq!(reactor.stats().posts_lost, 1);
+        settle(reactor, async {
+            loop {
+                match far.receive().await {
+                    Ok(received) => assert_eq!(received.bytes(), b"filler"),
+                    Err(ReceiveError::Closed) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+    }
+
+    /// What is still to be sent to nobody keeps nothing open.
+    fn a_finish_to_a_peer_that_is_gone_closes_at_once(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        drop(far);
+        assert!(matches!(settle(reactor, near.send("gone?")), Err(SendError::Gone)));
+        assert!(near.is_broken());
+        let census = testing::Census::take();
+        near.finish("nobody").unwrap();
+        turn(reactor);
+        assert_eq!(testing::Census::take().len(), census.len() - 1);
+        assert_eq!(reactor.stats().posts_lost, 1);
+    }
+}

@@ -1,0 +1,229 @@
+//! The end is told once, when it is the end, and not before: FACTS about SEQPACKET that cost others replies.
+//!
+//! The far end is somebody who does not use this crate: it closes when it likes and sends empty packets.
+#![allow(clippy::unwrap_used)]
+
+use std::hint;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread;
+
+use ring::{Kind, Reactor, ReceiveError, Socket, Wait};
+use testing::{helper, on_each_driver, settle, start_helper};
+
+fn turn(reactor: &Reactor) {
+    for _ in 0..4 {
+        reactor.turn(Wait::Not).unwrap();
+    }
+}
+
+fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
+    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+    if streams {
+        near.stream();
+        turn(reactor);
+    }
+    (near, far)
+}
+
+fn assert_closed(reactor: &Reactor, near: &Socket) {
+    let end = settle(reactor, near.receive());
+    assert!(matches!(end, Err(ReceiveError::Closed)), "{end:?}");
+}
+
+on_each_driver! {
+    /// They look like the end of file, and any holder of the far end can send them.
+    fn a_thousand_empty_packets_then_a_message(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let sender = thread::spawn(move || {
+                let (reader, _writer) = std::io::pipe().unwrap();
+                for number in 0..1000 {
+                    let with = [reader.as_fd()];
+                    testing::send_packet(&far, b"", &with[..number % 2]).unwrap();
+                }
+                testing::send_packet(&far, b"after all", &[]).unwrap();
+            });
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+            assert_closed(reactor, &near);
+            sender.join().unwrap();
+        }
+        assert_eq!(reactor.stats().empty_packets, 2000);
+    }
+
+    /// Also those that were sent before anybody received, when nobody had asked for credentials.
+    fn empty_packets_from_before_the_first_receive_are_not_the_end(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+            for _ in 0..3 {
+                testing::send_packet(&far, b"", &[]).unwrap();
+            }
+            testing::send_packet(&far, b"after all", &[]).unwrap();
+            if streams {
+                near.stream();
+            }
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+        }
+    }
+
+    /// A receive that finds the queue empty, and looks for the end after the peer has sent and closed, says
+    /// zero. Without a second look one reply in thousands is lost.
+    fn no_reply_is_lost_to_a_false_end_of_file(reactor: &Reactor) {
+        const PAIRS: u32 = 20_000;
+        for streams in [false, true] {
+            let (fars, taken) = mpsc::sync_channel::<OwnedFd>(1);
+            let answerer = thread::spawn(move || loop {
+                match taken.try_recv() {
+                    Ok(far) => testing::send_packet(&far, b"answer", &[]).unwrap(),
+                    Err(mpsc::TryRecvError::Empty) => hint::spin_loop(),
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            });
+            let executor = ring::Executor::new(reactor);
+            executor.block_on(async {
+                for number in 0..PAIRS {
+                    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+                    if streams {
+                        near.stream();
+                    }
+                    fars.send(far).unwrap();
+                    match near.receive().await {
+                        Ok(answer) => assert_eq!(answer.bytes(), b"answer"),
+                        Err(error) => panic!("pair {number}: {error}"),
+                    }
+                }
+            });
+            drop(fars);
+            answerer.join().unwrap();
+        }
+    }
+
+    /// The peer closed with messages of ours unread: an error first, then its messages, then the end.
+    fn a_reset_means_read_on(reactor: &Reactor) {
+        for streams in [false, true] {
+            for armed_before in [false, true] {
+                let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+                if streams && armed_before {
+                    near.stream();
+                    turn(reactor);
+                }
+                near.try_send("never read").unwrap();
+                for number in 0..5_u8 {
+                    testing::send_packet(&far, &[number], &[]).unwrap();
+                }
+                drop(far);
+                if streams {
+                    near.stream();
+                }
+                for number in 0..5_u8 {
+                    assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), [number]);
+                }
+                assert_closed(reactor, &near);
+            }
+        }
+    }
+
+    fn the_end_of_a_dead_process_is_told(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let mut helper = start_helper!(sends_and_dies, vec![far]);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"last words");
+            assert_closed(reactor, &near);
+            assert_closed(reactor, &near);
+            helper.kill();
+        }
+    }
+
+    /// One wake-up, one `Closed`: not one for each time the kernel says zero.
+    fn the_end_arrives_once(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            testing::send_packet(&far, b"one", &[]).unwrap();
+            testing::send_packet(&far, b"two", &[]).unwrap();
+            drop(far);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"one");
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"two");
+            assert_closed(reactor, &near);
+            // Nothing is armed any more: the descriptor can be given away.
+            near.into_fd().unwrap();
+        }
+    }
+
+    fn the_end_waits_for_its_turn_in_the_queue(reactor: &Reactor) {
+        let (near, far) = ends(reactor, true);
+        for number in 0..3_u8 {
+            testing::send_packet(&far, &[number], &[]).unwrap();
+        }
+        drop(far);
+        while !near.is_hung_up() {
+            turn(reactor);
+        }
+        turn(reactor);
+        for number in 0..3_u8 {
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), [number]);
+        }
+        assert_closed(reactor, &near);
+    }
+
+    fn a_streams_end_is_told(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            if streams {
+                near.stream();
+            }
+            testing::send_packet(&far, b"bytes", &[]).unwrap();
+            drop(far);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"bytes");
+            assert_closed(reactor, &near);
+        }
+    }
+
+    /// Another holder asked for credentials, which then come with the end as well.
+    fn a_streams_end_is_told_with_credentials_too(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            rustix::net::sockopt::set_socket_passcred(&near, true).unwrap();
+            if streams {
+                near.stream();
+            }
+            testing::send_packet(&far, b"bytes", &[]).unwrap();
+            drop(far);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"bytes");
+            assert_closed(reactor, &near);
+        }
+    }
+
+    /// O_NONBLOCK belongs to the open description, and so to strangers.
+    fn a_stranger_may_make_the_socket_non_blocking(reactor: &Reactor) {
+        for streams in [false, true] {
+            for before in [false, true] {
+                let (near, far) = testing::packet_pair();
+                let copy = near.try_clone().unwrap();
+                if before {
+                    testing::set_nonblocking(&copy);
+                }
+                let near = Socket::wrap(reactor, near).unwrap();
+                if streams {
+                    near.stream();
+                }
+                turn(reactor);
+                testing::set_nonblocking(&copy);
+                let receive = near.receive();
+                turn(reactor);
+                let sender = thread::spawn(move || {
+                    testing::send_packet(&far, b"late", &[]).unwrap();
+                });
+                assert_eq!(settle(reactor, receive).unwrap().bytes(), b"late");
+                sender.join().unwrap();
+                assert_closed(reactor, &near);
+            }
+        }
+    }
+}
+
+helper! {
+    fn sends_and_dies(descriptors: Vec<OwnedFd>) {
+        testing::send_packet(&descriptors[0], b"last words", &[]).unwrap();
+        std::process::abort();
+    }
+}

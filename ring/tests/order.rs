@@ -1,0 +1,358 @@
+//! What is sent arrives once, whole and in the order in which it was asked for, whatever the queue says.
+//!
+//! Knows the verbs that send; the far end is read without a reactor.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
+use testing::{on_each_driver, settle};
+
+/// Sends until the queue is full; says how many it took.
+fn fill(socket: &Socket) -> usize {
+    let count = (0..).take_while(|_| socket.try_send("filler").is_ok()).count();
+    assert!(matches!(socket.try_send("filler"), Err(SendError::WouldBlock)));
+    count
+}
+
+/// Everything in the queue, read without a reactor.
+fn drain(far: &OwnedFd) -> Vec<Vec<u8>> {
+    drain_packets(far).into_iter().map(|packet| packet.bytes).collect()
+}
+
+fn drain_packets(far: &OwnedFd) -> Vec<testing::Packet> {
+    testing::set_nonblocking(far);
+    std::iter::from_fn(|| testing::receive_packet(far).ok().filter(|packet| !packet.bytes.is_empty()))
+        .collect()
+}
+
+fn turn(reactor: &Reactor) {
+    for _ in 0..4 {
+        reactor.turn(Wait::Not).unwrap();
+    }
+}
+
+fn shared(reactor: &Reactor) -> (Socket, OwnedFd) {
+    let (near, far) = testing::packet_pair();
+    (Socket::wrap(reactor, near).unwrap(), far)
+}
+
+fn inode(fd: impl AsFd) -> u64 {
+    File::from(fd.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().ino()
+}
+
+fn four_sends_on_a_full_queue(reactor: &Reactor, near: &Socket, far: &OwnedFd) {
+    let filled = fill(near);
+    let sends: Vec<_> = (0..4_u8).map(|number| near.send(vec![number; 3])).collect();
+    turn(reactor);
+    assert_eq!(drain(far).len(), filled);
+    settle(reactor, async {
+        for send in sends {
+            send.await.unwrap();
+        }
+    });
+    let expected: Vec<_> = (0..4_u8).map(|number| vec![number; 3]).collect();
+    assert_eq!(drain(far), expected);
+}
+
+on_each_driver! {
+    fn four_sends_on_a_full_queue_arrive_in_order(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        four_sends_on_a_full_queue(reactor, &near, &far);
+        // Full once is not full for ever.
+        four_sends_on_a_full_queue(reactor, &near, &far);
+    }
+
+    fn four_sends_on_a_full_queue_of_a_shared_end_arrive_in_order(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        four_sends_on_a_full_queue(reactor, &near, &far);
+        four_sends_on_a_full_queue(reactor, &near, &far);
+    }
+
+    /// The kernel says "writable" when three quarters are free, and a shared end's other holders may never let
+    /// it come to that.
+    fn a_full_queue_of_a_shared_end_is_tried_again_by_the_clock(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        let filled = fill(&near);
+        let send = near.send("at last");
+        turn(reactor);
+        for _ in 0..4 {
+            assert_eq!(testing::receive_packet(&far).unwrap().bytes, b"filler");
+        }
+        // Far from writable; only the clock can end this.
+        settle(reactor, send).unwrap();
+        let rest = drain(&far);
+        assert_eq!(rest.len(), filled - 4 + 1);
+        assert_eq!(rest.last().unwrap(), b"at last");
+    }
+
+    fn a_thousand_sends_pass_a_slow_reader_in_order(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let sends: Vec<_> =
+            (0..1000_u32).map(|number| near.send([&number.to_ne_bytes()[..], &[0; 2000]].concat())).collect();
+        settle(reactor, async {
+            for number in 0..1000_u32 {
+                let received = far.receive().await.unwrap();
+                assert_eq!(received.bytes()[..4], number.to_ne_bytes());
+            }
+            for send in sends {
+                send.await.unwrap();
+            }
+        });
+    }
+
+    fn posts_of_one_turn_share_a_packet(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post(&[b"one ", b"two "], Vec::new());
+        near.post(&[b"three"], Vec::new());
+        assert_eq!(near.unsent(), 13);
+        turn(reactor);
+        assert_eq!(near.unsent(), 0);
+        assert_eq!(reactor.stats().posts_joined, 1);
+        assert_eq!(drain(&far), [b"one two three".to_vec()]);
+    }
+
+    fn posts_share_a_packet_up_to_its_limit(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post(&[&[1; PACKET_BYTES_MAX - 10]], Vec::new());
+        near.post(&[&[2; 10]], Vec::new());
+        near.post(&[&[3; 1]], Vec::new());
+        near.post(&[&[4; PACKET_BYTES_MAX]], Vec::new());
+        turn(reactor);
+        let lengths: Vec<_> = drain(&far).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [PACKET_BYTES_MAX, 1, PACKET_BYTES_MAX]);
+    }
+
+    fn descriptors_of_two_posts_do_not_share_a_packet(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let (one, two) = std::io::pipe().unwrap();
+        let inodes = [inode(&one), inode(&two)];
+        near.post(&[b"plain "], Vec::new());
+        near.post(&[b"one "], vec![Fd::from(OwnedFd::from(one))]);
+        near.post(&[b"more"], Vec::new());
+        near.post(&[b"two"], vec![Fd::from(OwnedFd::from(two))]);
+        turn(reactor);
+        let packets = drain_packets(&far);
+        assert_eq!(packets.len(), 2);
+        assert_eq!(packets[0].bytes, b"plain one more");
+        assert_eq!(packets[1].bytes, b"two");
+        assert_eq!(packets[0].descriptors.len(), 1);
+        assert_eq!([inode(&packets[0].descriptors[0]), inode(&packets[1].descriptors[0])], inodes);
+    }
+
+    fn a_post_stays_behind_the_send_before_it(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post(&[b"first"], Vec::new());
+        let send = near.send("second");
+        near.post(&[b"third"], Vec::new());
+        settle(reactor, send).unwrap();
+        turn(reactor);
+        assert_eq!(drain(&far), [b"first".to_vec(), b"second".to_vec(), b"third".to_vec()]);
+    }
+
+    fn posts_join_a_packet_that_waits_for_a_full_queue(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        fill(&near);
+        near.post(&[b"early "], Vec::new());
+        turn(reactor);
+        near.post(&[b"late"], Vec::new());
+        drain(&far);
+        settle(reactor, near.send("end")).unwrap();
+        assert_eq!(drain(&far), [b"early late".to_vec(), b"end".to_vec()]);
+    }
+
+    fn an_empty_or_oversized_post_is_a_mistake_of_ours(reactor: &Reactor) {
+        let (near, _far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let panics = |post: &dyn Fn()| catch_unwind(AssertUnwindSafe(post)).is_err();
+        assert!(panics(&|| near.post(&[], Vec::new())));
+        assert!(panics(&|| near.post(&[&[0; PACKET_BYTES_MAX + 1]], Vec::new())));
+        assert!(panics(&|| near.post_or(&[b"x"], Vec::new(), Vec::new())));
+    }
+
+    fn an_empty_message_is_refused(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        assert!(matches!(settle(reactor, near.send("")), Err(SendError::Empty)));
+        assert!(matches!(near.try_send(""), Err(SendError::Empty)));
+        assert!(matches!(near.finish(""), Err(SendError::Empty)));
+        assert!(testing::receive_packet(&far).unwrap().bytes.is_empty());
+    }
+
+    fn a_try_send_does_not_overtake(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let send = near.send("first");
+        assert!(matches!(near.try_send("second"), Err(SendError::WouldBlock)));
+        settle(reactor, send).unwrap();
+        near.try_send("second").unwrap();
+        assert_eq!(drain(&far), [b"first".to_vec(), b"second".to_vec()]);
+    }
+
+    fn a_dropped_send_that_has_not_left_is_taken_back(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let _first = near.send("first");
+        drop(near.send("never"));
+        let last = near.send("last");
+        settle(reactor, last).unwrap();
+        assert_eq!(drain(&far), [b"first".to_vec(), b"last".to_vec()]);
+    }
+
+    fn a_dropped_send_that_waits_for_a_full_queue_is_taken_back(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        fill(&near);
+        let never = near.send("never");
+        turn(reactor);
+        drop(never);
+        drain(&far);
+        settle(reactor, near.send("last")).unwrap();
+        assert_eq!(drain(&far), [b"last".to_vec()]);
+    }
+
+    /// All in one turn, and more than the completion queue holds.
+    fn more_completions_than_fit_the_queue_all_come_home(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let near = Socket::wrap(reactor, near).unwrap();
+        testing::send_packet(&far, b"!", &[]).unwrap();
+        let waits: Vec<_> = (0..5000).map(|_| near.readable()).collect();
+        near.post(&[b"beside them"], Vec::new());
+        settle(reactor, async {
+            for wait in waits {
+                wait.await.unwrap();
+            }
+        });
+        assert_eq!(testing::receive_packet(&far).unwrap().bytes, b"beside them");
+    }
+
+    /// A socket sends one message in a turn; the end of `block_on` must not come between them.
+    fn all_that_was_posted_leaves_when_block_on_ends(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        settle(reactor, async {
+            for number in 0..5_u8 {
+                let (reader, _) = std::io::pipe().unwrap();
+                near.post(&[&[number]], vec![Fd::from(OwnedFd::from(reader))]);
+            }
+        });
+        let arrived: Vec<_> = drain_packets(&far);
+        assert_eq!(arrived.iter().map(|packet| packet.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert!(arrived.iter().all(|packet| packet.descriptors.len() == 1));
+    }
+
+    fn the_last_words_leave_when_the_reactor_is_dropped(_reactor: &Reactor) {
+        let another = testing::reactor();
+        let (near, far) = Socket::pair(&another, Kind::SeqPacket).unwrap();
+        let (one, two) = std::io::pipe().unwrap();
+        near.post(&[b"one"], vec![Fd::from(OwnedFd::from(one))]);
+        near.post(&[b"two"], vec![Fd::from(OwnedFd::from(two))]);
+        near.finish("bye").unwrap();
+        drop(another);
+        assert_eq!(drain(&far), [b"one".to_vec(), b"two".to_vec(), b"bye".to_vec()]);
+        assert!(testing::receive_packet(&far).unwrap().bytes.is_empty());
+    }
+
+    // Streams.
+
+    fn a_big_stream_arrives_whole(reactor: &Reactor) {
+        const BYTES: usize = 8 << 20;
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let reader = read_all(far);
+        let bytes: Vec<u8> = (0..BYTES).map(|place| (place % 251) as u8).collect();
+        settle(reactor, near.send(bytes.clone())).unwrap();
+        settle(reactor, near.send("end")).unwrap();
+        drop(near);
+        turn(reactor);
+        let arrived = reader.join().unwrap();
+        assert_eq!(arrived.len(), BYTES + 3);
+        assert!(arrived[..BYTES] == bytes[..]);
+        assert_eq!(&arrived[BYTES..], b"end");
+    }
+
+    /// A post is silent, and a stream may take a part of it: the rest must follow.
+    fn posts_on_a_stream_arrive_whole(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        for number in 0..40_u8 {
+            near.post(&[&[number; PACKET_BYTES_MAX]], Vec::new());
+        }
+        turn(reactor);
+        let reader = read_all(far);
+        near.finish("end").unwrap();
+        settle(reactor, until_all_is_closed(reactor, &reader));
+        let arrived = reader.join().unwrap();
+        assert_eq!(arrived.len(), 40 * PACKET_BYTES_MAX + 3);
+        for (number, part) in arrived.chunks_exact(PACKET_BYTES_MAX).enumerate() {
+            assert!(part.iter().all(|byte| usize::from(*byte) == number));
+        }
+    }
+
+    fn a_try_send_on_a_stream_arrives_whole(reactor: &Reactor) {
+        const BYTES: usize = 1 << 20;
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        near.try_send(vec![7; BYTES]).unwrap();
+        assert!(matches!(near.try_send("no overtaking"), Err(SendError::WouldBlock)));
+        let reader = read_all(far);
+        settle(reactor, near.send("end")).unwrap();
+        drop(near);
+        turn(reactor);
+        assert_eq!(reader.join().unwrap().len(), BYTES + 3);
+    }
+
+    /// Part of it has been seen: the rest must follow, or what comes after it would be taken for it.
+    fn a_send_dropped_half_way_does_not_corrupt_a_stream(reactor: &Reactor) {
+        const BYTES: usize = 4 << 20;
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        {
+            let mut big = pin!(near.send(vec![1; BYTES]));
+            assert!(big.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            turn(reactor);
+        }
+        let reader = read_all(far);
+        settle(reactor, near.send(vec![2; 3])).unwrap();
+        drop(near);
+        turn(reactor);
+        let arrived = reader.join().unwrap();
+        assert_eq!(arrived.len(), BYTES + 3);
+        assert!(arrived[..BYTES].iter().all(|byte| *byte == 1));
+        assert_eq!(arrived[BYTES..], [2; 3]);
+    }
+
+    /// And not with each part of it.
+    fn descriptors_come_with_the_first_byte_of_a_stream(reactor: &Reactor) {
+        const BYTES: usize = 1 << 20;
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let inode = inode(&reader);
+        let send = near.send(Message::new(vec![9; BYTES]).with_descriptor(OwnedFd::from(reader)));
+        settle(reactor, async {
+            let mut first = far.receive().await.unwrap();
+            assert_eq!(self::inode(first.take_descriptor().unwrap()), inode);
+            let mut length = first.bytes().len();
+            while length < BYTES {
+                let more = far.receive().await.unwrap();
+                assert_eq!(more.descriptors(), 0);
+                length += more.bytes().len();
+            }
+            assert_eq!(length, BYTES);
+            send.await.unwrap();
+        });
+    }
+}
+
+fn read_all(far: OwnedFd) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        UnixStream::from(far).read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+async fn until_all_is_closed<T>(reactor: &Reactor, reader: &std::thread::JoinHandle<T>) {
+    while !reader.is_finished() {
+        reactor.sleep(std::time::Duration::from_millis(1)).await;
+    }
+}
