@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use ring::{Credentials, DESCRIPTORS_MAX, Reactor, ReceiveError, Received, SendError, Socket};
+use ring::{Credentials, Reactor, ReceiveError, Received, SendError, Socket};
 
 use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
 
@@ -108,9 +108,6 @@ impl BoundSocket {
     pub(crate) fn new(socket: Socket) -> BoundSocket {
         // Others hold the other end; this one is ours alone, and those who connect shall see when it goes.
         socket.set_private(true);
-        // Room for whatever one message can bring. With less the kernel would close the rest, on this thread,
-        // before the receive returns, and closing a stranger's socket can take as long as the stranger likes.
-        socket.set_descriptors_max(DESCRIPTORS_MAX);
         // Asked for now, since a request queued before carries nothing. An older kernel says no, and then
         // there are credentials only.
         let _ = socket.ask_for_pidfds();
@@ -215,7 +212,8 @@ impl BoundSocket {
     /// The descriptor itself, for a child that is to accept. The waiting requests go with it.
     ///
     /// # Errors
-    /// Gives the bound socket back once it has begun to accept: a request may be on its way to it.
+    /// Gives the bound socket back while it accepts. A request that nobody awaits any more is asked home by
+    /// that: another attempt after a turn succeeds, unless one has arrived, which must be accepted first.
     pub fn into_fd(self) -> Result<OwnedFd, BoundSocket> {
         let BoundSocket { socket, confirming, violations } = self;
         socket.into_fd().map_err(|socket| BoundSocket { socket, confirming, violations })

@@ -147,8 +147,9 @@ impl ConnectedSocket {
     /// The descriptor itself, for a child.
     ///
     /// # Errors
-    /// Gives the connection back while something of it is away: a send that has not ended, or a receive,
-    /// which stays with the connection once it has been asked for.
+    /// Gives the connection back while something of it is away (a send, a receive) or has arrived and has not
+    /// been taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds,
+    /// unless it has brought a message.
     pub fn into_fd(self) -> Result<OwnedFd, ConnectedSocket> {
         let ConnectedSocket { socket, confirmation_due } = self;
         socket.into_fd().map_err(|socket| ConnectedSocket { socket, confirmation_due })
