@@ -250,6 +250,13 @@ impl Core {
         self.channels[channel].many = true;
     }
 
+    pub(crate) fn ask_for_credentials(&mut self, channel: usize) {
+        let channel = &mut self.channels[channel];
+        if !channel.credentials.are_asked() {
+            channel.ask_for_credentials();
+        }
+    }
+
     pub(crate) fn set_pidfd(&mut self, channel: usize) {
         self.channels[channel].room.pidfd = true;
     }
@@ -681,13 +688,16 @@ impl Core {
             WaiterState::Waiting(Some(token)) => self.driver.cancel(token),
             WaiterState::Waiting(None) => {
                 // Gone already if the socket was dropped first and its letters are with the kernel.
-                let Some(channel) = self.channels.get_mut(waiter.channel) else { return };
+                let owner = waiter.channel;
+                let Some(channel) = self.channels.get_mut(owner) else { return };
                 let waiting = &mut channel.lane.waiting;
                 if let Some(place) = waiting.iter().position(|letter| letter.slip.waiter == Some(key))
                     && !waiting[place].envelope.is_under_way()
                 {
                     waiting.remove(place);
                     self.waiters.remove(key);
+                    // It may have been all that a dropped socket was waiting for.
+                    self.advance_if_closed(owner);
                 }
             }
             WaiterState::Abandoned => unreachable!("abandoned once"),

@@ -126,6 +126,12 @@ impl Socket {
         self.reactor.with(|core, _| core.set_private(self.channel, private));
     }
 
+    /// Asks for the credentials of whoever sends, from now on. A SEQPACKET socket does so itself with its first
+    /// receive; but what is sent before anybody has asked carries none.
+    pub fn ask_for_credentials(&self) {
+        self.reactor.with(|core, _| core.ask_for_credentials(self.channel));
+    }
+
     /// Asks for a pidfd of the sender with every message (Linux 6.5; 43 % more work for each).
     ///
     /// # Errors

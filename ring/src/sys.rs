@@ -356,20 +356,14 @@ fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
 /// Whether closing this descriptor cannot make the closing thread wait: a pipe, or a file in memory.
 ///
 /// A socket is not on this list, not even one of AF_UNIX: what is queued in it is closed with it, and that
-/// may be a TCP socket that lingers.
+/// may be a TCP socket that lingers. Nor is `fstat` asked, whose answer may come from a file system in user
+/// space, and so never: these two questions the kernel answers by itself, and only for what they are about.
 pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
-    let Ok(stat) = stat(fd) else { return false };
-    match stat.st_mode & libc::S_IFMT {
-        libc::S_IFIFO => true,
-        libc::S_IFREG => {
-            // SAFETY: all zeroes is a valid `statfs`. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
-            let mut system: libc::statfs = unsafe { mem::zeroed() };
-            // SAFETY: `system` outlives the call. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
-            let known = check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut system) }).is_ok();
-            known && system.f_type == libc::TMPFS_MAGIC as _
-        }
-        _ => false,
-    }
+    let answers = |question| {
+        // SAFETY: integers only. Kept honest by `closing.rs::what_closes_at_once_is_closed_here`.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), question) }).is_ok()
+    };
+    answers(libc::F_GETPIPE_SZ) || answers(libc::F_GET_SEALS)
 }
 
 // -- inheritance ----------------------------------------------------------------------------------------
