@@ -11,22 +11,26 @@ use std::task::{Context, Poll};
 use ring::Message;
 
 use crate::error::AnswerError;
-use crate::mailbox::Session;
+use crate::served::{Served, Session};
 use crate::wire::{RefusedReason, Size};
 
 /// The right, and the duty, to answer one call. Dropping it tells the caller that nobody will
 /// ([`CallError::Dropped`](crate::CallError::Dropped)).
 #[must_use = "dropping a continuation tells the caller that nobody will answer"]
 pub struct Continuation {
-    session: Rc<Session>,
+    served: Rc<Served>,
     number: u32,
     room: Size,
     over: bool,
 }
 
 impl Continuation {
-    pub(crate) fn new(session: Rc<Session>, number: u32, room: Size) -> Continuation {
-        Continuation { session, number, room, over: false }
+    pub(crate) fn new(served: Rc<Served>, number: u32, room: Size) -> Continuation {
+        Continuation { served, number, room, over: false }
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        self.served.session()
     }
 
     /// Answers. All answers of one turn to one client travel together. The descriptors are closed here once
@@ -37,18 +41,18 @@ impl Continuation {
     /// See [`AnswerError`]: the answer did not leave, and the caller has been told why, if it is there.
     pub fn answer(mut self, message: impl Into<Message>) -> Result<(), AnswerError> {
         self.over = true;
-        self.session.answer(self.number, self.room, message.into())
+        self.session().answer(self.number, self.room, message.into())
     }
 
     /// Refuses as a matter of policy: the caller is told that its call was not handled.
     pub fn refuse(mut self) {
         self.over = true;
-        self.session.refuse(self.number, RefusedReason::Refused);
+        self.session().refuse(self.number, RefusedReason::Refused);
     }
 
     /// Whether the caller has withdrawn the call, or is gone.
     pub fn is_cancelled(&self) -> bool {
-        self.session.is_withdrawn(self.number)
+        self.session().is_withdrawn(self.number)
     }
 
     /// Ends when the caller withdraws the call, or is gone.
@@ -58,7 +62,7 @@ impl Continuation {
 
     /// As [`cancelled`](Continuation::cancelled), for futures written by hand. One waker is kept.
     pub fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.session.poll_withdrawn(self.number, context)
+        self.session().poll_withdrawn(self.number, context)
     }
 
     /// Bytes and descriptors the caller has room for.
@@ -70,7 +74,7 @@ impl Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if !self.over {
-            self.session.drop_call(self.number);
+            self.session().drop_call(self.number);
         }
     }
 }

@@ -44,7 +44,7 @@ impl std::fmt::Display for Part {
 /// | `OutOfDescriptors(Call)` | no | no | yes, later |
 /// | `OutOfDescriptors(Answer)` | yes | perhaps | only if seeing it twice does no harm |
 /// | `WouldBlock` | no | no | yes, later |
-/// | `Malformed` | yes | yes | no: the other side does not speak this protocol |
+/// | `Malformed` | perhaps | perhaps | no: the other side does not speak this protocol |
 /// | `Io` | perhaps | perhaps | only if seeing it twice does no harm |
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -64,8 +64,9 @@ pub enum CallError {
     /// The server refuses as a matter of policy. The handler has not seen the call.
     #[error("refused by the server's policy; the call has not been handled")]
     Refused,
-    /// One of the two messages does not fit: the call into a packet, the server's windows or its limit on
-    /// descriptors (nothing was sent); or the answer into what was reserved for it (the call has been seen).
+    /// One of the two messages does not fit: the call, or the room it asks for, into a packet, the server's
+    /// windows or a limit on descriptors (nothing was sent); or the answer into what was reserved for it (the
+    /// call has been seen).
     #[error("the {0} is too large")]
     TooLarge(Part),
     /// The bytes of the answer were cut off. Only a plain object's answerer can do that.
@@ -75,17 +76,17 @@ pub enum CallError {
     /// here.
     #[error("descriptors of the {0} are lost")]
     DescriptorsLost(Part),
-    /// No descriptors left: to send the call's own (too many of this user in flight; nothing was sent), or
-    /// for the server to answer with.
+    /// No descriptors left: for the call (this process has none for a continuation or a session, or too many of
+    /// this user are in flight; nothing was sent), or for the server to answer with.
     #[error("out of descriptors for the {0}")]
     OutOfDescriptors(Part),
     /// It would have to wait. Only [`Object::try_call`](crate::Object::try_call) says so, and a call when
     /// [`CALLS_QUEUED_MAX`](crate::CALLS_QUEUED_MAX) others wait already.
     #[error("the call would have to wait")]
     WouldBlock,
-    /// The message is not what it should be: the answer breaks the protocol (and the session has ended), or
-    /// does not have the shape it was [read](crate::Answer::read) as, or an empty message was given to a
-    /// plain object, which could not be told from the end of file.
+    /// Something is not what it should be: the other side breaks the protocol (and the session has ended), or
+    /// the answer does not have the shape it was [read](crate::Answer::read) as, or an empty message was given
+    /// to a plain object (and not sent), where it could not be told from the end of file.
     #[error("malformed: {0}")]
     Malformed(&'static str),
     /// The kernel said something else.
@@ -101,7 +102,7 @@ impl CallError {
             | CallError::WouldBlock
             | CallError::TooLarge(Part::Call)
             | CallError::OutOfDescriptors(Part::Call) => Some(false),
-            CallError::Deadline | CallError::Io(_) => None,
+            CallError::Deadline | CallError::Malformed(_) | CallError::Io(_) => None,
             _ => Some(true),
         }
     }
@@ -132,6 +133,17 @@ impl CallError {
         !self.may_have_been_seen()
     }
 
+    /// No pair of sockets could be made.
+    pub(crate) fn from_pair(error: io::Error) -> CallError {
+        // The same numbers on every architecture.
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        match error.raw_os_error() {
+            Some(ENFILE | EMFILE) => CallError::OutOfDescriptors(Part::Call),
+            _ => CallError::Io(error),
+        }
+    }
+
     pub(crate) fn from_send(error: SendError) -> CallError {
         match error {
             SendError::Gone => CallError::Gone,
@@ -160,7 +172,8 @@ impl CallError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum AnswerError {
-    /// The caller, or its whole session, is gone.
+    /// The caller's whole session is gone. (Whether the caller of a plain object is still there nobody asks
+    /// before answering; [`is_cancelled`](crate::PlainContinuation::is_cancelled) does.)
     #[error("the caller is gone")]
     Gone,
     /// The caller has withdrawn the call.

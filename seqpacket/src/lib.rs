@@ -34,11 +34,52 @@
 //! [notice](Continuation::cancelled); dropping a [`Continuation`] tells the caller that nobody will answer;
 //! the death of a server ends all its calls.
 //!
-//! # Holders and trust
+//! # Passing objects on
 //!
-//! All who hold one address, or one plain object, are one trust domain. To give an object to somebody else,
-//! [grant](Object::grant): the server makes a fresh address for that holder, with sessions, windows and limits
-//! of its own. [`share`](Object::share) is the duplicate.
+//! An object travels as a descriptor, in a call or in an answer. All who hold one address, or one plain object,
+//! are one trust domain: each of them can flood it, or shut it down for all. So what is passed on is a *grant*,
+//! a fresh address that the server makes for that holder, with sessions and limits of its own:
+//!
+//! - [`Object::pass_in`] puts a grant of an object one holds into a message; [`Object::grant`] is the
+//!   descriptor alone.
+//! - [`Mailbox::grant`] is a server's way to give out its own object, in an answer say;
+//!   [`Mailbox::grant_revocable`] also knows the holder's calls, and takes the grant back.
+//! - [`Incoming::take_object`], [`Answer::take_object`] and [`Object::from_fd`] make an object of what was
+//!   received.
+//! - [`Object::share`] is the duplicate of one's own right, to be asked for by name. A plain object has only
+//!   [that](PlainObject::share).
+//!
+//! ```
+//! use ring::{Executor, Message, Reactor};
+//! use seqpacket::{Mailbox, Object};
+//!
+//! # let reactor = Reactor::new()?;
+//! # let executor = Executor::new(&reactor);
+//! # let (logger, logger_mailbox) = seqpacket::object(&reactor)?;
+//! # let (worker, mailbox) = seqpacket::object(&reactor)?;
+//! /// Calls back on the object that came with the call, and answers with another.
+//! async fn work(mailbox: Mailbox, results: Mailbox) -> Option<()> {
+//!     let mut call = mailbox.next().await?;
+//!     let logger = call.take_object(mailbox.reactor())?;
+//!     logger.call("started").await.ok()?;
+//!     call.answer(Message::from("ask here").with_descriptor(results.grant().ok()?)).ok()
+//! }
+//! # let (_, results) = seqpacket::object(&reactor)?;
+//! # executor.spawn(async move { assert_eq!(work(mailbox, results).await, Some(())) });
+//! # executor.spawn(async move {
+//! #     while let Some(call) = logger_mailbox.next().await {
+//! #         assert_eq!(call.bytes(), b"started");
+//! #         let _ = call.answer("noted");
+//! #     }
+//! # });
+//!
+//! executor.block_on(async {
+//!     let mut answer = worker.call(logger.pass_in("work, and tell this one about it").await?).await?;
+//!     let results: Object = answer.take_object(&reactor).ok_or("no object")?;
+//!     Ok::<(), Box<dyn std::error::Error>>(())
+//! })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! Every byte on the wire is in the project's `PROTOCOL.md`.
 //!
@@ -50,19 +91,23 @@
 mod continuation;
 pub mod credit;
 mod error;
+mod incoming;
 mod mailbox;
 mod object;
 mod pairs;
 mod parcel;
 mod plain;
+mod served;
 mod session;
+mod waiting;
 pub mod wire;
 
 pub use continuation::Continuation;
 pub use imc::WrapError;
 
 pub use error::{AnswerError, CallError, Part};
-pub use mailbox::{Incoming, Mailbox, MailboxOptions, Violations};
+pub use incoming::Incoming;
+pub use mailbox::{Grant, Mailbox, MailboxOptions, Next, Violations};
 pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
 };

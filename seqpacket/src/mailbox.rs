@@ -1,50 +1,58 @@
-//! The server's side of an object with sessions: who attached, whose turn it is, and the calls.
+//! The server's side of an object with sessions: its addresses, who may attach, and whose turn it is.
 //!
 //! A mailbox owns its bound sockets and, through companions of the reactor, its sessions: they accept, receive
 //! and file calls whatever the server's own tasks do. Each session has its own queue, and they are served in
 //! turn. It never knows what a message means.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytemuck::AnyBitPattern;
-use imc::{AcceptError, BoundSocket, Who, WrapError};
-use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
+use imc::{Arrival, BoundSocket, WrapError};
+use ring::{Companion, Credentials, Reactor};
 use slab::Slab;
 
-use crate::continuation::Continuation;
-use crate::credit::{Account, Cost};
-use crate::error::AnswerError;
-use crate::parcel::Parcel;
+use crate::incoming::Incoming;
+use crate::object::deadline;
+use crate::served::{Client, Over, Served, Session};
+use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
-    self, Arrived, CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, FromClient, Header, Hello, PACKET_BYTES_MAX,
-    RefusedReason, Size, Windows,
+    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, PACKET_BYTES_MAX, RefusedReason, Windows,
 };
 
 /// What a server promises its clients, and how many it takes.
+///
+/// The first three are windows: each counts a call from its arrival until its answer has been handed to the
+/// kernel. So they also bound what waits for a client that does not read: it is disconnected when it goes on
+/// calling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MailboxOptions {
-    /// Calls one session may have under way. Default 256.
+    /// Calls one session may have under way. Default 256, at least 1.
     pub calls: u32,
     /// Bytes one session may have under way, calls and room for answers together. Default 18 MiB; at least
-    /// two packets (131,072). A session that does not read its answers is disconnected when so many bytes of
-    /// them wait.
+    /// two packets (131,072).
     pub bytes: u32,
-    /// Descriptors of calls under way of one session. Default 64, at least `call_descriptors`.
+    /// Descriptors of calls under way of one session. Default 64, at least `call_descriptors`. (Descriptors of
+    /// answers are the answerer's own; those of answers a client does not read stay open here, for as many
+    /// calls as `calls` allows.)
     pub descriptors: u32,
     /// Descriptors one call may carry. Default 16, at most 253; with more than 16 every packet costs a system
     /// call more.
     pub call_descriptors: u32,
     /// Sessions at a time; further clients wait in the kernel's queue until one ends. Default 1,024.
     pub sessions: usize,
+    /// Sessions at a time through one granted address, so that its holders cannot take all of them. Default
+    /// 64.
+    pub granted_sessions: usize,
     /// Grants that may be open at a time, those made by [`Mailbox::grant`] not counted; beyond, a client that
-    /// asks for one is refused. Default 1,024; 0 refuses all.
+    /// asks for one is refused. A descriptor each. Default 1,024; 0 refuses all.
     pub grants: usize,
 }
 
@@ -57,6 +65,7 @@ impl Default for MailboxOptions {
             descriptors: windows.descriptors,
             call_descriptors: CALL_DESCRIPTORS_DEFAULT,
             sessions: 1024,
+            granted_sessions: 64,
             grants: 1024,
         }
     }
@@ -75,22 +84,29 @@ impl MailboxOptions {
     }
 }
 
-/// What peers have done that the protocol does not allow. Each cost its session, nobody else's.
+/// What peers have done that the protocol does not allow. Each but the first cost its session, nobody else's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Violations {
+    /// Packets over an address that were no request to attach. They were dropped, with their descriptors.
+    /// (Descriptors that were lost for want of room here are counted too, though nobody is to blame.)
+    pub not_attaching: u64,
     /// Sessions ended for a malformed packet.
     pub malformed: u64,
     /// Sessions ended for going beyond their windows.
     pub beyond_window: u64,
-    /// Sessions ended because their answers were not read.
+    /// Sessions ended for calling on and on without reading the answers.
     pub unread: u64,
 }
 
 /// Where an object's calls arrive.
 ///
-/// Dropping it ends the object: calls that nobody has taken are answered by nobody, those that were taken can
-/// still be answered.
+/// Dropping it ends the object: calls that nobody has taken are refused ([`CallError::Gone`]), those that were
+/// taken can still be answered. What arrives in the moment of the end may be lost, and its caller told
+/// [`CallError::Dropped`]; [`leave`](Mailbox::leave) loses nothing.
+///
+/// [`CallError::Gone`]: crate::CallError::Gone
+/// [`CallError::Dropped`]: crate::CallError::Dropped
 pub struct Mailbox {
     shared: Rc<Shared>,
 }
@@ -106,41 +122,39 @@ pub(crate) struct Shared {
 
 #[derive(Default)]
 struct State {
-    acceptors: Slab<Companion>,
-    /// Acceptors that have not come to their end.
-    accepting: usize,
-    /// Of those, grants asked for by clients.
-    granted: usize,
-    sessions: Slab<(Rc<Session>, Option<Companion>)>,
+    /// Addresses that somebody may hold, by number. No number is given twice.
+    addresses: BTreeMap<u64, Address>,
+    addresses_ever: u64,
+    /// How many of them clients have asked for.
+    asked_for: usize,
+    sessions: Slab<Rc<Served>>,
     /// Sessions that have calls, in the order in which they are served.
     turn: VecDeque<usize>,
-    waiting: Vec<Waker>,
+    /// Those who wait for a call, or for the last session to end.
+    waiting: Waiting,
+    /// Who waits through `poll_next`.
+    by_hand: Place,
     /// Acceptors that wait for a session to end.
-    crowd: Vec<Waker>,
-    closed: bool,
+    crowd: Waiting,
 }
 
-/// One client's session.
-pub(crate) struct Session {
-    key: Cell<usize>,
-    socket: Socket,
-    who: Credentials,
-    mailbox: Weak<Shared>,
-    state: RefCell<SessionState>,
+/// One bound socket and the companion that accepts from it.
+struct Address {
+    bound: Rc<BoundSocket>,
+    made_for: MadeFor,
+    sessions: usize,
+    _companion: Companion,
 }
 
-struct SessionState {
-    account: Account,
-    calls: HashMap<u32, Entry>,
-    queue: VecDeque<(u32, Size, Parcel)>,
-    over: bool,
-}
-
-/// One call under way.
-struct Entry {
-    cost: Cost,
-    withdrawn: bool,
-    waker: Option<Waker>,
+/// Why there is an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MadeFor {
+    /// It came with the mailbox.
+    Everybody,
+    /// The server has granted it.
+    Holder,
+    /// A client has asked for it.
+    Client,
 }
 
 impl Mailbox {
@@ -153,11 +167,14 @@ impl Mailbox {
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
         });
-        shared.accept_from(bound, false);
+        shared.accept_from(bound, MadeFor::Everybody);
         Mailbox { shared }
     }
 
     /// From an inherited or received descriptor: the bound end of an object with sessions.
+    ///
+    /// Another process may hold a copy, to serve the object when this one has died. While this one serves it,
+    /// nobody else may; and when the mailbox is dropped the object ends for all.
     ///
     /// # Errors
     /// Not a connected SEQPACKET socket. It has been closed.
@@ -178,37 +195,89 @@ impl Mailbox {
     }
 
     /// The next call, of the sessions in turn; `None` when nobody holds an address or a session any more.
-    pub async fn next(&self) -> Option<Incoming> {
-        poll_fn(|context| self.poll_next(context)).await
+    ///
+    /// Any number of tasks may wait; each call goes to one of them. Dropping the future loses no call.
+    pub fn next(&self) -> Next<'_> {
+        Next { mailbox: self, place: Place::default() }
     }
 
-    /// As [`next`](Mailbox::next), for futures written by hand.
+    /// As [`next`](Mailbox::next), for futures written by hand. One waker is kept for all of these.
     pub fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        let mut place = std::mem::take(&mut self.shared.state.borrow_mut().by_hand);
+        let poll = self.poll_next_at(&mut place, context);
+        self.shared.state.borrow_mut().by_hand = place;
+        poll
+    }
+
+    fn poll_next_at(&self, place: &mut Place, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
         let mut state = self.shared.state.borrow_mut();
         while let Some(key) = state.turn.pop_front() {
-            let Some((session, _)) = state.sessions.get(key) else { continue };
-            let session = Rc::clone(session);
-            let Some((call, more)) = session.take() else { continue };
+            let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
+            let Some((taken, more)) = served.session().take() else { continue };
             if more {
                 state.turn.push_back(key);
             }
-            return Poll::Ready(Some(call));
+            return Poll::Ready(Some(Incoming::new(served, taken)));
         }
-        if state.accepting == 0 && state.sessions.is_empty() {
+        if state.addresses.is_empty() && state.sessions.is_empty() {
             return Poll::Ready(None);
         }
-        if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            state.waiting.push(context.waker().clone());
-        }
+        let old = state.waiting.keep(place, context.waker());
+        drop(state);
+        drop(old);
         Poll::Pending
     }
 
-    /// A fresh address of this object, for one holder: its sessions are apart from all others'.
+    /// A fresh address of this object, for one holder: its sessions are apart from all others', and not more
+    /// than [`granted_sessions`](MailboxOptions::granted_sessions).
     ///
     /// # Errors
     /// The kernel's (out of descriptors).
     pub fn grant(&self) -> io::Result<OwnedFd> {
-        self.shared.grant(false)
+        self.shared.grant(MadeFor::Holder).map(|(fd, _)| fd)
+    }
+
+    /// As [`grant`](Mailbox::grant), with a handle to know that holder's calls by, and to take the grant back.
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn grant_revocable(&self) -> io::Result<(OwnedFd, Grant)> {
+        let (fd, address) = self.shared.grant(MadeFor::Holder)?;
+        Ok((fd, Grant { mailbox: Rc::downgrade(&self.shared), address }))
+    }
+
+    /// Ends the object so that no call is in doubt: says goodbye to all clients, refuses what comes after
+    /// that (the callers are told [`CallError::Gone`](crate::CallError::Gone), and can safely call elsewhere),
+    /// and waits until the last call that was taken is answered and all clients have left; but no longer than
+    /// `within`.
+    ///
+    /// Dropping the future drops the mailbox.
+    pub async fn leave(self, within: Duration) {
+        let (addresses, sessions) = {
+            let mut state = self.shared.state.borrow_mut();
+            state.turn.clear();
+            let sessions: Vec<_> = state.sessions.iter().map(|(_, served)| Rc::clone(served)).collect();
+            (std::mem::take(&mut state.addresses), sessions)
+        };
+        drop(addresses);
+        sessions.iter().for_each(|served| served.session().leave());
+        drop(sessions);
+        let mut place = Place::default();
+        let mut deadline = deadline(self.reactor(), within);
+        poll_fn(|context| {
+            let mut state = self.shared.state.borrow_mut();
+            if state.sessions.is_empty() {
+                return Poll::Ready(());
+            }
+            let old = state.waiting.keep(&mut place, context.waker());
+            drop(state);
+            drop(old);
+            match &mut deadline {
+                Some(deadline) => Pin::new(deadline).poll(context),
+                None => Poll::Pending,
+            }
+        })
+        .await;
     }
 
     /// How many sessions are open.
@@ -223,7 +292,11 @@ impl Mailbox {
 
     /// What peers have done that the protocol does not allow.
     pub fn violations(&self) -> Violations {
-        self.shared.violations.get()
+        let state = self.shared.state.borrow();
+        let there = state.addresses.values().map(|address| address.bound.violations().total()).sum::<u64>();
+        let mut violations = self.shared.violations.get();
+        violations.not_attaching += there;
+        violations
     }
 
     /// The reactor.
@@ -235,17 +308,16 @@ impl Mailbox {
 impl Drop for Mailbox {
     fn drop(&mut self) {
         let mut state = self.shared.state.borrow_mut();
-        state.closed = true;
-        let acceptors = std::mem::take(&mut state.acceptors);
+        let addresses = std::mem::take(&mut state.addresses);
         let sessions = std::mem::take(&mut state.sessions);
-        let waiting = (std::mem::take(&mut state.waiting), std::mem::take(&mut state.crowd));
+        let waiting = (state.waiting.take_all(), state.crowd.take_all());
         state.turn.clear();
         drop(state);
-        // The companions hold the mailbox's inside; with them goes what they hold.
-        drop(acceptors);
-        for (_, (session, companion)) in sessions {
-            drop(companion);
-            session.leave();
+        // Their companions hold the mailbox's inside; with them goes what they hold.
+        drop(addresses);
+        for (_, served) in sessions {
+            // Those of which calls are still to be answered go on until they are.
+            served.session().leave();
         }
         drop(waiting);
     }
@@ -257,470 +329,257 @@ impl fmt::Debug for Mailbox {
     }
 }
 
+/// The next call. Made by [`Mailbox::next`].
+#[must_use = "a call is taken only when this is awaited"]
+pub struct Next<'a> {
+    mailbox: &'a Mailbox,
+    place: Place,
+}
+
+impl Future for Next<'_> {
+    type Output = Option<Incoming>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        let mailbox = self.mailbox;
+        mailbox.poll_next_at(&mut self.place, context)
+    }
+}
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        let waker = self.mailbox.shared.state.borrow_mut().waiting.leave(&self.place);
+        drop(waker);
+    }
+}
+
+impl fmt::Debug for Next<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Next")
+    }
+}
+
+/// One holder's address of an object, as the server sees it. Made by [`Mailbox::grant_revocable`].
+///
+/// ```
+/// # use ring::{Executor, Reactor};
+/// use seqpacket::{CallError, Object};
+///
+/// # let reactor = Reactor::new()?;
+/// # let executor = Executor::new(&reactor);
+/// let (_, mailbox) = seqpacket::object(&reactor)?;
+/// let (fd, grant) = mailbox.grant_revocable()?;
+/// let guest = Object::from_fd(&reactor, fd)?;
+///
+/// executor.spawn(async move {
+///     while let Some(call) = mailbox.next().await {
+///         if call.bytes() == b"bye" {
+///             grant.revoke();
+///         } else {
+///             let greeting = if call.came_through(&grant) { "hello, guest" } else { "hello" };
+///             let _ = call.answer(greeting);
+///         }
+///     }
+/// });
+/// executor.block_on(async {
+///     assert_eq!(guest.call("it's me").await?.bytes(), b"hello, guest");
+///     assert!(matches!(guest.call("bye").await, Err(CallError::Dropped)));
+///     assert!(matches!(guest.call("me again").await, Err(CallError::Gone)));
+///     Ok::<(), CallError>(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Dropping it changes nothing.
+#[derive(Clone)]
+pub struct Grant {
+    pub(crate) mailbox: Weak<Shared>,
+    pub(crate) address: u64,
+}
+
+impl Grant {
+    /// Takes the grant back: nobody attaches through it any more, and the sessions that were are ended at once,
+    /// with their calls and with answers that have not left. All other sessions notice nothing.
+    pub fn revoke(&self) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.revoke(self.address);
+        }
+    }
+
+    /// How many sessions there are through it.
+    pub fn sessions(&self) -> usize {
+        let through = |mailbox: Rc<Shared>| mailbox.sessions_through(self.address).len();
+        self.mailbox.upgrade().map_or(0, through)
+    }
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grant").field("sessions", &self.sessions()).finish_non_exhaustive()
+    }
+}
+
 impl Shared {
-    /// Accepts from one bound socket until all of its addresses are closed.
-    fn accept_from(self: &Rc<Shared>, bound: BoundSocket, granted: bool) {
+    // -- addresses --------------------------------------------------------------------------------------
+
+    /// Accepts from one bound socket until all copies of its address are closed. Gives back its number.
+    fn accept_from(self: &Rc<Shared>, bound: BoundSocket, made_for: MadeFor) -> u64 {
+        let bound = Rc::new(bound);
         let mut state = self.state.borrow_mut();
-        state.accepting += 1;
-        state.granted += usize::from(granted);
-        let entry = state.acceptors.vacant_entry();
-        let key = entry.key();
-        let shared = Rc::clone(self);
-        entry.insert(self.reactor.companion(async move {
-            accept_all(&shared, bound).await;
-            shared.acceptor_ended(key, granted);
-        }));
+        state.addresses_ever += 1;
+        let number = state.addresses_ever;
+        state.asked_for += usize::from(made_for == MadeFor::Client);
+        let (shared, accepting) = (Rc::clone(self), Rc::clone(&bound));
+        let companion = self.reactor.companion(async move {
+            accept_all(&shared, &accepting, number).await;
+            drop(shared.close_address(number));
+        });
+        let address = Address { bound, made_for, sessions: 0, _companion: companion };
+        state.addresses.insert(number, address);
+        number
     }
 
-    fn acceptor_ended(&self, key: usize, granted: bool) {
+    fn close_address(&self, number: u64) -> Option<Address> {
         let mut state = self.state.borrow_mut();
-        state.accepting -= 1;
-        state.granted -= usize::from(granted);
-        let woken = std::mem::take(&mut state.waiting);
-        let companion = state.acceptors.try_remove(key);
+        let address = state.addresses.remove(&number)?;
+        state.asked_for -= usize::from(address.made_for == MadeFor::Client);
+        let mut woken = Vec::new();
+        if state.addresses.is_empty() {
+            woken = state.waiting.take_all();
+        }
         drop(state);
-        drop(companion);
+        self.count_not_attaching(address.bound.violations().total());
         wake(woken);
+        Some(address)
     }
 
-    fn grant(self: &Rc<Shared>, by_client: bool) -> io::Result<OwnedFd> {
+    fn grant(self: &Rc<Shared>, made_for: MadeFor) -> io::Result<(OwnedFd, u64)> {
         let (bound, address) = imc::bound_socket(&self.reactor)?;
-        let fd = address.share()?;
-        self.accept_from(bound, by_client);
-        Ok(fd)
+        let fd = match address.into_fd() {
+            Ok(fd) => fd,
+            Err(address) => address.share()?,
+        };
+        Ok((fd, self.accept_from(bound, made_for)))
     }
 
-    fn grant_to_client(self: &Rc<Shared>) -> Result<OwnedFd, RefusedReason> {
-        if self.state.borrow().granted >= self.options.grants {
+    pub(crate) fn grant_to_client(self: &Rc<Shared>) -> Result<OwnedFd, RefusedReason> {
+        if self.state.borrow().asked_for >= self.options.grants {
             return Err(RefusedReason::Refused);
         }
-        self.grant(true).map_err(|_| RefusedReason::OutOfDescriptors)
+        self.grant(MadeFor::Client).map(|(fd, _)| fd).map_err(|_| RefusedReason::OutOfDescriptors)
     }
 
-    fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.borrow_mut();
-        if state.sessions.len() < self.options.sessions {
-            return Poll::Ready(());
+    fn revoke(&self, number: u64) {
+        drop(self.close_address(number));
+        for served in self.sessions_through(number) {
+            served.session().end();
+            self.detach(served.session());
         }
-        state.crowd.push(context.waker().clone());
-        Poll::Pending
     }
 
-    fn attach(self: &Rc<Shared>, socket: Socket, who: &Who) {
-        let hello = self.hello;
-        socket.set_private(true);
-        socket.set_descriptors_max(hello.call_descriptors_max as usize);
-        socket.stream();
-        socket.post(&[&hello.frame()], Vec::new());
-        self.attached_ever.set(self.attached_ever.get() + 1);
+    fn sessions_through(&self, number: u64) -> Vec<Rc<Served>> {
+        let state = self.state.borrow();
+        let sessions = state.sessions.iter().map(|(_, served)| served);
+        sessions.filter(|served| served.session().client().address == number).map(Rc::clone).collect()
+    }
+
+    // -- sessions ---------------------------------------------------------------------------------------
+
+    /// Waits for room for one more session through this address.
+    async fn room(&self, number: u64) {
+        let mut place = Place::default();
+        poll_fn(|context| {
+            let mut state = self.state.borrow_mut();
+            let Some(address) = state.addresses.get(&number) else { return Poll::Ready(()) };
+            let most = match address.made_for {
+                MadeFor::Everybody => self.options.sessions,
+                MadeFor::Holder | MadeFor::Client => self.options.granted_sessions,
+            };
+            if address.sessions < most && state.sessions.len() < self.options.sessions {
+                return Poll::Ready(());
+            }
+            // Acceptors run as companions: nobody's code is dropped with their wakers.
+            state.crowd.keep(&mut place, context.waker());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn attach(self: &Rc<Shared>, arrival: Arrival, number: u64) {
         let nobody = Credentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
-        let session = Rc::new(Session {
-            key: Cell::new(0),
-            socket,
-            who: who.credentials.unwrap_or(nobody),
-            mailbox: Rc::downgrade(self),
-            state: RefCell::new(SessionState {
-                account: Account::new(hello.windows),
-                calls: HashMap::new(),
-                queue: VecDeque::new(),
-                over: false,
-            }),
-        });
-        let key = self.state.borrow_mut().sessions.insert((Rc::clone(&session), None));
-        session.key.set(key);
-        let served = Rc::clone(&session);
-        let companion = self.reactor.companion(async move { serve(&served).await });
-        self.state.borrow_mut().sessions[key].1 = Some(companion);
+        let credentials = arrival.who.credentials.unwrap_or(nobody);
+        let socket = arrival.socket.into_socket();
+        let state = &mut *self.state.borrow_mut();
+        let Some(address) = state.addresses.get_mut(&number) else { return };
+        address.sessions += 1;
+        self.attached_ever.set(self.attached_ever.get() + 1);
+        let entry = state.sessions.vacant_entry();
+        let client = Client { key: entry.key(), address: number, credentials };
+        entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, self.hello, client));
     }
 
     /// A session is over. Its calls that nobody has taken go with it.
-    fn detach(&self, key: usize) {
+    pub(crate) fn detach(&self, session: &Session) {
+        let key = session.client().key;
         let mut state = self.state.borrow_mut();
-        let removed = state.sessions.try_remove(key);
-        let mut woken = std::mem::take(&mut state.crowd);
-        if state.accepting == 0 && state.sessions.is_empty() {
-            woken.append(&mut state.waiting);
+        // Revoked before its end was seen; another may have its key by now.
+        if !state.sessions.get(key).is_some_and(|served| std::ptr::eq(served.session(), session)) {
+            return;
+        }
+        let served = state.sessions.remove(key);
+        state.turn.retain(|turn| *turn != key);
+        if let Some(address) = state.addresses.get_mut(&served.session().client().address) {
+            address.sessions -= 1;
+        }
+        let mut woken = state.crowd.take_all();
+        if state.sessions.is_empty() {
+            woken.append(&mut state.waiting.take_all());
         }
         drop(state);
-        drop(removed);
+        drop(served);
         wake(woken);
     }
 
     /// A session that had no calls has some.
-    fn take_turn(&self, key: usize) {
+    pub(crate) fn take_turn(&self, key: usize) {
         let mut state = self.state.borrow_mut();
         state.turn.push_back(key);
-        let woken = std::mem::take(&mut state.waiting);
+        let woken = state.waiting.take_all();
         drop(state);
         wake(woken);
     }
 
-    fn count(&self, count: impl FnOnce(&mut Violations)) {
+    // -- counting ---------------------------------------------------------------------------------------
+
+    pub(crate) fn count(&self, over: &Over) {
         let mut violations = self.violations.get();
-        count(&mut violations);
+        match over {
+            Over::Closed => {}
+            Over::Malformed => violations.malformed += 1,
+            Over::BeyondWindow => violations.beyond_window += 1,
+            Over::Unread => violations.unread += 1,
+        }
+        self.violations.set(violations);
+    }
+
+    fn count_not_attaching(&self, count: u64) {
+        let mut violations = self.violations.get();
+        violations.not_attaching += count;
         self.violations.set(violations);
     }
 }
 
-async fn accept_all(shared: &Rc<Shared>, bound: BoundSocket) {
+async fn accept_all(shared: &Rc<Shared>, bound: &BoundSocket, number: u64) {
     loop {
-        poll_fn(|context| shared.poll_room(context)).await;
+        // Until there is room clients wait in the kernel's queue.
+        shared.room(number).await;
         match bound.accept().await {
-            Ok(arrival) => shared.attach(arrival.socket.into_socket(), &arrival.who),
-            Err(AcceptError::Gone) => return,
-            // What the kernel refused once it may grant later: out of memory, say. The address still stands.
+            Ok(arrival) => {
+                // Somebody may have attached through another address in the meantime.
+                shared.room(number).await;
+                shared.attach(arrival, number);
+            }
+            // Nobody holds the address; or the kernel has ended the bound socket.
             Err(_) => return,
         }
     }
-}
-
-/// What ended a session.
-enum Over {
-    Closed,
-    Malformed,
-    BeyondWindow,
-    Unread,
-}
-
-async fn serve(session: &Rc<Session>) {
-    let over = session.receive_all().await;
-    let Some(mailbox) = session.mailbox.upgrade() else { return };
-    match over {
-        Over::Closed => {}
-        Over::Malformed => mailbox.count(|violations| violations.malformed += 1),
-        Over::BeyondWindow => mailbox.count(|violations| violations.beyond_window += 1),
-        Over::Unread => mailbox.count(|violations| violations.unread += 1),
-    }
-    session.end();
-    mailbox.detach(session.key.get());
-}
-
-impl Session {
-    async fn receive_all(&self) -> Over {
-        loop {
-            // One packet, then the others have theirs. With nothing waiting there is nothing to yield for, and
-            // the answer leaves in the enter that sleeps.
-            let received = match self.socket.try_receive() {
-                Some(received) => {
-                    yield_once().await;
-                    received
-                }
-                None => self.socket.receive().await,
-            };
-            let (packet, cut) = match received {
-                Ok(packet) => (packet, false),
-                Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
-                Err(ReceiveError::Truncated(_)) => return Over::Malformed,
-                Err(_) => return Over::Closed,
-            };
-            if let Err(over) = self.file(packet, cut) {
-                return over;
-            }
-            // A client that reads has never more than its window of answers waiting.
-            if self.socket.unsent() > self.state.borrow().account.windows().bytes as usize {
-                return Over::Unread;
-            }
-        }
-    }
-
-    /// Files what a packet says.
-    fn file(&self, mut packet: Received, cut: bool) -> Result<(), Over> {
-        let mut descriptors = Parcel::of_descriptors(packet.take_descriptors());
-        let arrived = match cut {
-            false => Arrived::Whole(descriptors.descriptors()),
-            true => Arrived::Cut(descriptors.descriptors()),
-        };
-        let packet = Rc::new(packet);
-        let had_none = self.state.borrow().queue.is_empty();
-        let mut result = Ok(());
-        for frame in wire::frames(packet.bytes(), arrived) {
-            result = frame.map_err(|_| Over::Malformed).and_then(|frame| {
-                self.admits(&frame.header)?;
-                let said = frame.from_client().map_err(|_| Over::Malformed)?;
-                self.frame(said, frame.header, &packet, &mut descriptors)
-            });
-            if result.is_err() {
-                break;
-            }
-        }
-        if had_none
-            && !self.state.borrow().queue.is_empty()
-            && let Some(mailbox) = self.mailbox.upgrade()
-        {
-            mailbox.take_turn(self.key.get());
-        }
-        result
-    }
-
-    fn admits(&self, header: &Header) -> Result<(), Over> {
-        let Some(mailbox) = self.mailbox.upgrade() else { return Err(Over::Closed) };
-        mailbox.hello.admits(header).map_err(|_| Over::Malformed)
-    }
-
-    fn frame(
-        &self,
-        said: FromClient<'_>,
-        header: Header,
-        packet: &Rc<Received>,
-        descriptors: &mut Parcel,
-    ) -> Result<(), Over> {
-        match said {
-            FromClient::Call { number, payload, descriptors: declared, missing, answer } => {
-                self.begin(number, Cost::of_call(header.message(), answer))?;
-                if missing > 0 {
-                    drop(std::mem::take(descriptors));
-                    self.refuse(number, RefusedReason::DescriptorsLost);
-                    return Ok(());
-                }
-                let start = payload.as_ptr() as usize - packet.bytes().as_ptr() as usize;
-                let mut parcel = Parcel::part(packet, start..start + payload.len());
-                if declared > 0 {
-                    parcel.take_from(descriptors);
-                }
-                self.state.borrow_mut().queue.push_back((number, answer, parcel));
-            }
-            FromClient::Grant { number } => {
-                self.begin(number, Cost::of_grant())?;
-                let Some(mailbox) = self.mailbox.upgrade() else { return Err(Over::Closed) };
-                match mailbox.grant_to_client() {
-                    Ok(fd) => {
-                        let message = Message::default().with_descriptor(Fd::made_here(fd));
-                        let _ = self.answer(
-                            number,
-                            Size::NONE.with_descriptors(1).unwrap_or(Size::NONE),
-                            message,
-                        );
-                    }
-                    Err(reason) => self.refuse(number, reason),
-                }
-            }
-            FromClient::Cancel { number } => self.cancel(number),
-            FromClient::Goodbye => {}
-        }
-        Ok(())
-    }
-
-    /// A call is under way from here to its final frame.
-    fn begin(&self, number: u32, cost: Cost) -> Result<(), Over> {
-        let mut state = self.state.borrow_mut();
-        if state.calls.contains_key(&number) {
-            return Err(Over::Malformed);
-        }
-        state.account.try_reserve(cost).map_err(|_| Over::BeyondWindow)?;
-        state.calls.insert(number, Entry { cost, withdrawn: false, waker: None });
-        Ok(())
-    }
-
-    fn cancel(&self, number: u32) {
-        let mut state = self.state.borrow_mut();
-        let queued = state.queue.iter().position(|(queued, _, _)| *queued == number);
-        let taken = queued.and_then(|place| state.queue.remove(place));
-        // A number that is not under way has crossed its final frame.
-        let waker = state.calls.get_mut(&number).and_then(|entry| {
-            entry.withdrawn = true;
-            entry.waker.take()
-        });
-        drop(state);
-        if taken.is_some() {
-            self.refuse(number, RefusedReason::Cancelled);
-        }
-        drop(taken);
-        wake(waker);
-    }
-
-    /// The oldest call that nobody has taken, and whether there are more.
-    fn take(self: &Rc<Session>) -> Option<(Incoming, bool)> {
-        let mut state = self.state.borrow_mut();
-        let (number, room, parcel) = state.queue.pop_front()?;
-        let more = !state.queue.is_empty();
-        drop(state);
-        let continuation = Continuation::new(Rc::clone(self), number, room);
-        Some((Incoming { parcel, who: self.who, continuation }, more))
-    }
-
-    // -- final frames -----------------------------------------------------------------------------------
-
-    pub(crate) fn answer(&self, number: u32, room: Size, message: Message) -> Result<(), AnswerError> {
-        if self.state.borrow().over {
-            self.finish(number);
-            return Err(AnswerError::Gone);
-        }
-        if self.is_withdrawn(number) {
-            self.refuse(number, RefusedReason::Cancelled);
-            return Err(AnswerError::Withdrawn);
-        }
-        let (bytes, descriptors) = message.into_parts();
-        let size = Size::of_bytes(bytes.len()).and_then(|size| size.with_descriptors(descriptors.len()));
-        let Some(size) = size.ok().filter(|size| room.holds(*size)) else {
-            self.refuse(number, RefusedReason::TooLarge);
-            return Err(AnswerError::TooLarge);
-        };
-        let header = Header::answer_to(number, size).encode();
-        if descriptors.is_empty() {
-            self.socket.post(&[&header, &bytes], descriptors);
-        } else {
-            let instead = RefusedReason::OutOfDescriptors.frame(number);
-            self.socket.post_or(&[&header, &bytes], descriptors, instead.to_vec());
-        }
-        self.finish(number);
-        Ok(())
-    }
-
-    /// Nobody will answer.
-    pub(crate) fn drop_call(&self, number: u32) {
-        if self.is_withdrawn(number) {
-            return self.refuse(number, RefusedReason::Cancelled);
-        }
-        if !self.state.borrow().over {
-            self.socket.post(&[&Header::dropped(number).encode()], Vec::new());
-        }
-        self.finish(number);
-    }
-
-    pub(crate) fn refuse(&self, number: u32, reason: RefusedReason) {
-        if !self.state.borrow().over {
-            self.socket.post(&[&reason.frame(number)], Vec::new());
-        }
-        self.finish(number);
-    }
-
-    fn finish(&self, number: u32) {
-        let mut state = self.state.borrow_mut();
-        let Some(entry) = state.calls.remove(&number) else { return };
-        state.account.release(entry.cost);
-        drop(state);
-        drop(entry.waker);
-    }
-
-    // -- withdrawal -------------------------------------------------------------------------------------
-
-    pub(crate) fn is_withdrawn(&self, number: u32) -> bool {
-        let state = self.state.borrow();
-        state.over || state.calls.get(&number).is_none_or(|entry| entry.withdrawn)
-    }
-
-    pub(crate) fn poll_withdrawn(&self, number: u32, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.borrow_mut();
-        if state.over {
-            return Poll::Ready(());
-        }
-        let old = match state.calls.get_mut(&number) {
-            Some(entry) if !entry.withdrawn => entry.waker.replace(context.waker().clone()),
-            _ => return Poll::Ready(()),
-        };
-        drop(state);
-        drop(old);
-        Poll::Pending
-    }
-
-    // -- the end ----------------------------------------------------------------------------------------
-
-    /// The client is gone, or shall be: handlers notice, and nothing is sent any more.
-    fn end(&self) {
-        let mut state = self.state.borrow_mut();
-        state.over = true;
-        let queue = std::mem::take(&mut state.queue);
-        let woken: Vec<Waker> = state.calls.values_mut().filter_map(|entry| entry.waker.take()).collect();
-        drop(state);
-        self.socket.shut_down();
-        drop(queue);
-        wake(woken);
-    }
-
-    /// The mailbox is gone: what nobody has taken nobody will answer; what was taken still can be.
-    fn leave(&self) {
-        let queue = std::mem::take(&mut self.state.borrow_mut().queue);
-        for (number, _, parcel) in queue {
-            drop(parcel);
-            self.refuse(number, RefusedReason::Leaving);
-        }
-        self.socket.post(&[&Header::goodbye().encode()], Vec::new());
-    }
-}
-
-/// A call that arrived: a message, who sent it, and where to answer.
-#[derive(Debug)]
-pub struct Incoming {
-    parcel: Parcel,
-    who: Credentials,
-    continuation: Continuation,
-}
-
-impl Incoming {
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        self.parcel.bytes()
-    }
-
-    /// The bytes as plain data, if there are exactly as many as `T` has.
-    pub fn read<T: AnyBitPattern>(&self) -> Option<T> {
-        self.parcel.read()
-    }
-
-    /// How many descriptors have not been taken yet.
-    pub fn descriptors(&self) -> usize {
-        self.parcel.descriptors()
-    }
-
-    /// Takes the first descriptor that has not been taken yet.
-    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.parcel.take_descriptor()
-    }
-
-    /// Takes all descriptors that have not been taken yet, in order.
-    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        self.parcel.take_descriptors()
-    }
-
-    /// Who attached the session this came on, as the kernel told at that moment. Every holder of the session
-    /// may have sent the call.
-    pub fn credentials(&self) -> Credentials {
-        self.who
-    }
-
-    /// Answers. See [`Continuation::answer`].
-    ///
-    /// # Errors
-    /// See [`AnswerError`].
-    pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        self.continuation.answer(message)
-    }
-
-    /// Refuses as a matter of policy: the caller is told that its call was not handled.
-    pub fn refuse(self) {
-        self.continuation.refuse();
-    }
-
-    /// Where to answer, apart from the message.
-    pub fn into_continuation(self) -> Continuation {
-        self.continuation
-    }
-
-    /// Bytes, descriptors and where to answer, apart.
-    pub fn into_parts(mut self) -> (Vec<u8>, Vec<OwnedFd>, Continuation) {
-        let descriptors = self.parcel.take_descriptors();
-        (self.parcel.into_bytes(), descriptors, self.continuation)
-    }
-
-    /// The continuation, to look at.
-    pub fn continuation(&self) -> &Continuation {
-        &self.continuation
-    }
-}
-
-fn wake(woken: impl IntoIterator<Item = Waker>) {
-    woken.into_iter().for_each(Waker::wake);
-}
-
-/// Lets everybody else have a turn.
-async fn yield_once() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use imc::{SocketAddress, WrapError};
@@ -19,8 +19,8 @@ use ring::{Message, Reactor, Sleep};
 use crate::error::{CallError, Part};
 use crate::mailbox::{Mailbox, MailboxOptions};
 use crate::parcel::Parcel;
-use crate::session::{Attached, Session};
-use crate::wire::{CALL_DESCRIPTORS_DEFAULT, PAYLOAD_BYTES_MAX, Size};
+use crate::session::{Attached, Attachment, Session};
+use crate::wire::{CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, PAYLOAD_BYTES_MAX, Size};
 
 /// How many calls of one object may wait for room before more are turned away with
 /// [`CallError::WouldBlock`].
@@ -69,6 +69,7 @@ pub fn object_with(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectOptions {
     /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default and most: 65,520.
+    /// Less lets more calls into the server's window of bytes at a time.
     pub answer_bytes: usize,
     /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
     /// Default 16, at most 253; with more than 16 every answer costs a system call more.
@@ -89,10 +90,21 @@ impl Default for ObjectOptions {
     }
 }
 
+impl ObjectOptions {
+    /// With what is beyond the protocol's limits brought down to them.
+    fn within_limits(self) -> ObjectOptions {
+        ObjectOptions {
+            answer_bytes: self.answer_bytes.min(PAYLOAD_BYTES_MAX),
+            answer_descriptors: self.answer_descriptors.min(DESCRIPTORS_MAX),
+            ..self
+        }
+    }
+}
+
 /// What one call asks for beyond the object's options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallOptions {
-    /// Bytes of answer to have room for.
+    /// Bytes of answer to have room for: at most 65,520.
     pub answer_bytes: Option<usize>,
     /// Descriptors of answer to have room for: at most what the object has.
     pub answer_descriptors: Option<usize>,
@@ -120,7 +132,7 @@ impl Object {
         Object(Rc::new(Shared {
             reactor: reactor.clone(),
             address: Rc::new(address),
-            options,
+            options: options.within_limits(),
             attached: RefCell::new(None),
         }))
     }
@@ -145,7 +157,8 @@ impl Object {
     /// Calls. What is asked for in one turn travels in one packet; beyond the server's windows calls wait
     /// here, in order.
     ///
-    /// The call is under way whether or not the future is polled; dropping the future withdraws it.
+    /// The descriptors of the message are closed here once they are sent. The call is under way whether or not
+    /// the future is polled; dropping the future withdraws it.
     pub fn call(&self, message: impl Into<Message>) -> Call {
         self.call_with(message, CallOptions::default())
     }
@@ -163,17 +176,17 @@ impl Object {
     /// Calls now or not at all.
     ///
     /// # Errors
-    /// [`CallError::WouldBlock`] before the object is attached, while the server's windows are full, or while
-    /// other calls wait.
+    /// [`CallError::WouldBlock`] before the object is [attached](Object::attach) (which this begins), while the
+    /// server's windows are full, or while other calls wait. What else is wrong the call itself says.
     pub fn try_call(&self, message: impl Into<Message>) -> Result<Call, CallError> {
         let room = self.room(CallOptions::default())?;
         let message = message.into();
         let attached = self.attached();
-        if !attached.session().could_send(&message, room) {
+        if attached.session().would_wait(&message, room) {
             return Err(CallError::WouldBlock);
         }
         let key = attached.session().call(message, room)?;
-        Ok(Call::new(attached, key, None))
+        Ok(Call::new(attached, key, self.0.reactor.clone()))
     }
 
     /// Attaches without calling, so that the first call is as fast as the others.
@@ -182,8 +195,7 @@ impl Object {
     /// [`CallError::Gone`] if nobody serves the object; [`CallError::Malformed`] if whoever does speaks
     /// something else.
     pub async fn attach(&self) -> Result<(), CallError> {
-        let attached = self.attached();
-        std::future::poll_fn(|context| attached.session().poll_attached(context)).await
+        Attachment::new(self.attached()).await
     }
 
     /// Asks the server for a fresh address, for somebody else: what is to be passed to a holder whom this
@@ -196,6 +208,43 @@ impl Object {
     pub async fn grant(&self) -> Result<OwnedFd, CallError> {
         let mut answer = self.begin(None, Session::grant).await?;
         answer.take_descriptor().ok_or(CallError::Malformed("a grant without a descriptor"))
+    }
+
+    /// The message with this object as its next descriptor: a [grant](Object::grant), so that whoever gets it
+    /// need not be trusted. The receiver [takes it](crate::Incoming::take_object) and calls it, on a session of
+    /// its own.
+    ///
+    /// ```
+    /// # use ring::{Executor, Reactor};
+    /// # let reactor = Reactor::new()?;
+    /// # let executor = Executor::new(&reactor);
+    /// # let (clock, clock_mailbox) = seqpacket::object(&reactor)?;
+    /// # let (worker, mailbox) = seqpacket::object(&reactor)?;
+    /// # executor.spawn(async move {
+    /// #     while let Some(call) = clock_mailbox.next().await {
+    /// #         let _ = call.answer("noon");
+    /// #     }
+    /// # });
+    /// # executor.spawn(async move {
+    /// #     while let Some(mut call) = mailbox.next().await {
+    /// #         let Some(clock) = call.take_object(mailbox.reactor()) else { continue };
+    /// #         let Ok(time) = clock.call("what time is it?").await else { continue };
+    /// #         let _ = call.answer(time.bytes());
+    /// #     }
+    /// # });
+    /// # executor.block_on(async {
+    /// let answer = worker.call(clock.pass_in("ask this one").await?).await?;
+    /// # assert_eq!(answer.bytes(), b"noon");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`grant`](Object::grant). The message, and its descriptors, are dropped.
+    pub async fn pass_in(&self, message: impl Into<Message>) -> Result<Message, CallError> {
+        let fd = self.grant().await?;
+        Ok(message.into().with_descriptor(fd))
     }
 
     /// A duplicate of this very address. All its holders are one trust domain: each can flood it, or shut it
@@ -220,11 +269,12 @@ impl Object {
     fn room(&self, options: CallOptions) -> Result<Size, CallError> {
         let bytes = options.answer_bytes.unwrap_or(self.0.options.answer_bytes);
         let descriptors = options.answer_descriptors.unwrap_or(self.0.options.answer_descriptors);
+        // The call is too large by what it asks for: nothing is sent.
         if descriptors > self.0.options.answer_descriptors {
-            return Err(CallError::TooLarge(Part::Answer));
+            return Err(CallError::TooLarge(Part::Call));
         }
         let room = Size::of_bytes(bytes).and_then(|room| room.with_descriptors(descriptors));
-        room.map_err(|_| CallError::TooLarge(Part::Answer))
+        room.map_err(|_| CallError::TooLarge(Part::Call))
     }
 
     fn begin(
@@ -234,7 +284,13 @@ impl Object {
     ) -> Call {
         let attached = self.attached();
         match begin(attached.session()) {
-            Ok(key) => Call::new(attached, key, within.map(|time| self.0.reactor.sleep(time))),
+            Ok(key) => {
+                let call = Call::new(attached, key, self.0.reactor.clone());
+                match within {
+                    Some(time) => call.within(time),
+                    None => call,
+                }
+            }
             Err(error) => Call::failed(error),
         }
     }
@@ -270,13 +326,22 @@ pub struct Call {
 
 enum CallState {
     Failed(Option<CallError>),
-    UnderWay(Rc<Attached>, usize),
+    UnderWay(Rc<Attached>, usize, Reactor),
     Over,
 }
 
 impl Call {
-    fn new(attached: Rc<Attached>, key: usize, deadline: Option<Sleep>) -> Call {
-        Call { state: CallState::UnderWay(attached, key), deadline }
+    fn new(attached: Rc<Attached>, key: usize, reactor: Reactor) -> Call {
+        Call { state: CallState::UnderWay(attached, key, reactor), deadline: None }
+    }
+
+    /// Withdraws the call, with [`CallError::Deadline`], when so much time has passed from now without an
+    /// answer. The last such limit counts.
+    pub fn within(mut self, time: Duration) -> Call {
+        if let CallState::UnderWay(_, _, reactor) = &self.state {
+            self.deadline = deadline(reactor, time);
+        }
+        self
     }
 
     fn failed(error: CallError) -> Call {
@@ -291,7 +356,7 @@ impl Future for Call {
         let this = &mut *self;
         let poll = match &mut this.state {
             CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
-            CallState::UnderWay(attached, key) => attached.session().poll_call(*key, context),
+            CallState::UnderWay(attached, key, _) => attached.session().poll_call(*key, context),
             CallState::Over => panic!("polled after its end"),
         };
         if let Poll::Ready(result) = poll {
@@ -310,7 +375,7 @@ impl Future for Call {
 
 impl Call {
     fn withdraw(&mut self) {
-        if let CallState::UnderWay(attached, key) = std::mem::replace(&mut self.state, CallState::Over) {
+        if let CallState::UnderWay(attached, key, _) = std::mem::replace(&mut self.state, CallState::Over) {
             attached.session().withdraw(key);
         }
     }
@@ -326,6 +391,11 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Call")
     }
+}
+
+/// A moment so far away that no clock can say it is none.
+pub(crate) fn deadline(reactor: &Reactor, time: Duration) -> Option<Sleep> {
+    Instant::now().checked_add(time).map(|moment| reactor.sleep_until(moment))
 }
 
 /// An answer: bytes, and descriptors to take. Those not taken are closed when it is dropped.
@@ -364,6 +434,12 @@ impl Answer {
     /// Takes all descriptors that have not been taken yet, in order.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         self.0.take_descriptors()
+    }
+
+    /// Takes the first descriptor that has not been taken yet as an object with sessions, which it is if
+    /// whoever answered says so. `None` if there is none, or if it cannot be one; then it is closed.
+    pub fn take_object(&mut self, reactor: &Reactor) -> Option<Object> {
+        self.0.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
     }
 }
 

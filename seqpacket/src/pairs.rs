@@ -80,9 +80,18 @@ impl Pairs {
 
     /// Takes back a near end whose call is over.
     pub(crate) fn spend(&self, near: Socket) {
+        self.0.inside.spent.borrow_mut().push(near);
+        self.call_over();
+    }
+
+    /// A call is over whose near end was closed at once, to withdraw it.
+    pub(crate) fn lost(&self) {
+        self.call_over();
+    }
+
+    fn call_over(&self) {
         let inside = &self.0.inside;
         inside.out.set(inside.out.get() - 1);
-        inside.spent.borrow_mut().push(near);
         let idle = inside.out.get() == 0 && inside.ready.borrow().is_empty();
         let many = inside.spent.borrow().len() >= inside.most.max(1);
         if idle || many {
@@ -91,11 +100,6 @@ impl Pairs {
                 waker.wake();
             }
         }
-    }
-
-    /// A call is over whose near end was closed at once, to withdraw it.
-    pub(crate) fn lost(&self) {
-        self.0.inside.out.set(self.0.inside.out.get() - 1);
     }
 }
 

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use imc::{ConnectedSocket, WrapError};
 use ring::{
-    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Sending,
-    Sleep, Socket,
+    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError,
+    Sending, Sleep, Socket,
 };
 
 use crate::error::{AnswerError, CallError, Part};
-use crate::object::Answer;
+use crate::object::{Answer, Object, deadline};
 use crate::pairs::{PAIRS_DEFAULT, Pairs};
 use crate::parcel::Parcel;
 
@@ -64,6 +64,10 @@ pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)
 
 /// The right to call a plain object. Any number of processes may hold the same one, and call it without
 /// locks; they are one trust domain, since each of them can flood the socket or shut it down for all.
+///
+/// A handle on one thread; clones are the same. With use it keeps up to [`PAIRS_DEFAULT`] pairs of sockets, two
+/// descriptors each, made ahead for its next calls; many objects can [share](PlainObject::from_fd_with) one
+/// stock.
 #[derive(Clone)]
 pub struct PlainObject {
     socket: Rc<Socket>,
@@ -98,8 +102,8 @@ impl PlainObject {
         self.answer_descriptors.set(count.min(DESCRIPTORS_MAX));
     }
 
-    /// Calls. The descriptors of the message are the arguments; the continuation is added to them. A full
-    /// queue is awaited.
+    /// Calls. The descriptors of the message, 252 at most, are the arguments; the continuation is added to
+    /// them, and all are closed here once they are sent. From 1 to 65,536 bytes. A full queue is awaited.
     ///
     /// The call is under way whether or not the future is polled; dropping the future withdraws it, which the
     /// answerer can notice.
@@ -119,13 +123,13 @@ impl PlainObject {
         if message.bytes().len() > PLAIN_BYTES_MAX || message.descriptors().len() > PLAIN_ARGUMENTS_MAX {
             return Err(CallError::TooLarge(Part::Call));
         }
-        let (near, far) = self.pairs.take().map_err(CallError::Io)?;
+        let (near, far) = self.pairs.take().map_err(CallError::from_pair)?;
         near.set_descriptors_max(self.answer_descriptors.get());
         message.push_descriptor(Fd::made_here(far));
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
         let sending = Some(self.socket.send_quietly(message));
         let way =
-            Way { near: Some(near), sending, pairs: self.pairs.clone(), _object: Rc::clone(&self.socket) };
+            Way { near: Some(near), sending, pairs: self.pairs.clone(), object: Rc::clone(&self.socket) };
         Ok(PlainCall { state: State::UnderWay(way), deadline: None })
     }
 
@@ -169,14 +173,15 @@ struct Way {
     sending: Option<Sending>,
     pairs: Pairs,
     /// Not closed before its last message has left.
-    _object: Rc<Socket>,
+    object: Rc<Socket>,
 }
 
 impl PlainCall {
-    /// Withdraws the call when so much time has passed without an answer.
+    /// Withdraws the call, with [`CallError::Deadline`], when so much time has passed from now without an
+    /// answer. The last such limit counts.
     pub fn within(mut self, time: Duration) -> PlainCall {
         if let State::UnderWay(way) = &self.state {
-            self.deadline = way.near.as_ref().map(|near| near.reactor().sleep(time));
+            self.deadline = deadline(way.object.reactor(), time);
         }
         self
     }
@@ -299,7 +304,9 @@ impl PlainMailbox {
     }
 
     /// The next call; `None` when nobody holds the object any more. What is no call is dropped and
-    /// [counted](PlainMailbox::violations).
+    /// [counted](PlainMailbox::violations). Dropping the future loses no call.
+    ///
+    /// One task at a time: of several that wait only the last is woken.
     pub async fn next(&self) -> Option<PlainIncoming> {
         self.socket.stream();
         loop {
@@ -382,6 +389,12 @@ impl PlainIncoming {
         self.parcel.take_descriptors()
     }
 
+    /// Takes the first argument descriptor that has not been taken yet as an object with sessions, which it is
+    /// if the caller says so. `None` if there is none, or if it cannot be one; then it is closed.
+    pub fn take_object(&mut self, reactor: &Reactor) -> Option<Object> {
+        self.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
+    }
+
     /// Who sent this call, as the kernel tells.
     pub fn credentials(&self) -> Option<Credentials> {
         self.who
@@ -427,12 +440,14 @@ impl PlainContinuation {
         Ok(PlainContinuation { socket })
     }
 
-    /// Answers with one packet, and closes. The answer leaves in the reactor's next turn, and waits for a
-    /// caller whose queue is full for ten seconds at most.
+    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes. The answer leaves in
+    /// the reactor's next turn, and waits for a caller whose queue is full for ten seconds at most. Whether the
+    /// caller is still there is not asked. If the descriptors cannot be sent (too many of this user in flight)
+    /// the caller is told that nobody will answer.
     ///
     /// # Errors
-    /// [`AnswerError::Gone`] if the caller is known to have withdrawn; [`AnswerError::Empty`] and
-    /// [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is told that nobody will answer.
+    /// [`AnswerError::Empty`] and [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is told
+    /// that nobody will answer.
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         let message = message.into();
         if message.bytes().len() > PLAIN_BYTES_MAX {

@@ -2,11 +2,12 @@
 //!
 //! It owns the socket of the session and what is known of each call under way. A companion of the reactor
 //! attaches, receives and files outcomes, whoever polls which call; the calls' futures only look here. Each
-//! number ends once: with the final frame, or with the session.
+//! number ends once: with the final frame, or with the session. It never knows what a message means.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -18,7 +19,11 @@ use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::Parcel;
-use crate::wire::{self, Arrived, FromServer, HEADER_BYTES, Header, Hello, Malformed, Size};
+use crate::waiting::{Place, Waiting, wake};
+use crate::wire::{self, Arrived, FromServer, Header, Hello, Kind, Malformed, PACKET_BYTES_MAX, Size};
+
+/// Voids in the queue are swept out when they are so many, and more than half of it.
+const VOIDS_KEPT_MAX: usize = 32;
 
 /// A session and the companion that serves it: held by the object and by every call.
 pub(crate) struct Attached {
@@ -51,18 +56,22 @@ pub(crate) struct Session {
 struct State {
     phase: Phase,
     calls: Slab<Slot>,
-    /// Calls that have not been sent, in order.
+    /// Calls that have not been sent, in order, and voids.
     queued: VecDeque<usize>,
+    /// How many of the queued are void.
+    voids: usize,
+    /// How many calls are sent or withdrawn, and so await a final frame.
+    under_way: usize,
     /// Descriptors reserved for answers under way.
     awaited: usize,
     /// The server takes no more calls.
     leaving: bool,
-    /// Sends whose failure somebody must hear of: those with descriptors.
-    sendings: Vec<(usize, Sending)>,
+    /// Sends whose failure somebody may have to hear of, and of which call: those in packets of their own.
+    sendings: Vec<(Option<usize>, Sending)>,
     /// Of the companion.
     waker: Option<Waker>,
-    /// Of those who wait for the attachment only.
-    attaching: Vec<Waker>,
+    /// Those who wait for the attachment only.
+    attaching: Waiting,
 }
 
 #[derive(Default)]
@@ -84,15 +93,32 @@ enum End {
     Gone,
     Malformed,
     OutOfDescriptors,
+    /// The kernel's number for it.
+    Io(i32),
 }
 
 impl End {
-    fn error(self) -> CallError {
+    /// For a call that has not been sent.
+    fn unsent(self) -> CallError {
         match self {
             End::Gone => CallError::Gone,
             End::Malformed => CallError::Malformed("not a session of this protocol"),
             End::OutOfDescriptors => CallError::OutOfDescriptors(Part::Call),
+            End::Io(errno) => CallError::Io(std::io::Error::from_raw_os_error(errno)),
         }
+    }
+
+    /// For a call that may have been seen.
+    fn sent(self) -> CallError {
+        match self {
+            End::Gone | End::OutOfDescriptors => CallError::Dropped,
+            End::Malformed => CallError::Malformed("the server has broken the protocol"),
+            End::Io(_) => self.unsent(),
+        }
+    }
+
+    fn of_kernel(error: &std::io::Error) -> End {
+        error.raw_os_error().map_or(End::Gone, End::Io)
     }
 }
 
@@ -103,15 +129,11 @@ struct Slot {
 
 enum Stage {
     Queued(Outgoing),
-    Sent {
-        cost: Cost,
-        room: Size,
-    },
+    /// Queued, and then withdrawn: gone when its turn comes, or when the queue is swept.
+    Void,
+    Sent(Header),
     /// The caller is gone; the number is not free before its final frame.
-    Withdrawn {
-        cost: Cost,
-        room: Size,
-    },
+    Withdrawn(Header),
     Done(Result<Parcel, CallError>),
 }
 
@@ -122,14 +144,21 @@ struct Outgoing {
     header: Header,
 }
 
+/// Whether a call can be sent.
+enum Verdict {
+    /// With this header.
+    Now(Header),
+    Later,
+    Never(CallError),
+}
+
 impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
     pub(crate) fn call(&self, message: Message, room: Size) -> Result<usize, CallError> {
+        let header = header_of(&message, room)?;
         let (bytes, descriptors) = message.into_parts();
-        let size = Size::of_bytes(bytes.len()).and_then(|size| size.with_descriptors(descriptors.len()));
-        let size = size.map_err(|_| CallError::TooLarge(Part::Call))?;
-        self.enqueue(Outgoing { bytes, descriptors, header: Header::call(0, size, room) })
+        self.enqueue(Outgoing { bytes, descriptors, header })
     }
 
     pub(crate) fn grant(&self) -> Result<usize, CallError> {
@@ -139,12 +168,12 @@ impl Session {
     fn enqueue(&self, mut outgoing: Outgoing) -> Result<usize, CallError> {
         let mut state = self.state.borrow_mut();
         if let Phase::Over(end) = &state.phase {
-            return Err(end.error());
+            return Err(end.unsent());
         }
         if state.leaving {
             return Err(CallError::Gone);
         }
-        if state.queued.len() >= CALLS_QUEUED_MAX {
+        if state.queued.len() - state.voids >= CALLS_QUEUED_MAX {
             return Err(CallError::WouldBlock);
         }
         let entry = state.calls.vacant_entry();
@@ -159,25 +188,22 @@ impl Session {
         Ok(key)
     }
 
-    /// Whether a call would leave at once.
-    pub(crate) fn could_send(&self, message: &Message, room: Size) -> bool {
+    /// Whether a call would have to wait. What can never be sent need not: the call itself says so.
+    pub(crate) fn would_wait(&self, message: &Message, room: Size) -> bool {
         let state = self.state.borrow();
-        let Phase::Open { account, .. } = &state.phase else { return false };
-        let size = Size::of_bytes(message.bytes().len());
-        let size = size.and_then(|size| size.with_descriptors(message.descriptors().len()));
-        let together = self.options.answer_descriptors_together;
-        let free = state.queued.is_empty() && state.awaited + room.descriptors() <= together;
-        // What can never be sent is not worth waiting for either: the call itself says so.
-        size.map_or(true, |size| free && account.room_for(Cost::of_call(size, room)).is_ok())
+        let Ok(header) = header_of(message, room) else { return false };
+        let first = state.queued.len() == state.voids;
+        !first || matches!(state.judge(header, &self.options), Verdict::Later)
     }
 
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.calls[key];
         if let Stage::Done(_) = slot.stage {
-            let slot = state.calls.remove(key);
+            let Slot { stage, waker } = state.calls.remove(key);
             drop(state);
-            let Stage::Done(result) = slot.stage else { unreachable!("looked at above") };
+            drop(waker);
+            let Stage::Done(result) = stage else { unreachable!("looked at above") };
             return Poll::Ready(result);
         }
         let known = slot.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
@@ -189,25 +215,27 @@ impl Session {
 
     pub(crate) fn withdraw(&self, key: usize) {
         let mut state = self.state.borrow_mut();
-        let waker = state.calls[key].waker.take();
+        let slot = &mut state.calls[key];
+        let waker = slot.waker.take();
         let mut removed = None;
-        match state.calls[key].stage {
+        match slot.stage {
             Stage::Queued(_) => {
-                removed = Some(state.calls.remove(key));
-                state.queued.retain(|queued| *queued != key);
+                removed = Some(std::mem::replace(&mut slot.stage, Stage::Void));
+                state.voids += 1;
+                state.sweep();
             }
-            Stage::Done(_) => removed = Some(state.calls.remove(key)),
-            Stage::Sent { cost, room } => {
-                state.calls[key].stage = Stage::Withdrawn { cost, room };
-                if let Phase::Open { socket, .. } = &state.phase {
-                    socket.post(&[&Header::cancel(key as u32).encode()], Vec::new());
-                }
+            Stage::Done(_) => removed = Some(state.calls.remove(key).stage),
+            Stage::Sent(header) => {
+                slot.stage = Stage::Withdrawn(header);
+                state.cancel(header.number);
             }
-            Stage::Withdrawn { .. } => unreachable!("withdrawn once"),
+            Stage::Void | Stage::Withdrawn(_) => unreachable!("withdrawn once"),
         }
+        // It may have been the one that kept the others waiting.
+        let woken = state.advance(&self.options);
         drop(state);
-        drop(waker);
-        drop(removed);
+        drop((waker, removed));
+        wake(woken);
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -219,18 +247,16 @@ impl Session {
         state.leaving || matches!(state.phase, Phase::Over(_))
     }
 
-    pub(crate) fn poll_attached(&self, context: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+    fn poll_attached(&self, place: &mut Place, context: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         let mut state = self.state.borrow_mut();
-        match &state.phase {
-            Phase::Open { .. } => Poll::Ready(Ok(())),
-            Phase::Over(end) => Poll::Ready(Err(end.error())),
-            Phase::Attaching => {
-                if !state.attaching.iter().any(|waker| waker.will_wake(context.waker())) {
-                    state.attaching.push(context.waker().clone());
-                }
-                Poll::Pending
-            }
-        }
+        let old = match &state.phase {
+            Phase::Open { .. } => return Poll::Ready(Ok(())),
+            Phase::Over(end) => return Poll::Ready(Err(end.unsent())),
+            Phase::Attaching => state.attaching.keep(place, context.waker()),
+        };
+        drop(state);
+        drop(old);
+        Poll::Pending
     }
 
     // -- what the companion does ------------------------------------------------------------------------
@@ -243,17 +269,18 @@ impl Session {
         let FromServer::Hello(hello) = first.from_server()? else {
             return Err(Malformed::WrongSide(first.header.kind));
         };
+        let mut account = Account::new(hello.windows);
         for frame in frames {
             // A server may say more in the packet of its HELLO: larger windows, or that it is leaving.
-            match frame?.from_server()? {
-                FromServer::Goodbye => state.leaving = true,
-                FromServer::Credit(_) => {}
-                _ => return Err(Malformed::WrongSide(first.header.kind)),
+            let frame = frame?;
+            match frame.from_server()? {
+                FromServer::Goodbye if !state.leaving => state.leaving = true,
+                FromServer::Credit(windows) => account.grow(windows)?,
+                _ => return Err(Malformed::WrongSide(frame.header.kind)),
             }
         }
-        let account = Account::new(hello.windows);
         state.phase = Phase::Open { socket: Rc::clone(socket), hello, account };
-        let mut woken = std::mem::take(&mut state.attaching);
+        let mut woken = state.attaching.take_all();
         woken.extend(state.advance(&self.options));
         drop(state);
         wake(woken);
@@ -278,10 +305,19 @@ impl Session {
                 break;
             }
         }
-        woken.extend(state.advance(&self.options));
+        // Whoever breaks the protocol is not sent anything more.
+        if result.is_ok() {
+            woken.extend(state.advance(&self.options));
+        }
         drop(state);
         wake(woken);
         result
+    }
+
+    /// The server has said goodbye, and the last call it had has ended.
+    fn has_left(&self) -> bool {
+        let state = self.state.borrow();
+        state.leaving && state.under_way == 0
     }
 
     /// The session is over: everybody is told, once.
@@ -291,25 +327,26 @@ impl Session {
             return;
         }
         let phase = std::mem::replace(&mut state.phase, Phase::Over(end));
-        let mut woken = std::mem::take(&mut state.attaching);
+        // What this session could not send another may.
+        let unsent = if let Phase::Open { .. } = phase { End::Gone } else { end };
+        let mut woken = state.attaching.take_all();
         let sendings = std::mem::take(&mut state.sendings);
         state.queued.clear();
+        state.voids = 0;
+        state.under_way = 0;
         let mut removed = Vec::new();
         for key in state.calls.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             let slot = &mut state.calls[key];
             let error = match &slot.stage {
                 Stage::Done(_) => continue,
-                Stage::Queued(_) => end.error(),
-                Stage::Sent { .. } => match end {
-                    End::Malformed => end.error(),
-                    End::Gone | End::OutOfDescriptors => CallError::Dropped,
-                },
-                Stage::Withdrawn { .. } => {
-                    removed.push(state.calls.remove(key));
+                Stage::Queued(_) => unsent.unsent(),
+                Stage::Sent(_) => end.sent(),
+                Stage::Void | Stage::Withdrawn(_) => {
+                    removed.push(state.calls.remove(key).stage);
                     continue;
                 }
             };
-            slot.stage = Stage::Done(Err(error));
+            removed.push(std::mem::replace(&mut slot.stage, Stage::Done(Err(error))));
             woken.extend(slot.waker.take());
         }
         drop(state);
@@ -320,15 +357,16 @@ impl Session {
     /// Looks after sends that may fail for their descriptors, and receives the next packet.
     fn poll_next(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
         let mut state = self.state.borrow_mut();
-        state.waker = Some(context.waker().clone());
+        let old = state.waker.replace(context.waker().clone());
         let mut sendings = std::mem::take(&mut state.sendings);
         drop(state);
+        drop(old);
         let mut failed = Vec::new();
-        sendings.retain_mut(|(key, sending)| match poll_sending(sending, context) {
+        sendings.retain_mut(|(key, sending)| match Pin::new(sending).poll(context) {
             Poll::Pending => true,
             Poll::Ready(Ok(())) => false,
             Poll::Ready(Err(error)) => {
-                failed.push((*key, error));
+                failed.extend(key.map(|key| (key, error)));
                 false
             }
         });
@@ -347,56 +385,120 @@ impl Session {
 }
 
 impl State {
+    // -- towards the server -----------------------------------------------------------------------------
+
     /// Sends what is queued, in order, as far as there is room. Returns whom to wake.
     fn advance(&mut self, options: &ObjectOptions) -> Vec<Waker> {
         let mut woken = Vec::new();
         while let Some(&key) = self.queued.front() {
-            let State { phase, calls, awaited, leaving, sendings, waker, .. } = self;
-            let slot = &mut calls[key];
-            let Stage::Queued(outgoing) = &mut slot.stage else { unreachable!("queued calls are queued") };
-            let Phase::Open { socket, hello, account } = phase else { break };
-            let header = outgoing.header;
-            let cost = Cost::of_call(header.message(), header.answer());
-            let room = header.answer();
-            let refused = if *leaving {
-                Some(CallError::Gone)
-            } else if hello.admits(&header).is_err() {
-                Some(CallError::TooLarge(Part::Call))
-            } else if *awaited > 0 && *awaited + room.descriptors() > options.answer_descriptors_together {
-                break;
-            } else {
-                match account.try_reserve(cost) {
-                    Ok(()) => None,
-                    Err(Short::Now(_)) => break,
-                    Err(Short::Never(_)) => Some(CallError::TooLarge(Part::Call)),
+            let verdict = match &self.calls[key].stage {
+                Stage::Queued(outgoing) => self.judge(outgoing.header, options),
+                Stage::Void => {
+                    self.voids -= 1;
+                    self.queued.pop_front();
+                    self.calls.remove(key);
+                    continue;
                 }
+                _ => unreachable!("what is queued has not been sent"),
             };
-            self.queued.pop_front();
-            if let Some(error) = refused {
-                slot.stage = Stage::Done(Err(error));
-                woken.extend(slot.waker.take());
-                continue;
-            }
-            *awaited += room.descriptors();
-            let bytes = std::mem::take(&mut outgoing.bytes);
-            let descriptors = std::mem::take(&mut outgoing.descriptors);
-            slot.stage = Stage::Sent { cost, room };
-            if descriptors.is_empty() {
-                socket.post(&[&header.encode(), &bytes], Vec::new());
-            } else {
-                let mut message = Message::new([header.encode().as_slice(), &bytes].concat());
-                descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
-                let mut sending = socket.send_quietly(message);
-                // Polled once so that the companion hears of a failure; before its first poll it has no waker
-                // and will look anyway.
-                if let Some(waker) = waker {
-                    let _ = poll_sending(&mut sending, &mut Context::from_waker(waker));
+            match verdict {
+                Verdict::Later => break,
+                Verdict::Now(header) => self.send(key, header),
+                Verdict::Never(error) => {
+                    let slot = &mut self.calls[key];
+                    slot.stage = Stage::Done(Err(error));
+                    woken.extend(slot.waker.take());
                 }
-                sendings.push((key, sending));
             }
+            self.queued.pop_front();
         }
         woken
     }
+
+    fn judge(&self, mut header: Header, options: &ObjectOptions) -> Verdict {
+        let (hello, account) = match &self.phase {
+            Phase::Open { hello, account, .. } => (hello, account),
+            Phase::Attaching => return Verdict::Later,
+            Phase::Over(end) => return Verdict::Never(end.unsent()),
+        };
+        if self.leaving {
+            return Verdict::Never(CallError::Gone);
+        }
+        // Room for more than a packet of this session holds would only take it from other calls.
+        header.answer_bytes = header.answer_bytes.min(hello.payload_bytes_max());
+        if hello.admits(&header).is_err() {
+            return Verdict::Never(CallError::TooLarge(Part::Call));
+        }
+        let together = self.awaited + header.answer().descriptors();
+        if self.awaited > 0 && together > options.answer_descriptors_together {
+            return Verdict::Later;
+        }
+        match account.room_for(cost_of(&header)) {
+            Ok(()) => Verdict::Now(header),
+            Err(Short::Now(_)) => Verdict::Later,
+            Err(Short::Never(_)) => Verdict::Never(CallError::TooLarge(Part::Call)),
+        }
+    }
+
+    fn send(&mut self, key: usize, header: Header) {
+        let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(header));
+        let Stage::Queued(Outgoing { bytes, descriptors, .. }) = stage else {
+            unreachable!("looked at before")
+        };
+        let Phase::Open { account, .. } = &mut self.phase else { unreachable!("judged before") };
+        account.try_reserve(cost_of(&header)).expect("judged before");
+        self.awaited += header.answer().descriptors();
+        self.under_way += 1;
+        self.say(Some(key), &header.encode(), bytes, descriptors);
+    }
+
+    fn cancel(&mut self, number: u32) {
+        self.say(None, &Header::cancel(number).encode(), Vec::new(), Vec::new());
+    }
+
+    /// Sends one frame: in the packet of this turn where that is possible.
+    fn say(&mut self, key: Option<usize>, header: &[u8], bytes: Vec<u8>, descriptors: Vec<Fd>) {
+        let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
+        // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by one.
+        if descriptors.is_empty() && hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
+            return socket.post(&[header, &bytes], Vec::new());
+        }
+        let mut message = Message::new([header, &bytes].concat());
+        descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
+        let mut sending = socket.send_quietly(message);
+        // Polled once so that the companion hears of a failure; before its first poll it has no waker
+        // and will look anyway.
+        if let Some(waker) = &self.waker {
+            let _ = Pin::new(&mut sending).poll(&mut Context::from_waker(waker));
+        }
+        self.sendings.push((key, sending));
+    }
+
+    /// Forgets voids when they are many. Otherwise a caller that gives up over and over behind a queue that does
+    /// not move would lengthen it without end.
+    fn sweep(&mut self) {
+        if self.voids <= VOIDS_KEPT_MAX || self.voids * 2 <= self.queued.len() {
+            return;
+        }
+        let State { queued, calls, .. } = self;
+        queued.retain(|&key| match calls[key].stage {
+            Stage::Void => {
+                calls.remove(key);
+                false
+            }
+            _ => true,
+        });
+        self.voids = 0;
+    }
+
+    /// A call with descriptors could not be sent.
+    fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Vec<Waker>) {
+        if let Some(header) = self.header(key) {
+            self.finish(header, Err(CallError::from_send(error)), woken);
+        }
+    }
+
+    // -- from the server --------------------------------------------------------------------------------
 
     fn frame(
         &mut self,
@@ -407,12 +509,14 @@ impl State {
     ) -> Result<(), Malformed> {
         match frame {
             FromServer::Answer { number, payload, descriptors: declared, missing } => {
+                let header = self.under_way(number, Kind::Answer)?;
                 let size =
                     Size::of_bytes(payload.len()).and_then(|size| size.with_descriptors(declared.into()));
-                let room = self.room(number)?;
-                if size.map_or(true, |size| !room.holds(size)) {
+                let fits = size.is_ok_and(|size| header.answer().holds(size));
+                let granted = header.kind != Kind::Grant || declared == 1;
+                if !fits || !granted {
                     return Err(Malformed::Answer {
-                        kind: wire::Kind::Answer,
+                        kind: Kind::Answer,
                         answer_bytes: payload.len() as u32,
                         answer_descriptors: declared,
                     });
@@ -424,85 +528,85 @@ impl State {
                 }
                 let result =
                     if missing > 0 { Err(CallError::DescriptorsLost(Part::Answer)) } else { Ok(parcel) };
-                self.finish(number, result, woken)
+                self.finish(header, result, woken);
             }
-            FromServer::Dropped { number } => self.finish(number, Err(CallError::Dropped), woken),
+            FromServer::Dropped { number } => {
+                let header = self.under_way(number, Kind::Dropped)?;
+                self.finish(header, Err(CallError::Dropped), woken);
+            }
             FromServer::Refused { number, reason } => {
-                self.finish(number, Err(CallError::from_refusal(reason)), woken)
+                let header = self.under_way(number, Kind::Refused)?;
+                self.finish(header, Err(CallError::from_refusal(reason)), woken);
             }
-            FromServer::Credit(windows) => match &mut self.phase {
-                Phase::Open { account, .. } => account.grow(windows),
-                Phase::Attaching | Phase::Over(_) => Ok(()),
-            },
-            FromServer::Goodbye => {
-                self.leaving = true;
-                Ok(())
+            FromServer::Credit(windows) => {
+                let Phase::Open { account, .. } = &mut self.phase else { unreachable!("frames come later") };
+                account.grow(windows)?;
             }
-            FromServer::Hello(_) => Err(Malformed::WrongSide(wire::Kind::Hello)),
+            FromServer::Goodbye if self.leaving => return Err(Malformed::AfterGoodbye(Kind::Goodbye)),
+            FromServer::Goodbye => self.leaving = true,
+            FromServer::Hello(_) => return Err(Malformed::WrongSide(Kind::Hello)),
         }
-    }
-
-    /// The room that was reserved for the answer to a call under way.
-    fn room(&self, number: u32) -> Result<Size, Malformed> {
-        match self.calls.get(number as usize).map(|slot| &slot.stage) {
-            Some(Stage::Sent { room, .. } | Stage::Withdrawn { room, .. }) => Ok(*room),
-            _ => Err(Malformed::Number { kind: wire::Kind::Answer, number }),
-        }
-    }
-
-    /// A final frame.
-    fn finish(
-        &mut self,
-        number: u32,
-        result: Result<Parcel, CallError>,
-        woken: &mut Vec<Waker>,
-    ) -> Result<(), Malformed> {
-        let key = number as usize;
-        let Some(slot) = self.calls.get_mut(key) else {
-            return Err(Malformed::Number { kind: wire::Kind::Answer, number });
-        };
-        let (cost, room) = match slot.stage {
-            Stage::Sent { cost, room } => {
-                slot.stage = Stage::Done(result);
-                woken.extend(slot.waker.take());
-                (cost, room)
-            }
-            Stage::Withdrawn { cost, room } => {
-                // Nobody wants it any more; the parcel closes its descriptors.
-                self.calls.remove(key);
-                (cost, room)
-            }
-            Stage::Queued(_) | Stage::Done(_) => {
-                return Err(Malformed::Number { kind: wire::Kind::Answer, number });
-            }
-        };
-        self.release(cost, room);
         Ok(())
     }
 
-    /// A call with descriptors could not be sent.
-    fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Vec<Waker>) {
-        let Some(slot) = self.calls.get_mut(key) else { return };
-        let (cost, room) = match slot.stage {
-            Stage::Sent { cost, room } => {
-                slot.stage = Stage::Done(Err(CallError::from_send(error)));
-                woken.extend(slot.waker.take());
-                (cost, room)
-            }
-            Stage::Withdrawn { cost, room } => {
-                self.calls.remove(key);
-                (cost, room)
-            }
-            Stage::Queued(_) | Stage::Done(_) => return,
-        };
-        self.release(cost, room);
+    /// The header of a call that awaits its final frame.
+    fn under_way(&self, number: u32, kind: Kind) -> Result<Header, Malformed> {
+        self.header(number as usize).ok_or(Malformed::Number { kind, number })
     }
 
-    fn release(&mut self, cost: Cost, room: Size) {
-        self.awaited -= room.descriptors();
-        if let Phase::Open { account, .. } = &mut self.phase {
-            account.release(cost);
+    fn header(&self, key: usize) -> Option<Header> {
+        match self.calls.get(key).map(|slot| &slot.stage) {
+            Some(Stage::Sent(header) | Stage::Withdrawn(header)) => Some(*header),
+            _ => None,
         }
+    }
+
+    /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
+    fn finish(&mut self, header: Header, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
+        let key = header.number as usize;
+        // Whatever is still to be learned of its sending is not about the next call of this number.
+        self.sendings.retain(|(sender, _)| *sender != Some(key));
+        let slot = &mut self.calls[key];
+        if let Stage::Withdrawn(_) = slot.stage {
+            // Nobody wants it any more; the parcel closes its descriptors.
+            self.calls.remove(key);
+        } else {
+            slot.stage = Stage::Done(result);
+            woken.extend(slot.waker.take());
+        }
+        self.under_way -= 1;
+        self.awaited -= header.answer().descriptors();
+        if let Phase::Open { account, .. } = &mut self.phase {
+            account.release(cost_of(&header));
+        }
+    }
+}
+
+/// Waits until a session is attached.
+pub(crate) struct Attachment {
+    attached: Rc<Attached>,
+    place: Place,
+}
+
+impl Attachment {
+    pub(crate) fn new(attached: Rc<Attached>) -> Attachment {
+        Attachment { attached, place: Place::default() }
+    }
+}
+
+impl Future for Attachment {
+    type Output = Result<(), CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        let Attachment { attached, place } = &mut *self;
+        attached.session().poll_attached(place, context)
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let waker = self.attached.session().state.borrow_mut().attaching.leave(&self.place);
+        drop(waker);
     }
 }
 
@@ -513,12 +617,14 @@ async fn serve(session: Rc<Session>, address: Rc<SocketAddress>) {
         Err(error) => {
             return session.end(match error {
                 ConnectError::OutOfDescriptors => End::OutOfDescriptors,
+                ConnectError::Io(error) => End::of_kernel(&error),
                 _ => End::Gone,
             });
         }
     };
     drop(address);
-    socket.set_descriptors_max(session.options.answer_descriptors);
+    // One at least, for a grant.
+    socket.set_descriptors_max(session.options.answer_descriptors.max(1));
     socket.stream();
     let end = match attached(&session, &socket).await {
         Ok(()) => receive_all(&session, &socket).await,
@@ -535,31 +641,35 @@ async fn attached(session: &Session, socket: &Rc<Socket>) -> Result<(), End> {
     match socket.receive().await {
         Ok(packet) => session.open(socket, packet).map_err(|_| End::Malformed),
         Err(ReceiveError::Truncated(_) | ReceiveError::DescriptorsLost(_)) => Err(End::Malformed),
+        Err(ReceiveError::Io(error)) => Err(End::of_kernel(&error)),
         Err(_) => Err(End::Gone),
     }
 }
 
 async fn receive_all(session: &Session, socket: &Socket) -> End {
-    loop {
+    // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for long.
+    while !session.has_left() {
         let filed = match poll_fn(|context| session.poll_next(socket, context)).await {
             Ok(packet) => session.file(packet, false),
             Err(ReceiveError::DescriptorsLost(packet)) => session.file(packet, true),
             Err(ReceiveError::Truncated(_)) => return End::Malformed,
+            Err(ReceiveError::Io(error)) => return End::of_kernel(&error),
             Err(_) => return End::Gone,
         };
         if filed.is_err() {
             return End::Malformed;
         }
     }
+    End::Gone
 }
 
-fn poll_sending(sending: &mut Sending, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
-    std::pin::Pin::new(sending).poll(context)
+fn header_of(message: &Message, room: Size) -> Result<Header, CallError> {
+    let size = Size::of_bytes(message.bytes().len());
+    let size = size.and_then(|size| size.with_descriptors(message.descriptors().len()));
+    size.map(|size| Header::call(0, size, room)).map_err(|_| CallError::TooLarge(Part::Call))
 }
 
-fn wake(woken: Vec<Waker>) {
-    woken.into_iter().for_each(Waker::wake);
+/// What a call or a grant takes out of the windows.
+fn cost_of(header: &Header) -> Cost {
+    Cost::of_call(header.message(), header.answer())
 }
-
-// What `Header` says of a frame's size is what `Cost` counts.
-const _: () = assert!(HEADER_BYTES == 16);

@@ -686,11 +686,10 @@ impl Hello {
     /// Whether a frame keeps to what this HELLO promised. The sender asks before sending and the receiver
     /// after receiving; [`Header::parse`] knows only the limits that hold on every session.
     pub fn admits(&self, header: &Header) -> Result<(), Malformed> {
-        let payload_bytes_max = (self.packet_bytes_max as usize).saturating_sub(HEADER_BYTES);
-        if header.length as usize > payload_bytes_max {
+        if header.length > self.payload_bytes_max() {
             return Err(Malformed::Length { kind: header.kind, length: header.length });
         }
-        if header.answer_bytes as usize > payload_bytes_max {
+        if header.answer_bytes > self.payload_bytes_max() {
             return Err(Malformed::Answer {
                 kind: header.kind,
                 answer_bytes: header.answer_bytes,
@@ -701,6 +700,11 @@ impl Hello {
             return Err(Malformed::TooManyDescriptors(header.descriptors));
         }
         Ok(())
+    }
+
+    /// The largest payload of one frame of this session.
+    pub fn payload_bytes_max(&self) -> u32 {
+        self.packet_bytes_max.saturating_sub(HEADER_BYTES as u32)
     }
 
     /// The whole HELLO, header included.
@@ -729,7 +733,8 @@ pub struct Windows {
     pub calls: u32,
     /// Frame bytes of the calls and room for their answers.
     pub bytes: u32,
-    /// Descriptors sent with the calls and reserved for their answers.
+    /// Descriptors sent with the calls. Those of the answers fill the client's table, and the client sees to
+    /// that itself.
     pub descriptors: u32,
 }
 
@@ -834,7 +839,7 @@ pub enum Resource {
     Calls,
     /// Bytes sent and reserved.
     Bytes,
-    /// Descriptors sent and reserved.
+    /// Descriptors sent.
     Descriptors,
 }
 
@@ -962,6 +967,9 @@ pub enum Malformed {
     /// No such reason.
     #[error("unknown reason {0}")]
     Reason(u8),
+    /// A call or grant after its client's GOODBYE, or a second GOODBYE of one side.
+    #[error("{0} after a GOODBYE")]
+    AfterGoodbye(Kind),
 }
 
 impl Malformed {
@@ -1025,7 +1033,7 @@ mod tests {
 
     /// The bytes the library writes for a well-formed example of the document.
     fn written(name: &str) -> Option<Vec<u8>> {
-        let larger = Windows { calls: 512, bytes: 2 << 20, ..Windows::default() };
+        let larger = Windows { calls: 512, bytes: 36 << 20, ..Windows::default() };
         let packet = match name {
             "hello" => Hello::default().frame().to_vec(),
             "two-calls" => [

@@ -1,0 +1,106 @@
+//! A call that arrived at an object with sessions.
+//!
+//! It owns the message, what nobody has taken of it, and the continuation. It does not know where calls wait or
+//! whose turn it is.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bytemuck::AnyBitPattern;
+use ring::{Credentials, Message, Reactor};
+
+use crate::continuation::Continuation;
+use crate::error::AnswerError;
+use crate::mailbox::Grant;
+use crate::object::Object;
+use crate::parcel::Parcel;
+use crate::served::{Served, Taken};
+
+/// A call that arrived: a message, who sent it, and where to answer.
+#[derive(Debug)]
+pub struct Incoming {
+    parcel: Parcel,
+    who: Credentials,
+    continuation: Continuation,
+}
+
+impl Incoming {
+    pub(crate) fn new(served: Rc<Served>, taken: Taken) -> Incoming {
+        let Taken { number, room, parcel } = taken;
+        let who = served.session().client().credentials;
+        Incoming { parcel, who, continuation: Continuation::new(served, number, room) }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.parcel.bytes()
+    }
+
+    /// The bytes as plain data, if there are exactly as many as `T` has.
+    pub fn read<T: AnyBitPattern>(&self) -> Option<T> {
+        self.parcel.read()
+    }
+
+    /// How many descriptors have not been taken yet.
+    pub fn descriptors(&self) -> usize {
+        self.parcel.descriptors()
+    }
+
+    /// Takes the first descriptor that has not been taken yet.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.parcel.take_descriptor()
+    }
+
+    /// Takes all descriptors that have not been taken yet, in order.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.parcel.take_descriptors()
+    }
+
+    /// Takes the first descriptor that has not been taken yet as an object with sessions, which it is if the
+    /// caller says so. `None` if there is none, or if it cannot be one; then it is closed.
+    pub fn take_object(&mut self, reactor: &Reactor) -> Option<Object> {
+        self.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
+    }
+
+    /// Whether the caller attached through this granted address, or one of its copies.
+    pub fn came_through(&self, grant: &Grant) -> bool {
+        let session = self.continuation.session();
+        session.is_of(&grant.mailbox) && session.client().address == grant.address
+    }
+
+    /// Who attached the session this came on, as the kernel told at that moment. Every holder of the session
+    /// may have sent the call. Where the kernel did not tell (an attach queued before the mailbox was made from
+    /// an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.
+    pub fn credentials(&self) -> Credentials {
+        self.who
+    }
+
+    /// Answers. See [`Continuation::answer`].
+    ///
+    /// # Errors
+    /// See [`AnswerError`].
+    pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
+        self.continuation.answer(message)
+    }
+
+    /// Refuses as a matter of policy: the caller is told that its call was not handled.
+    pub fn refuse(self) {
+        self.continuation.refuse();
+    }
+
+    /// Where to answer, apart from the message.
+    pub fn into_continuation(self) -> Continuation {
+        self.continuation
+    }
+
+    /// Bytes, descriptors and where to answer, apart.
+    pub fn into_parts(mut self) -> (Vec<u8>, Vec<OwnedFd>, Continuation) {
+        let descriptors = self.parcel.take_descriptors();
+        (self.parcel.into_bytes(), descriptors, self.continuation)
+    }
+
+    /// The continuation, to look at.
+    pub fn continuation(&self) -> &Continuation {
+        &self.continuation
+    }
+}

@@ -1,0 +1,90 @@
+//! Those who wait for the same thing, each in a place of their own.
+//!
+//! A future owns its place and gives it up when it is dropped: otherwise a program that waits with a time limit
+//! again and again would leave a waker behind each time. It does not know what is waited for.
+
+use std::collections::BTreeMap;
+use std::task::Waker;
+
+#[derive(Default)]
+pub(crate) struct Waiting {
+    kept: BTreeMap<u64, Waker>,
+    /// Places given out so far; none is given out twice.
+    count: u64,
+}
+
+/// Where one future's waker is kept, once it has waited.
+#[derive(Default)]
+pub(crate) struct Place(Option<u64>);
+
+impl Waiting {
+    /// Keeps the waker. Gives back the one kept before, to be dropped when nothing is borrowed.
+    pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
+        let number = *place.0.get_or_insert_with(|| {
+            self.count += 1;
+            self.count
+        });
+        match self.kept.get(&number) {
+            Some(kept) if kept.will_wake(waker) => None,
+            _ => self.kept.insert(number, waker.clone()),
+        }
+    }
+
+    /// Gives up a place. Gives back its waker, to be dropped when nothing is borrowed.
+    pub(crate) fn leave(&mut self, place: &Place) -> Option<Waker> {
+        self.kept.remove(&place.0?)
+    }
+
+    /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
+    pub(crate) fn take_all(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.kept).into_values().collect()
+    }
+}
+
+/// Wakes, with nothing borrowed: this may run anybody's code.
+pub(crate) fn wake(woken: impl IntoIterator<Item = Waker>) {
+    woken.into_iter().for_each(Waker::wake);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_place_keeps_one_waker_and_is_woken_once() {
+        let (mut waiting, mut place) = (Waiting::default(), Place::default());
+        let count = Arc::new(Count::default());
+        assert!(waiting.keep(&mut place, &Waker::from(Arc::clone(&count))).is_none());
+        assert!(waiting.keep(&mut place, &Waker::from(Arc::clone(&count))).is_none());
+        assert!(waiting.keep(&mut place, Waker::noop()).is_some());
+        assert!(waiting.keep(&mut place, &Waker::from(Arc::clone(&count))).is_some());
+        wake(waiting.take_all());
+        wake(waiting.take_all());
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn who_has_left_is_not_woken() {
+        let mut waiting = Waiting::default();
+        let (mut first, mut second) = (Place::default(), Place::default());
+        waiting.keep(&mut first, Waker::noop());
+        waiting.keep(&mut second, Waker::noop());
+        assert!(waiting.leave(&first).is_some());
+        assert!(waiting.leave(&first).is_none());
+        assert!(waiting.leave(&Place::default()).is_none());
+        assert_eq!(waiting.take_all().len(), 1);
+    }
+}
