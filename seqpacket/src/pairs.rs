@@ -1,23 +1,28 @@
 //! Continuation pairs made ahead.
 //!
 //! Making and closing sockets costs more than a call itself. So pairs are made some at a time before they are
-//! needed, and near ends that have served are closed some at a time, by a companion of the reactor, when no
-//! call is under way: closing any socket while a descriptor is in flight sets the kernel's garbage collector
-//! off. A pair serves one call and is never used again, so that nobody who kept its far end can forge an
-//! answer or hide a death.
+//! needed, and near ends that have served are closed some at a time, by a companion of the reactor: when as
+//! many have served as the stock keeps, or when no call has been under way for a moment. Closing any socket
+//! while a descriptor is in flight sets the kernel's garbage collector off. A pair serves one call and is never
+//! used again, so that nobody who kept its far end can forge an answer or hide a death.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use ring::{Companion, Kind, Reactor, Socket};
 
 /// How many pairs are kept at most, unless said otherwise.
 pub const PAIRS_DEFAULT: usize = 16;
+
+/// Near ends that have served are closed this long after the last call, if not enough come together before.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A stock of pairs that any number of plain objects of one reactor share. A handle.
 ///
@@ -39,7 +44,10 @@ struct Inside {
     out: Cell<usize>,
     /// How many were taken since the stock was last filled: what the next filling makes.
     taken: Cell<usize>,
+    /// Of the companion.
     waker: RefCell<Option<Waker>>,
+    /// The companion waits for the first near end to have served, and not for the last of a batch.
+    resting: Cell<bool>,
 }
 
 impl Pairs {
@@ -53,10 +61,9 @@ impl Pairs {
             out: Cell::new(0),
             taken: Cell::new(0),
             waker: RefCell::new(None),
+            resting: Cell::new(true),
         });
-        let weak = Rc::downgrade(&inside);
-        let companion =
-            reactor.companion(async move { poll_fn(|context| keep(&weak, context.waker())).await });
+        let companion = reactor.companion(keep(Rc::downgrade(&inside), reactor.clone()));
         Pairs(Rc::new(Stock { inside, _companion: companion }))
     }
 
@@ -92,14 +99,48 @@ impl Pairs {
     fn call_over(&self) {
         let inside = &self.0.inside;
         inside.out.set(inside.out.get() - 1);
-        let idle = inside.out.get() == 0 && inside.ready.borrow().is_empty();
-        let many = inside.spent.borrow().len() >= inside.most.max(1);
-        if idle || many {
+        if inside.is_full() || (inside.resting.get() && inside.is_at_rest()) {
             let waker = inside.waker.borrow_mut().take();
             if let Some(waker) = waker {
                 waker.wake();
             }
         }
+    }
+}
+
+impl Inside {
+    /// A batch has served.
+    fn is_full(&self) -> bool {
+        self.spent.borrow().len() >= self.most.max(1)
+    }
+
+    /// Some have served, and no call is under way.
+    fn is_at_rest(&self) -> bool {
+        self.out.get() == 0 && !self.spent.borrow().is_empty()
+    }
+
+    /// Closes what has served, makes as many as were used.
+    fn renew(&self) {
+        let spent = std::mem::take(&mut *self.spent.borrow_mut());
+        drop(spent);
+        // One call does not make a habit.
+        let wanted = match self.taken.replace(0) {
+            1 => 0,
+            taken => taken.min(self.most),
+        };
+        let mut made = Vec::new();
+        for _ in self.ready().min(wanted)..wanted {
+            match Socket::pair(&self.reactor, Kind::SeqPacket) {
+                Ok(pair) => made.push(pair),
+                // Out of descriptors: whoever needs one will make it, and be told.
+                Err(_) => break,
+            }
+        }
+        self.ready.borrow_mut().append(&mut made);
+    }
+
+    fn ready(&self) -> usize {
+        self.ready.borrow().len()
     }
 }
 
@@ -109,23 +150,38 @@ impl fmt::Debug for Pairs {
     }
 }
 
-/// Closes what has served, makes as many as were used.
-fn keep(inside: &Weak<Inside>, waker: &Waker) -> Poll<()> {
-    let Some(inside) = inside.upgrade() else { return Poll::Ready(()) };
-    let old = inside.waker.borrow_mut().replace(waker.clone());
-    drop(old);
-    let spent = std::mem::take(&mut *inside.spent.borrow_mut());
-    drop(spent);
-    // One call does not make a habit: the first pair made ahead is for whoever calls again.
-    let wanted = inside.taken.replace(0).saturating_sub(1).min(inside.most);
-    let mut made = Vec::new();
-    for _ in inside.ready.borrow().len()..wanted.max(inside.ready.borrow().len()) {
-        match Socket::pair(&inside.reactor, Kind::SeqPacket) {
-            Ok(pair) => made.push(pair),
-            // Out of descriptors: whoever needs one will make it, and be told.
-            Err(_) => break,
+/// Renews the stock, batch by batch.
+async fn keep(inside: Weak<Inside>, reactor: Reactor) {
+    loop {
+        wait(&inside, |inside| inside.is_full() || inside.is_at_rest()).await;
+        if let Some(inside) = inside.upgrade() {
+            inside.resting.set(false);
+        }
+        let mut pause = pin!(reactor.sleep(PAUSE));
+        let mut full = pin!(wait(&inside, Inside::is_full));
+        poll_fn(|context| match full.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => pause.as_mut().poll(context),
+        })
+        .await;
+        let Some(inside) = inside.upgrade() else { return };
+        inside.resting.set(true);
+        if inside.is_full() || inside.is_at_rest() {
+            inside.renew();
         }
     }
-    inside.ready.borrow_mut().append(&mut made);
-    Poll::Pending
+}
+
+/// Until the stock is gone or in this state.
+async fn wait(inside: &Weak<Inside>, state: impl Fn(&Inside) -> bool) {
+    poll_fn(|context| {
+        let Some(inside) = inside.upgrade() else { return Poll::Ready(()) };
+        if state(&inside) {
+            return Poll::Ready(());
+        }
+        let old = inside.waker.borrow_mut().replace(context.waker().clone());
+        drop(old);
+        Poll::Pending
+    })
+    .await;
 }
