@@ -9,13 +9,18 @@
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::closer;
+use crate::fd::DESCRIPTORS_MAX;
 use crate::sys;
 
 /// After so many turns the truth is asked for even if the estimate says there is room: others may have opened
 /// descriptors, or lowered the limit.
 const TURNS_MAX: u32 = 64;
+
+/// How long receives wait for as many descriptors as they want before they make do with fewer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the kernel may install without asking anybody, for all reactors of this process.
 static EXPOSED: AtomicUsize = AtomicUsize::new(0);
@@ -27,7 +32,10 @@ pub(crate) struct Budget {
     used: Cell<usize>,
     /// This reactor's part of `EXPOSED`.
     exposed: Cell<usize>,
+    /// Since the truth was asked for.
     turns: Cell<u32>,
+    /// Since when receives have found less than they want.
+    short_since: Cell<Option<Instant>>,
 }
 
 impl Budget {
@@ -39,20 +47,41 @@ impl Budget {
             used: Cell::new(0),
             exposed: Cell::new(0),
             turns: Cell::new(0),
+            short_since: Cell::new(None),
         };
         budget.measure();
         budget
     }
 
-    /// How many a receive may take now, of the `wanted` it would like. Zero means: wait.
+    /// How many a receive that wants room for `wanted` may take now. Zero means: wait.
+    ///
+    /// With less than it wants it waits too, for a while: descriptors mostly come free soon, and a message that
+    /// brings more than there is room for loses them. But who holds most of the process's descriptors for good
+    /// should not be served nothing at all.
     pub(crate) fn room(&self, wanted: usize) -> usize {
+        if wanted == 0 {
+            return self.left();
+        }
         if closer::backlog() >= closer::QUEUE_MAX {
             return 0;
         }
-        if self.left() < wanted {
-            self.measure();
+        if self.left() < wanted.max(DESCRIPTORS_MAX) {
+            self.measure_once_a_turn();
         }
-        self.left().min(wanted)
+        let left = self.left();
+        if left >= wanted {
+            self.short_since.set(None);
+            return left;
+        }
+        let since = self.short_since.get().unwrap_or_else(Instant::now);
+        self.short_since.set(Some(since));
+        if since.elapsed() < PATIENCE { 0 } else { left }
+    }
+
+    /// Whether those that wait might find room.
+    pub(crate) fn has_room(&self) -> bool {
+        self.measure_once_a_turn();
+        self.covers(1)
     }
 
     /// Whether the estimate says there is room for so many, without asking anybody.
@@ -65,17 +94,32 @@ impl Budget {
     /// No reactor exposes more than it leaves to others and to receives that look before they take, or many
     /// reactors in one process would starve each other. Two receives' worth it may have in any case.
     pub(crate) fn may_expose(&self, count: usize) -> bool {
-        let (left, own) = (self.left(), self.exposed.get());
+        let own = self.exposed.get();
+        let left = self.free().saturating_sub(EXPOSED.load(Ordering::Relaxed));
         let fair = own + 2 * count <= left;
         let few = own < 2 * count && left >= 2 * count;
-        self.covers(count) && (fair || few)
+        (fair || few) && closer::backlog() < closer::QUEUE_MAX
     }
 
+    /// Whether this reactor has let the kernel install more than can be: others have opened descriptors, or
+    /// lowered the limit.
+    pub(crate) fn is_overdrawn(&self) -> bool {
+        self.exposed.get() > self.limit.get().saturating_sub(self.used.get())
+    }
+
+    /// What is free and nobody's.
     fn left(&self) -> usize {
+        let free = self.free().saturating_sub(self.exposed.get());
+        let others = EXPOSED.load(Ordering::Relaxed).saturating_sub(self.exposed.get());
+        // Other reactors of the process, however many, leave us half; with so many the estimate may be wrong.
+        free - others.min(free / 2)
+    }
+
+    /// What is not open and not kept in reserve.
+    fn free(&self) -> usize {
         // With a very low limit the reserve gives way, or nothing would ever arrive.
         let reserve = self.reserve.min(self.limit.get() / 4);
-        let exposed = EXPOSED.load(Ordering::Relaxed);
-        self.limit.get().saturating_sub(reserve + self.used.get() + exposed)
+        self.limit.get().saturating_sub(reserve + self.used.get())
     }
 
     /// So many have arrived.
@@ -101,6 +145,12 @@ impl Budget {
         self.turns.set(self.turns.get() + 1);
         // Without the directory asking means to scan the whole table.
         if self.turns.get() >= TURNS_MAX && self.directory.is_some() {
+            self.measure();
+        }
+    }
+
+    fn measure_once_a_turn(&self) {
+        if self.turns.get() > 0 {
             self.measure();
         }
     }
@@ -141,6 +191,9 @@ mod tests {
         let another = Budget::new(32);
         another.used.set(budget.used.get());
         assert_eq!(another.left(), before - 100);
+        budget.expose(before);
+        assert_eq!(another.left(), before - before / 2);
+        budget.cover(before);
         budget.cover(100);
         assert_eq!(budget.left(), before);
         budget.expose(50);

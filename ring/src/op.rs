@@ -239,7 +239,14 @@ impl Core {
     }
 
     pub(crate) fn set_descriptors_max(&mut self, channel: usize, count: usize) {
-        self.channels[channel].room.descriptors = count.min(DESCRIPTORS_MAX);
+        let channel = &mut self.channels[channel];
+        channel.room.descriptors = count.min(DESCRIPTORS_MAX);
+        // The receive that is away has control room for all there can be; this is what it waits for.
+        if let Some(token) = channel.inbox.away
+            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
+        {
+            want.room.descriptors = channel.room.descriptors;
+        }
     }
 
     pub(crate) fn set_private(&mut self, channel: usize, private: bool) {

@@ -114,8 +114,7 @@ impl Socket {
     }
 
     /// How many descriptors one message may bring: at most 253, 16 until told otherwise. What more a message
-    /// carries the kernel closes, and the message arrives as [`ReceiveError::DescriptorsLost`].
-    ///
+    /// carries is closed, and the message arrives as [`ReceiveError::DescriptorsLost`].
     pub fn set_descriptors_max(&self, count: usize) {
         self.reactor.with(|core, _| core.set_descriptors_max(self.channel, count));
     }

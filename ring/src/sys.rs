@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -384,12 +384,25 @@ pub(crate) fn claim(number: RawFd) -> io::Result<OwnedFd> {
     Ok(own(number))
 }
 
+/// A copy of the descriptor under exactly this number, if it is free.
+fn occupy(fd: BorrowedFd<'_>, number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: integers only. Kept honest by
+    // `inherit.rs::a_program_that_does_not_exist_is_an_error_whatever_the_numbers`.
+    let copy = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) }).map(own).ok()?;
+    (copy.as_raw_fd() == number).then_some(copy)
+}
+
 /// Lets `command` start with each descriptor under its number. The copies here close with the `Command`.
 pub(crate) fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
     let above = descriptors.iter().map(|(_, number)| *number).max().unwrap_or(2).saturating_add(1);
+    // Numbers that are free here are taken, or the pipe on which `Command` is told that the program could not
+    // be started may get one of them: it would then be overwritten, and a failed start look like success.
+    let taken: Vec<OwnedFd> =
+        descriptors.iter().filter_map(|(fd, number)| occupy(fd.as_fd(), *number)).collect();
     // Room made here: between fork and exec nothing may allocate.
     let mut parked: Vec<RawFd> = vec![-1; descriptors.len()];
     let arrange = move || {
+        let _held = &taken;
         // First out of each other's way, above every number asked for; then each to its own.
         for (place, (fd, _)) in parked.iter_mut().zip(&descriptors) {
             // SAFETY: integers only. Kept honest by `inherit.rs::numbers_may_cross`.

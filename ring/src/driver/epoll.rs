@@ -98,7 +98,7 @@ impl Epoll {
     ) -> io::Result<()> {
         self.ground.budget.turn();
         self.bring_home_cancelled(requests, home);
-        if !self.starved.is_empty() && self.ground.budget.room(1) > 0 {
+        if !self.starved.is_empty() && self.ground.budget.has_room() {
             self.hot.append(&mut self.starved);
         }
         for token in std::mem::take(&mut self.hot) {
@@ -263,7 +263,7 @@ pub(super) enum Now {
 /// socket that lingers is among them this thread waits with it. What is too much is sorted out afterwards.
 pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
     let wanted = room.descriptors + usize::from(room.pidfd);
-    let granted = ground.budget.room(DESCRIPTORS_MAX + usize::from(room.pidfd));
+    let granted = ground.budget.room(wanted);
     if granted == 0 && wanted > 0 {
         return Now::Starved;
     }

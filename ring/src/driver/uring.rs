@@ -57,6 +57,8 @@ pub(crate) struct Uring {
     bell: OwnedFd,
     bell_armed: bool,
     no_iowait: bool,
+    /// There are fewer descriptors than the kernel might install for the buffers it has.
+    careful: bool,
     /// Buffers with the kernel.
     provided: usize,
     /// Silent sends that were submitted, or are about to be, and have not come home.
@@ -85,6 +87,7 @@ impl Uring {
             ground: ground.clone(),
             bell,
             bell_armed: false,
+            careful: false,
             provided: 0,
             silent: Vec::new(),
             starved: Vec::new(),
@@ -127,7 +130,7 @@ impl Uring {
         let mut envelope = Envelope::new(Message::from("probe").with_descriptor(near.clone()));
         envelope.seal();
         let mut requests = Requests::default();
-        let room = Room { descriptors: 1, pidfd: false };
+        let room = Room { descriptors: 0, pidfd: false };
         let receive = requests.insert(Request::Receive {
             fd: near,
             want: Want { room, many: true },
@@ -149,6 +152,8 @@ impl Uring {
                         drop(arrival.message.take_descriptors());
                         result = Ok(());
                     }
+                    // It came as far as this process, which has no room for it just now.
+                    Outcome::Arrived(Ok(arrival)) if arrival.control_lost => result = Ok(()),
                     // With few buffers the multishot ends after the message, for want of another.
                     Outcome::Arrived(Err(error)) | Outcome::Sent(Err(error)) if result.is_err() => {
                         result = Err(error);
@@ -191,9 +196,9 @@ impl Uring {
                 self.top_up();
                 let room = Room { descriptors: DESCRIPTORS_MAX, pidfd: want.room.pidfd };
                 let fd = types::Fd(fd.as_fd().as_raw_fd());
-                // No buffer the budget would cover: wait for a message, then look how many descriptors there
+                // No buffer that the budget covers: wait for a message, then look how many descriptors there
                 // is room for, then take it.
-                if self.provided == 0 {
+                if self.provided == 0 || self.careful {
                     *armed = Armed::Plainly;
                     opcode::PollAdd::new(fd, ready::READ).build()
                 } else if want.many {
@@ -268,6 +273,7 @@ impl Uring {
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ground.budget.turn();
+        self.look_at_the_budget(requests);
         self.top_up();
         if !self.bell_armed {
             self.bell_armed = true;
@@ -287,6 +293,21 @@ impl Uring {
         self.reap(requests, home);
         self.bring_home_the_silent(home);
         Ok(())
+    }
+
+    /// Buffers that the kernel has cannot be taken back. But when there are fewer descriptors than it might
+    /// install for them, receives can be asked home and wait for readiness instead, to look before they take.
+    fn look_at_the_budget(&mut self, requests: &mut Requests) {
+        let overdrawn = self.ground.budget.is_overdrawn();
+        if overdrawn && !self.careful {
+            for token in requests.tokens() {
+                let armed = requests.find(token);
+                if matches!(armed, Some(Request::Receive { armed: Armed::Once(_) | Armed::Many(_), .. })) {
+                    self.cancel(token);
+                }
+            }
+        }
+        self.careful = overdrawn;
     }
 
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
@@ -510,14 +531,15 @@ impl Uring {
         if self.starved.is_empty() {
             return;
         }
-        let room = self.ground.budget.room(1) > 0;
+        // What goes through the ring is covered already.
+        let room = self.provided > 0 && !self.careful || self.ground.budget.has_room();
         for token in std::mem::take(&mut self.starved) {
             if !room && !self.cancelled.contains(&token) {
                 self.starved.push(token);
                 continue;
             }
             let outcome = match requests.find(token) {
-                Some(Request::Receive { fd, want, .. }) => {
+                Some(Request::Receive { fd, want, .. }) if self.provided == 0 || self.careful => {
                     let (fd, want) = (fd.clone(), *want);
                     self.take(token, &fd, want, requests, home)
                 }
