@@ -23,7 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -57,8 +57,16 @@ const EVENTS_MAX: usize = 64;
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// File systems stamp changes with the time of the last tick, which may be this much before now.
-const TICK_MAX: Duration = Duration::from_millis(20);
+/// How long nobody may say anything while nobody does anything either, looked at every so often. Counted in
+/// looks, not by the clock: a demonstration that was suspended as a whole goes on when it is resumed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const IDLE_LOOKS_MAX: u32 = 12;
+
+/// Processor time between two looks that is no work but the looking itself.
+const IDLE_TICKS_MAX: u64 = 1;
+
+/// Descriptors each process needs beyond those it starts with, however little it holds at a time.
+const DESCRIPTORS_NEEDED: usize = 32;
 
 /// Runs the demonstration and says how it went.
 pub fn run(options: &Demo) -> Result<Outcome, Failure> {
@@ -68,8 +76,9 @@ pub fn run(options: &Demo) -> Result<Outcome, Failure> {
     if let Some(failure) = no_such_driver(options) {
         return Err(failure);
     }
+    enough_descriptors()?;
     let started = Instant::now();
-    let began = now().saturating_sub(TICK_MAX);
+    let began = now();
     let granted = direct::pick_directory(root.as_fd())
         .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", printable(&path))))?;
 
@@ -102,8 +111,24 @@ fn no_such_driver(options: &Demo) -> Option<Failure> {
     crate::reactor::start(options.driver.as_deref()).err()
 }
 
+/// With hardly any descriptors the processes would wait for room that never comes.
+fn enough_descriptors() -> Result<(), Failure> {
+    let open = count(&mut census::Census::open())?.and_then(|open| usize::try_from(open).ok());
+    let needed = open.unwrap_or_default() + DESCRIPTORS_NEEDED;
+    let limit = crate::reactor::descriptors_max();
+    if limit < needed {
+        let advice = "raise it with `ulimit -n`";
+        return Err(Failure::new(format_args!(
+            "RLIMIT_NOFILE is {limit}, and {needed} are needed: {advice}"
+        )));
+    }
+    Ok(())
+}
+
+/// The time by the clock that stamps changes of files, which goes by ticks and lies behind the exact one.
 fn now() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 fn printable(path: &Path) -> String {
@@ -205,6 +230,12 @@ impl Stage {
         }
     }
 
+    /// Processor time that all have used so far, this process included, in ticks.
+    fn ticks(&self) -> u64 {
+        let ids = self.actors.iter().map(|actor| actor.child.id()).chain([std::process::id()]);
+        ids.filter_map(ticks_of).sum()
+    }
+
     fn kill_all(&mut self) {
         for actor in &mut self.actors {
             let _ = actor.child.kill();
@@ -238,6 +269,15 @@ impl Actor {
             }
         }
     }
+}
+
+/// User and system time of a process, as the kernel tells it.
+fn ticks_of(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program, in parentheses, may hold anything; the third field follows it.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
 }
 
 /// How a process ended; no status if it had to be ended.
@@ -448,7 +488,6 @@ impl Story {
 /// Listens to everybody until all has been said, or somebody has died.
 fn watch(stage: &mut Stage, story: &mut Story, root: &OwnedFd, bar: &ProgressBar) {
     let (sender, events) = mpsc::sync_channel(EVENTS_MAX);
-    let roles: Vec<_> = stage.actors.iter().map(|actor| actor.role).collect();
     for actor in &mut stage.actors {
         if let Some(report) = actor.report.take() {
             let (role, sender) = (actor.role, sender.clone());
@@ -463,7 +502,7 @@ fn watch(stage: &mut Stage, story: &mut Story, root: &OwnedFd, bar: &ProgressBar
             return stage.kill_all();
         }
     }
-    if let Err(cut) = hear(&events, story, roles, bar) {
+    if let Err(cut) = hear(&events, story, stage, bar) {
         if let Cut::Died(role) = cut {
             // How it ended is known in a moment, and what the others are about to suffer must not hide it.
             stage.settle(role);
@@ -484,13 +523,12 @@ pub enum Cut {
 }
 
 /// Takes events until each process has had its last words and direct reading has ended.
-fn hear(events: &Receiver<Event>, story: &mut Story, roles: Vec<Role>, bar: &ProgressBar) -> Result<(), Cut> {
-    let mut silent_left = roles.len();
+fn hear(events: &Receiver<Event>, story: &mut Story, stage: &Stage, bar: &ProgressBar) -> Result<(), Cut> {
+    let mut silent_left = stage.actors.len();
     let mut direct_left = true;
     let mut drawn = Instant::now();
     while silent_left > 0 || direct_left {
-        let event = events.recv().map_err(|_| Cut::Trouble)?;
-        match event {
+        match next_event(events, story, stage)? {
             Event::Direct(batch) => {
                 for (path, fact) in batch {
                     story.direct(path, fact);
@@ -523,6 +561,27 @@ fn hear(events: &Receiver<Event>, story: &mut Story, roles: Vec<Role>, bar: &Pro
         }
     }
     Ok(())
+}
+
+/// The next event. An error when there will be none, because nobody is left or because everybody is stuck.
+fn next_event(events: &Receiver<Event>, story: &mut Story, stage: &Stage) -> Result<Event, Cut> {
+    let mut ticks = 0;
+    let mut idle_looks = 0;
+    loop {
+        match events.recv_timeout(LOOK_EVERY) {
+            Ok(event) => return Ok(event),
+            Err(RecvTimeoutError::Disconnected) => return Err(Cut::Trouble),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // A file of many gigabytes is silence, but not idleness.
+        let before = std::mem::replace(&mut ticks, stage.ticks());
+        idle_looks = if ticks.saturating_sub(before) <= IDLE_TICKS_MAX { idle_looks + 1 } else { 0 };
+        if idle_looks >= IDLE_LOOKS_MAX {
+            let idle = LOOK_EVERY * idle_looks;
+            story.trouble.push(format!("nothing has been said or done for {} s", idle.as_secs()));
+            return Err(Cut::Trouble);
+        }
+    }
 }
 
 /// A thread that ends when nobody listens any more, and need not be waited for.
@@ -574,5 +633,6 @@ fn progress(options: &Demo) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
+    bar.set_message("0 in the third process");
     bar
 }

@@ -249,6 +249,21 @@ testing::in_own_process! {
         assert!(stderr(&output).contains("--driver uring"), "{}", stderr(&output));
     }
 
+    fn too_few_descriptors_are_told_and_not_waited_for() {
+        let _limit = testing::limit_descriptors(24);
+        let output = run(["demo"]);
+        assert_eq!(status(&output), 1);
+        assert!(stderr(&output).contains("RLIMIT_NOFILE is 24"), "{}", stderr(&output));
+    }
+
+    fn sixty_four_descriptors_are_enough_for_a_slow_walk() {
+        let _limit = testing::limit_descriptors(64);
+        let tree = tree();
+        for driver in ["auto", "epoll"] {
+            everything_was_read(&passed(&demo(&["--json", "--driver", driver], tree.path())));
+        }
+    }
+
     fn two_hundred_and_fifty_six_descriptors_are_enough() {
         let _limit = testing::limit_descriptors(256);
         let tree = tree();

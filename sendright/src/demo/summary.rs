@@ -180,8 +180,9 @@ impl Summary {
             );
         }
         let fail = paint("FAIL", Ink::Bad, &io::stdout());
-        let troubles = self.trouble.len();
-        format!("{fail}  {} mismatches, {troubles} other reasons\n", grouped(self.mismatches as u64))
+        let mismatches = several(self.mismatches as u64, "mismatch", "mismatches");
+        let others = several(self.trouble.len() as u64, "other reason", "other reasons");
+        format!("{fail}  {mismatches}, {others}\n")
     }
 
     fn read_text(&self, files: u64, bytes: u64, directories: u64) -> String {
