@@ -2,9 +2,9 @@
 //!
 //! The process's limit, less what is open, less a reserve for everybody else in the process, less what the
 //! kernel may install at any moment into receives already armed (by any reactor of the process). It is an
-//! estimate that is never too small for long: descriptors received are counted, their closing is not, and when
-//! that says there is no room left the truth is asked for. What the rest of the process opens is noticed some
-//! turns later; the reserve is for that. It knows no socket.
+//! estimate that is never too small for long: descriptors received are counted, their closing is not, and
+//! when that says there is no room left the truth is asked for. What the rest of the process opens is noticed
+//! some turns later; the reserve is for that. It knows no socket.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,9 +55,9 @@ impl Budget {
 
     /// How many a receive that wants room for `wanted` may take now. Zero means: wait.
     ///
-    /// With less than it wants it waits too, for a while: descriptors mostly come free soon, and a message that
-    /// brings more than there is room for loses them. But who holds most of the process's descriptors for good
-    /// should not be served nothing at all.
+    /// With less than it wants it waits too, for a while: descriptors mostly come free soon, and a message
+    /// that brings more than there is room for loses them. But who holds most of the process's descriptors
+    /// for good should not be served nothing at all.
     pub(crate) fn room(&self, wanted: usize) -> usize {
         if wanted == 0 {
             return self.left();

@@ -123,7 +123,8 @@ pub enum StartError {
     /// The uring driver was asked for, and this is what refused it. Ask for `auto` or `epoll`, or remove the
     /// obstacle it names.
     #[error(
-        "the uring driver was asked for ({asked_by}) and cannot be had: {why}; ask for auto or epoll, or lift the refusal"
+        "the uring driver was asked for ({asked_by}) and cannot be had: {why}; \
+         ask for auto or epoll, or lift the refusal"
     )]
     UringRefused {
         /// What asked: the configuration or the environment variable.

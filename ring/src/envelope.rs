@@ -30,7 +30,8 @@ pub(crate) struct Envelope {
 impl Envelope {
     pub(crate) fn new(message: Message) -> Box<Envelope> {
         let (bytes, descriptors) = message.into_parts();
-        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
+        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
+        // `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
         let header: libc::msghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
         Box::new(Envelope { header, vector, bytes, control: Vec::new(), descriptors, sent: 0 })
@@ -88,7 +89,8 @@ impl Envelope {
         let length = CONTROL_HEADER + align(data);
         self.control.clear();
         self.control.resize(length.div_ceil(mem::size_of::<u64>()), 0);
-        // SAFETY: all zeroes is a valid `cmsghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        // SAFETY: all zeroes is a valid `cmsghdr`. Kept honest by
+        // `descriptors.rs::many_descriptors_arrive_in_order`.
         let mut header: libc::cmsghdr = unsafe { mem::zeroed() };
         header.cmsg_len = (CONTROL_HEADER + data) as _;
         header.cmsg_level = libc::SOL_SOCKET;
@@ -260,7 +262,8 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Re
     let control_bytes = room.bytes();
     assert!(control_bytes <= mem::size_of_val(&control));
     let mut vector = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+    // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
+    // `descriptors.rs::many_descriptors_arrive_in_order`.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
@@ -315,7 +318,8 @@ pub(crate) struct ReceiveHeader {
 #[cfg(feature = "uring")]
 impl ReceiveHeader {
     pub(crate) fn new(room: Room, bytes_max: usize) -> Box<ReceiveHeader> {
-        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
+        // `descriptors.rs::many_descriptors_arrive_in_order`.
         let header: libc::msghdr = unsafe { mem::zeroed() };
         let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: bytes_max };
         let mut boxed = Box::new(ReceiveHeader { header, vector, control: [0; CONTROL_WORDS_MAX] });

@@ -111,8 +111,8 @@ impl Drop for Held {
 /// Closes a descriptor that somebody else made, without ever making this thread wait.
 ///
 /// `close` of a stranger's TCP socket with unsent data and SO_LINGER takes as long as the stranger likes, and
-/// so may a file of a FUSE file system or a socket in whose queue such a thing lies. Pipes and files in memory
-/// are closed here; everything else is closed by a thread of its own, started when first needed.
+/// so may a file of a FUSE file system or a socket in whose queue such a thing lies. Pipes and files in
+/// memory are closed here; everything else is closed by a thread of its own, started when first needed.
 pub fn discard(fd: OwnedFd) {
     closer::close(fd);
 }

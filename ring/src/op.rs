@@ -44,7 +44,8 @@ const RETRY_LAST: Duration = Duration::from_millis(32);
 /// How long a closed socket may hold back its last messages for a peer that does not receive.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
 
-/// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that ends.
+/// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that
+/// ends.
 pub(crate) const LAST_TURNS_MAX: usize = 1024;
 
 /// Everything of a reactor that is borrowed together.
@@ -342,7 +343,8 @@ impl Core {
         }
         if !channel.is_home() {
             if channel.private && !channel.shut {
-                // Closing alone is seen by nobody while the driver holds the file; this the peer sees at once.
+                // Closing alone is seen by nobody while the driver holds the file; this the peer sees at
+                // once.
                 channel.shut = true;
                 let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
             }
@@ -792,7 +794,8 @@ impl Core {
         }
         match result {
             Ok(arrival) if arrival.nothing => self.nothing(key, woken),
-            // A stream has no empty packets; if another holder asked for credentials they come with its end too.
+            // A stream has no empty packets; if another holder asked for credentials they come with its end
+            // too.
             Ok(arrival) if channel.kind == Kind::Stream && arrival.message.bytes().is_empty() => {
                 self.nothing(key, woken);
             }

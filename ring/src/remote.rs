@@ -9,7 +9,8 @@ use std::thread::{self, ThreadId};
 
 use crate::sys;
 
-/// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a sleeper.
+/// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
+/// sleeper.
 ///
 /// It outlives the reactor without harm. It does not carry messages: put them where the woken task looks.
 #[derive(Clone)]

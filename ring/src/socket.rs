@@ -125,8 +125,8 @@ impl Socket {
         self.reactor.with(|core, _| core.set_private(self.channel, private));
     }
 
-    /// Asks for the credentials of whoever sends, from now on. A SEQPACKET socket does so itself with its first
-    /// receive; but what is sent before anybody has asked carries none.
+    /// Asks for the credentials of whoever sends, from now on. A SEQPACKET socket does so itself with its
+    /// first receive; but what is sent before anybody has asked carries none.
     pub fn ask_for_credentials(&self) {
         self.reactor.with(|core, _| core.ask_for_credentials(self.channel));
     }
@@ -176,8 +176,8 @@ impl Socket {
     /// Sends self-delimiting data, silently: all posts of one turn share packets of up to
     /// [`PACKET_BYTES_MAX`](crate::PACKET_BYTES_MAX) bytes, with the descriptors of one post at most in each.
     ///
-    /// Nobody is told whether it was sent. It must not be empty. If it cannot be, for another reason than a full queue, the socket
-    /// is broken: a private one is shut down, so that both sides see the end.
+    /// Nobody is told whether it was sent. It must not be empty. If it cannot be, for another reason than a
+    /// full queue, the socket is broken: a private one is shut down, so that both sides see the end.
     ///
     /// # Panics
     /// If the parts are empty or longer than a packet, or more than 253 descriptors are given.
@@ -202,14 +202,15 @@ impl Socket {
         self.reactor.with(|core, _| core.unsent(self.channel))
     }
 
-    /// As [`send`](Socket::send), but the future is only for bad news: it does not end a sleep when the message
-    /// has gone, so that whoever waits for an answer anyway is woken once. It ends with success when next
-    /// polled after that.
+    /// As [`send`](Socket::send), but the future is only for bad news: it does not end a sleep when the
+    /// message has gone, so that whoever waits for an answer anyway is woken once. It ends with success when
+    /// next polled after that.
     pub fn send_quietly(&self, message: impl Into<Message>) -> Sending {
         self.sending(message.into(), true)
     }
 
-    /// Ends the connection for everybody who holds either end, at once. What has arrived can still be received.
+    /// Ends the connection for everybody who holds either end, at once. What has arrived can still be
+    /// received.
     pub fn shut_down(&self) {
         let _ = sys::shutdown(self.as_fd(), sys::Half::Both);
     }
@@ -312,9 +313,9 @@ impl Socket {
     /// The descriptor itself, as it was before: credentials are asked for no longer, if that was our doing.
     ///
     /// # Errors
-    /// Gives the socket back while something of it is away (a receive, a send) or has arrived and has not been
-    /// taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds, unless
-    /// it has brought a message.
+    /// Gives the socket back while something of it is away (a receive, a send) or has arrived and has not
+    /// been taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds,
+    /// unless it has brought a message.
     pub fn into_fd(mut self) -> Result<OwnedFd, Socket> {
         let idle = self.reactor.with(|core, _| core.is_idle(self.channel));
         if !idle {

@@ -86,7 +86,8 @@ fn unix_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)>
             "not a path a socket can have (1 to 107 bytes)",
         ));
     }
-    // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
+    // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by
+    // `socket.rs::a_listener_is_connected_to_by_path`.
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
     for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
@@ -211,7 +212,8 @@ pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> bool {
     let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
     let mut length = mem::size_of::<libc::sockaddr_un>() as libc::socklen_t;
     let into = (&raw mut address).cast();
-    // SAFETY: `address` has the `length` bytes the kernel may write. Kept honest by `socket.rs::connectedness_is_told`.
+    // SAFETY: `address` has the `length` bytes the kernel may write. Kept honest by
+    // `socket.rs::connectedness_is_told`.
     check(unsafe { libc::getpeername(fd.as_raw_fd(), into, &raw mut length) }).is_ok()
 }
 
@@ -308,7 +310,8 @@ pub(crate) fn eventfd_drain(fd: BorrowedFd<'_>) {
 /// The soft RLIMIT_NOFILE.
 pub(crate) fn descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` outlives the call. Kept honest by `budget.rs::a_receive_waits_when_descriptors_run_out`.
+    // SAFETY: `limit` outlives the call. Kept honest by
+    // `budget.rs::a_receive_waits_when_descriptors_run_out`.
     match check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }) {
         Ok(_) => usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX),
         Err(_) => 1024,
@@ -318,7 +321,8 @@ pub(crate) fn descriptor_limit() -> usize {
 /// The directory whose size is the number of our descriptors, if there is such a thing.
 pub(crate) fn open_descriptor_directory() -> Option<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: a string that ends in zero. Kept honest by `budget.rs::a_receive_waits_when_descriptors_run_out`.
+    // SAFETY: a string that ends in zero. Kept honest by
+    // `budget.rs::a_receive_waits_when_descriptors_run_out`.
     check(unsafe { libc::open(c"/proc/self/fd".as_ptr(), flags) }).ok().map(own)
 }
 
@@ -338,7 +342,8 @@ pub(crate) fn open_descriptors(directory: Option<BorrowedFd<'_>>) -> usize {
     for (number, entry) in entries.iter_mut().enumerate() {
         entry.fd = number as RawFd;
     }
-    // SAFETY: `entries` has `count` entries. Kept honest by `budget.rs::descriptors_are_counted_without_proc`.
+    // SAFETY: `entries` has `count` entries. Kept honest by
+    // `budget.rs::descriptors_are_counted_without_proc`.
     match check(unsafe { libc::poll(entries.as_mut_ptr(), count as libc::nfds_t, 0) }) {
         Ok(_) => entries.iter().filter(|entry| entry.revents & libc::POLLNVAL == 0).count(),
         Err(_) => 0,

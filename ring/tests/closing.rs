@@ -38,7 +38,7 @@ fn send_lingering(far: &OwnedFd, beside: &[BorrowedFd<'_>]) -> OwnedFd {
 
 /// It is the closer that waits, not this thread; then lets it go.
 #[track_caller]
-fn assert_closer_waits(reader: OwnedFd) {
+fn assert_closer_waits<T>(reader: T) {
     assert!(ring::closer_busy(), "nothing is left for the closer: this thread has closed it");
     // A thread gives itself its name a moment after its start.
     testing::wait_until("there is a thread for it", closer_exists);
@@ -197,8 +197,7 @@ on_each_driver! {
             let second = send_lingering(&far, &[]);
             drop(near);
             drop(reactor);
-            assert_closer_waits(reader);
-            drop(second);
+            assert_closer_waits((reader, second));
         }
     }
 

@@ -60,7 +60,7 @@ on_each_driver! {
     }
 
     fn a_socket_can_change_its_reactor(reactor: &Reactor) {
-        let other = Reactor::with_config(Config { driver: DriverChoice::Epoll, ..Config::default() }).unwrap();
+        let other = with(DriverChoice::Epoll).unwrap();
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let near = Socket::wrap(&other, near.into_fd().unwrap()).unwrap();
         testing::send_packet(&far, b"moved", &[]).unwrap();

@@ -98,7 +98,8 @@ in_own_process! {
         let give = |numbers: [i32; 2]| {
             let (reader, writer) = std::io::pipe().unwrap();
             let given = vec![(OwnedFd::from(reader), numbers[0]), (OwnedFd::from(writer), numbers[1])];
-            std::panic::catch_unwind(|| inherit::give(&mut Command::new("true"), given).spawn().is_ok()).is_err()
+            let start = || inherit::give(&mut Command::new("true"), given).spawn().is_ok();
+            std::panic::catch_unwind(start).is_err()
         };
         assert!(give([7, 7]));
         assert!(give([-1, 7]));

@@ -76,8 +76,8 @@ on_each_driver! {
         four_sends_on_a_full_queue(reactor, &near, &far);
     }
 
-    /// The kernel says "writable" when three quarters are free, and a shared end's other holders may never let
-    /// it come to that.
+    /// The kernel says "writable" when three quarters are free, and a shared end's other holders may never
+    /// let it come to that.
     fn a_full_queue_of_a_shared_end_is_tried_again_by_the_clock(reactor: &Reactor) {
         let (near, far) = shared(reactor);
         let filled = fill(&near);

@@ -119,7 +119,8 @@ on_each_driver! {
         assert!(is_pending(accept.as_mut()));
         let mut connections = Vec::new();
         for _ in 0..3 {
-            connections.push(settle(reactor, Socket::connect(reactor, &listener.1, Kind::SeqPacket)).unwrap());
+            let connect = Socket::connect(reactor, &listener.1, Kind::SeqPacket);
+            connections.push(settle(reactor, connect).unwrap());
         }
         settle(reactor, accept).unwrap();
         settle(reactor, listener.0.accept()).unwrap();
@@ -127,7 +128,9 @@ on_each_driver! {
     }
 
     fn a_connect_to_nobody_is_an_error(reactor: &Reactor) {
-        let connect = |path: &Path| settle(reactor, Socket::connect(reactor, path, Kind::SeqPacket)).unwrap_err();
+        let connect = |path: &Path| {
+            settle(reactor, Socket::connect(reactor, path, Kind::SeqPacket)).unwrap_err()
+        };
         assert_eq!(connect(&path("nobody")).kind(), std::io::ErrorKind::NotFound);
         assert_eq!(connect(Path::new("")).kind(), std::io::ErrorKind::InvalidInput);
         assert_eq!(connect(Path::new(&"x".repeat(108))).kind(), std::io::ErrorKind::InvalidInput);
@@ -301,6 +304,19 @@ on_each_driver! {
         let received = settle(reactor, near.receive()).unwrap();
         assert_eq!(received.credentials().unwrap().pid, sender.pid());
         sender.succeeded();
+    }
+
+    /// Asked for before it is sent, they come with what nobody has received yet.
+    fn credentials_can_be_asked_for_before_the_first_receive(reactor: &Reactor) {
+        for asked in [false, true] {
+            let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+            if asked {
+                near.ask_for_credentials();
+            }
+            testing::send_packet(&far, b"early", &[]).unwrap();
+            let pid = settle(reactor, near.receive()).unwrap().credentials().unwrap().pid;
+            assert_eq!(pid.unsigned_abs(), if asked { std::process::id() } else { 0 });
+        }
     }
 
     fn two_processes_talk(reactor: &Reactor) {

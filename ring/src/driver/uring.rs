@@ -330,8 +330,8 @@ impl Uring {
                 let timespec = Timespec::from(time);
                 let arguments = SubmitArgs::new().timespec(&timespec);
                 flags |= EnterFlags::EXT_ARG;
-                // SAFETY: `arguments` and the time it points at outlive the call; the queued entries are good,
-                // see `push`. Kept honest by `executor.rs::timers_fire_in_order`.
+                // SAFETY: `arguments` and the time it points at outlive the call; the queued entries are
+                // good, see `push`. Kept honest by `executor.rs::timers_fire_in_order`.
                 unsafe { self.ring.submitter().enter(queued, want, flags.bits(), Some(&arguments)) }
             }
             // SAFETY: no argument; the queued entries are good, see `push`.
