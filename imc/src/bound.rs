@@ -1,7 +1,7 @@
 //! The right to accept.
 //!
-//! A `BoundSocket` owns the end that never travels, and counts what holders of the address do wrong. It judges
-//! the form of a request; whom to serve is for the program. Nothing a peer sends may end its loop.
+//! A `BoundSocket` owns the end that never travels, and counts what holders of the address do wrong. It
+//! judges the form of a request; whom to serve is for the program. Nothing a peer sends may end its loop.
 
 use std::cell::Cell;
 use std::fmt;
@@ -108,8 +108,8 @@ impl BoundSocket {
     pub(crate) fn new(socket: Socket) -> BoundSocket {
         // Others hold the other end; this one is ours alone, and those who connect shall see when it goes.
         socket.set_private(true);
-        // Asked for now, since a request queued before carries nothing. An older kernel says no, and then
-        // there are credentials only.
+        // Asked for now, since a request queued before carries nothing. An older kernel has no pidfds.
+        socket.ask_for_credentials();
         let _ = socket.ask_for_pidfds();
         BoundSocket { socket, confirming: Cell::new(false), violations: Cell::default() }
     }
@@ -178,11 +178,11 @@ impl BoundSocket {
         if !self.confirming.get() {
             return;
         }
-        // Other errors say that the connection has ended. It is handed out all the same: there may be something
-        // left in it.
+        // Other errors say that the connection has ended. It is handed out all the same: there may be
+        // something left in it.
         if let Err(SendError::WouldBlock) = socket.try_send(CONFIRM) {
-            // The client has filled its own queue before giving it away. The confirmation waits there like any
-            // message, and nobody waits for it.
+            // The client has filled its own queue before giving it away. The confirmation waits there like
+            // any message, and nobody waits for it.
             socket.socket().post_or(&[CONFIRM], Vec::new(), CONFIRM.to_vec());
         }
     }

@@ -114,10 +114,10 @@ impl ConnectedSocket {
         self.confirmation_due.set(true);
     }
 
-    /// Whether this connection came out of [`ConfirmError::Unconfirmed`](crate::ConfirmError::Unconfirmed) and
-    /// nothing has been received on it since. The confirmation is swallowed when it comes, and no longer due
-    /// from then on. As with all confirmations, an acceptor that does *not* confirm and begins with the single
-    /// byte `a` is misunderstood.
+    /// Whether this connection came out of [`ConfirmError::Unconfirmed`](crate::ConfirmError::Unconfirmed)
+    /// and nothing has been received on it since. The confirmation is swallowed when it comes, and no longer
+    /// due from then on. As with all confirmations, an acceptor that does *not* confirm and begins with the
+    /// single byte `a` is misunderstood.
     pub fn is_confirmation_due(&self) -> bool {
         self.confirmation_due.get()
     }

@@ -1,7 +1,7 @@
 //! How connecting and accepting fail, and what may be assumed then.
 //!
-//! Each variant says what was sent and who may have seen it. `io::Error` is the kernel's word, passed on. What
-//! peers of an acceptor do wrong is no error here: it is counted where it happens.
+//! Each variant says what was sent and who may have seen it. `io::Error` is the kernel's word, passed on.
+//! What peers of an acceptor do wrong is no error here: it is counted where it happens.
 
 use std::io;
 

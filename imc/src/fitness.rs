@@ -44,8 +44,8 @@ fn socket(fd: OwnedFd) -> Result<OwnedFd, WrapError> {
 }
 
 fn refused(socket: Socket, why: WrapError) -> WrapError {
-    // Not simply dropped: a `Socket` is looked into before it is closed, and what lies in this one belongs to
-    // whoever else holds it.
+    // Not simply dropped: a `Socket` that looks empty is closed where it stands, and a stranger can put
+    // something slow to close into this one after the look.
     match socket.into_fd() {
         Ok(fd) => discard(fd),
         Err(socket) => drop(socket),

@@ -47,18 +47,21 @@
 //!
 //! # What is not defended
 //!
-//! - All holders of one address are one trust domain. Each can keep its queue full, send rubbish as fast as it
-//!   is read, or shut the pair down for all, after which [`accept`](BoundSocket::accept) says that everybody
-//!   is gone. Give holders that do not trust each other an address each.
+//! - All holders of one address are one trust domain. Each can keep its queue full, send rubbish as fast as
+//!   it is read, or shut the pair down for all, after which [`accept`](BoundSocket::accept) says that
+//!   everybody is gone. Give holders that do not trust each other an address each.
 //! - The descriptor of an honest-looking request may be anybody's: a socket that others read too, the address
 //!   itself, or an end of somebody else's connection. Dropping a [`ConnectedSocket`] shuts it down, which the
 //!   sender could have done as well. What is sent on it carries *our* credentials: a program that can be
 //!   talked into sending a lone `c` with a descriptor can be made to connect in its own name.
-//! - The other end need not be held by a process. A client can leave it in the queue of the connection itself,
-//!   so that no hang-up is seen until what it sent is received. Connections that must not stay for ever need
-//!   a time limit; the pidfd tells when the process has ended.
-//! - Out of room in the descriptor table, the kernel closes on our thread what a request brings too many, and
-//!   that may take time. With 253 free above the reactor's reserve it never comes to that.
+//! - The other end need not be held by a process. A client can leave it in the queue of the connection
+//!   itself, so that no hang-up is seen until what it sent is received. Connections that must not stay for
+//!   ever need a time limit; the pidfd tells when the process has ended.
+//! - Descriptors that are slow to close are closed on a thread of their own. While very many of them wait
+//!   there, the reactor receives nothing that might bring more, honest requests included. Out of room in the
+//!   descriptor table the kernel closes on *our* thread what a request brings too many.
+//! - Requests are read in order and without regard to who sent them: a quota for each sender is the
+//!   program's.
 //!
 //! It does not listen on paths or abstract names, does not say what messages mean, does not confirm unless
 //! told to, and does not decide who may connect.

@@ -335,8 +335,8 @@ on_each_driver! {
         settle(reactor, async {
             let client = address.connect().await.unwrap();
             drop(bound.accept().await.unwrap());
-            // An error and no signal. Not that one would be noticed here, where Rust's runtime ignores SIGPIPE;
-            // but the kernel raises none on SEQPACKET.
+            // An error and no signal. Not that one would be noticed here, where Rust's runtime ignores
+            // SIGPIPE; but the kernel raises none on SEQPACKET.
             assert!(matches!(client.send("anyone?").await, Err(SendError::Gone)));
             assert!(matches!(client.try_send("anyone?"), Err(SendError::Gone)));
         });

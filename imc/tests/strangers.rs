@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::rc::Rc;
 use std::time::Duration;
 
-use imc::{BoundSocket, ConnectError, SocketAddress, Violations, bound_socket};
+use imc::{AcceptError, BoundSocket, ConnectError, SocketAddress, Violations, bound_socket};
 use ring::{Executor, Message, Reactor, ReceiveError, Socket};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -33,7 +33,8 @@ async fn greet(bound: Rc<BoundSocket>) {
 }
 
 /// Sends `bytes` with `descriptors` to a fresh acceptor, before it accepts and while it does, and checks that
-/// both times nothing of it is left, the next client is served, and what `counter` points at has been counted.
+/// both times nothing of it is left, the next client is served, and what `counter` points at has been
+/// counted.
 #[track_caller]
 fn is_counted(
     reactor: &Reactor,
@@ -270,6 +271,16 @@ on_each_driver! {
         });
         census.unchanged();
         assert_eq!(bound.violations().total(), 0);
+    }
+
+    /// Not defended: all holders of one address are one trust domain.
+    fn a_holder_that_shuts_the_address_down_ends_it_for_all(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        rustix::net::shutdown(address.share().unwrap(), rustix::net::Shutdown::Both).unwrap();
+        settle(reactor, async {
+            assert!(matches!(bound.accept().await, Err(AcceptError::Gone)));
+            assert!(matches!(address.connect().await, Err(ConnectError::Gone)));
+        });
     }
 
     /// Without room for its descriptor a request is lost, whoever sent it; but the acceptor goes on, and an
