@@ -19,6 +19,7 @@ use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::fd::Fd;
 use crate::request::{Completion, Requests, Token};
+#[cfg(feature = "uring")]
 use crate::sys;
 
 pub(crate) mod epoll;
