@@ -1,9 +1,9 @@
 //! A million plain calls between two spinning processes, and not one lost answer.
 //!
 //! A plain call's answerer sends and closes at once, and a receive that looks just then can be told "end of
-//! file" although the answer is queued. Whoever believes that loses an answer now and then, and only where both
-//! sides spin. So this is where to look: each call has a number, which is to be seen once by the server and
-//! answered once, with the right payload.
+//! file" although the answer is queued. Whoever believes that loses an answer now and then, and only where
+//! both sides spin. So this is where to look: each call has a number, which is to be seen once by the server
+//! and answered once, with the right payload.
 //!
 //! With two CPUs each process has one for itself and never sleeps; with one they take turns. It is not a
 //! benchmark. The exit status says whether every call was answered exactly once.

@@ -1,8 +1,8 @@
-//! The twenty lines of Python: they call a plain object of ours, serve one to us, pass one on to us, and get one
-//! passed on. On each driver; without a `python3` each body says that it is skipped.
+//! The twenty lines of Python: they call a plain object of ours, serve one to us, pass one on to us, and get
+//! one passed on. On each driver; without a `python3` each body says that it is skipped.
 //!
-//! Python has only what it is given, so that what it drops is noticed here, and what is dropped here is noticed
-//! there.
+//! Python has only what it is given, so that what it drops is noticed here, and what is dropped here is
+//! noticed there.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
