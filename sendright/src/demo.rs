@@ -57,6 +57,9 @@ const EVENTS_MAX: usize = 64;
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// How long it may take until a process whose sockets are closed has ended.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
+
 /// How long nobody may say anything while nobody does anything either, looked at every so often. Counted in
 /// looks, not by the clock: a demonstration that was suspended as a whole goes on when it is resumed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -218,15 +221,23 @@ impl Stage {
         let deadline = Instant::now() + END_TIME_MAX;
         let mut ends = HashMap::new();
         for actor in &mut self.actors {
-            ends.insert(actor.role, End { pid: actor.child.id(), status: actor.end(deadline) });
+            let by_itself = actor.status.is_some();
+            let status = actor.end(deadline);
+            ends.insert(actor.role, End { pid: actor.child.id(), status, by_itself });
         }
         ends
     }
 
+    /// Learns how the process ended that was the first to fall silent, and who else has ended by itself by
+    /// then: one may give up because another has died, and be heard of first.
     fn settle(&mut self, role: Role) {
         let deadline = Instant::now() + END_TIME_MAX;
         for actor in self.actors.iter_mut().filter(|actor| actor.role == role) {
             actor.status = actor.end(deadline);
+        }
+        std::thread::sleep(SETTLE_TIME);
+        for actor in self.actors.iter_mut().filter(|actor| actor.role != role) {
+            actor.status = actor.child.try_wait().ok().flatten();
         }
     }
 
@@ -284,6 +295,8 @@ fn ticks_of(pid: u32) -> Option<u64> {
 pub struct End {
     pub pid: u32,
     pub status: Option<ExitStatus>,
+    /// Before it was asked to.
+    pub by_itself: bool,
 }
 
 fn program(command: &str, options: &Demo) -> Command {

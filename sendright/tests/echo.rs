@@ -1,5 +1,5 @@
-//! `sendright echo`, spoken to with the libraries and with bare packets: all that was sent comes back, at the limit of
-//! descriptors it goes on, and it ends when nobody is left.
+//! `sendright echo`, spoken to with the libraries and with bare packets: all that was sent comes back, at the
+//! limit of descriptors it goes on, and it ends when nobody is left.
 #![allow(clippy::unwrap_used)]
 
 mod program;
@@ -170,7 +170,8 @@ testing::on_each_driver! {
             for (bytes, descriptors) in [(0, 0), (5, 1), (PAYLOAD_BYTES_MAX, 17), (2, DESCRIPTORS_MAX)] {
                 answers(&object, bytes, descriptors).await;
             }
-            let calls: Vec<_> = (0..300_u32).map(|number| object.call(number.to_le_bytes().to_vec())).collect();
+            let call = |number: u32| object.call(number.to_le_bytes().to_vec());
+            let calls: Vec<_> = (0..300).map(call).collect();
             for (number, call) in calls.into_iter().enumerate() {
                 assert_eq!(call.await.unwrap().bytes(), u32::try_from(number).unwrap().to_le_bytes());
             }
@@ -228,7 +229,7 @@ testing::on_each_driver! {
         let packet = testing::receive_packet(&near).unwrap();
         assert_eq!(packet.bytes, b"hello");
         are_numbered(packet.descriptors, PLAIN_ARGUMENTS_MAX);
-        assert_eq!(testing::receive_packet(&near).unwrap().bytes, b"", "the continuation is closed after the answer");
+        assert_eq!(testing::receive_packet(&near).unwrap().bytes, b"", "closed after the answer");
         drop(object);
         server.ends_well();
     }

@@ -141,18 +141,16 @@ fn deaths(story: &Story, ends: &HashMap<Role, End>) -> Vec<String> {
         let ended = end.status.map_or("did not end and was killed".to_string(), describe);
         format!("the {} (pid {}) {ended}", role.name(), end.pid)
     };
+    let roles = Role::ALL.into_iter().filter_map(|role| Some((role, ends.get(&role)?)));
+    let bad = roles.filter(|(_, end)| !end.status.is_some_and(|status| status.success()));
     match story.cut {
-        // The others were ended because of this one.
-        Some(Cut::Died(role)) => {
-            let culprit = ends.get(&role).map(|end| format!("{} before it was done", died(role, end)));
-            culprit.into_iter().collect()
+        // The others were ended because of these.
+        Some(Cut::Died(_)) => {
+            let culprits = bad.filter(|(_, end)| end.by_itself);
+            culprits.map(|(role, end)| format!("{} before it was done", died(role, end))).collect()
         }
         Some(Cut::Trouble) => Vec::new(),
-        None => {
-            let bad = |end: &End| !end.status.is_some_and(|status| status.success());
-            let roles = Role::ALL.into_iter().filter_map(|role| Some((role, ends.get(&role)?)));
-            roles.filter(|(_, end)| bad(end)).map(|(role, end)| died(role, end)).collect()
-        }
+        None => bad.map(|(role, end)| died(role, end)).collect(),
     }
 }
 
