@@ -32,6 +32,8 @@ pub(crate) struct Budget {
     used: Cell<usize>,
     /// This reactor's part of `EXPOSED`.
     exposed: Cell<usize>,
+    /// The kernel has the buffers, but no receive that could use them.
+    unused: Cell<bool>,
     /// Since the truth was asked for.
     turns: Cell<u32>,
     /// Since when receives have found less than they want.
@@ -46,6 +48,7 @@ impl Budget {
             limit: Cell::new(0),
             used: Cell::new(0),
             exposed: Cell::new(0),
+            unused: Cell::new(false),
             turns: Cell::new(0),
             short_since: Cell::new(None),
         };
@@ -107,9 +110,17 @@ impl Budget {
         self.exposed.get() > self.limit.get().saturating_sub(self.used.get())
     }
 
+    /// Whether nothing that is exposed can be made use of at the moment, because no receive is armed that
+    /// would. What it covers is then free for receives that look before they take: kept for nobody, it could
+    /// be all there is.
+    pub(crate) fn set_unused(&self, unused: bool) {
+        self.unused.set(unused);
+    }
+
     /// What is free and nobody's.
     fn left(&self) -> usize {
-        let free = self.free().saturating_sub(self.exposed.get());
+        let exposed = if self.unused.get() { 0 } else { self.exposed.get() };
+        let free = self.free().saturating_sub(exposed);
         let others = EXPOSED.load(Ordering::Relaxed).saturating_sub(self.exposed.get());
         // Other reactors of the process, however many, leave us half; with so many the estimate may be wrong.
         free - others.min(free / 2)

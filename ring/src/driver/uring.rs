@@ -299,13 +299,17 @@ impl Uring {
     /// install for them, receives can be asked home and wait for readiness instead, to look before they take.
     fn look_at_the_budget(&mut self, requests: &mut Requests) {
         let overdrawn = self.ground.budget.is_overdrawn();
-        if overdrawn && !self.careful {
-            for token in requests.tokens() {
-                let armed = requests.find(token);
-                if matches!(armed, Some(Request::Receive { armed: Armed::Once(_) | Armed::Many(_), .. })) {
-                    self.cancel(token);
-                }
-            }
+        if overdrawn {
+            let mut armed = requests.tokens();
+            armed.retain(|token| {
+                // Of those that wait for descriptors nothing is in the ring.
+                let request = requests.find(*token).filter(|_| !self.starved.contains(token));
+                matches!(request, Some(Request::Receive { armed: Armed::Once(_) | Armed::Many(_), .. }))
+            });
+            armed.iter().for_each(|token| self.cancel(*token));
+            self.ground.budget.set_unused(armed.is_empty());
+        } else {
+            self.ground.budget.set_unused(false);
         }
         self.careful = overdrawn;
     }
