@@ -433,6 +433,26 @@ on_each_driver! {
         settle(reactor, async { meet(&bound, &client).await });
     }
 
+    /// More than half of the usual limit: what receives may bring must not be kept free for ever.
+    fn many_connections_are_held_at_the_usual_limit(_reactor: &Reactor) {
+        let limit = testing::limit_descriptors(1024);
+        let reactor = &testing::reactor();
+        let (bound, address) = bound_socket(reactor).unwrap();
+        settle(reactor, async {
+            let mut held = Vec::new();
+            for _ in 0..450 {
+                let client = address.connect().await.unwrap();
+                let server = meet(&bound, &client).await;
+                held.push((client, server));
+            }
+            for (client, server) in &held {
+                client.send("still here").await.unwrap();
+                assert_eq!(server.receive().await.unwrap().bytes(), b"still here");
+            }
+        });
+        drop(limit);
+    }
+
     fn a_full_queue_keeps_no_descriptor_here(reactor: &Reactor) {
         let (_bound, address) = bound_socket(reactor).unwrap();
         let census = Census::take();
