@@ -69,7 +69,7 @@ const IDLE_LOOKS_MAX: u32 = 12;
 const IDLE_TICKS_MAX: u64 = 1;
 
 /// Descriptors each process needs beyond those it starts with, however little it holds at a time.
-const DESCRIPTORS_NEEDED: usize = 32;
+const DESCRIPTORS_NEEDED: usize = 48;
 
 /// Runs the demonstration and says how it went.
 pub fn run(options: &Demo) -> Result<Outcome, Failure> {

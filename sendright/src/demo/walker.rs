@@ -11,6 +11,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ring::{Executor, Message, Reactor, Socket};
+use seqpacket::Pairs;
 
 use super::census::Census;
 use super::report::{Record, Sandboxed, Walked};
@@ -74,8 +75,10 @@ fn walk_all(
     let meter = Meter::new();
     let limits = walk::Limits::within(reactor::descriptors_max());
 
+    let pairs = Pairs::new(&reactor, limits.pairs_max);
+
     let complete = executor.block_on(async {
-        let root = find_root(options, own, &reactor, &meter).await?;
+        let root = find_root(options, own, &pairs, &reactor, &meter).await?;
         walk::walk(&executor, root, report, limits).await
     })?;
 
@@ -104,12 +107,13 @@ fn walk_all(
 async fn find_root(
     options: &DemoWalker,
     own: Own,
+    pairs: &Pairs,
     reactor: &Reactor,
     meter: &Rc<Meter>,
 ) -> Result<Directory, Failure> {
     match own {
         Own::Client { address, guest } => {
-            let root = Directory::from_fd(reactor, address, meter).map_err(Failure::new)?;
+            let root = Directory::from_fd(pairs, reactor, address, meter).map_err(Failure::new)?;
             let granted = grant(&root, options).await?;
             let guest = Socket::wrap(reactor, guest).map_err(Failure::new)?;
             let message = Message::from(HERE_IS_A_DIRECTORY).with_descriptor(granted);
@@ -131,7 +135,7 @@ async fn find_root(
             // Counted by the client, which sent it.
             let address =
                 address.ok_or_else(|| Failure::new("waiting for a directory: something else came"))?;
-            Directory::from_fd(reactor, address, meter).map_err(Failure::new)
+            Directory::from_fd(pairs, reactor, address, meter).map_err(Failure::new)
         }
     }
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use ring::Reactor;
-use seqpacket::{Answer, CallError, Object, PAIRS_DEFAULT, Pairs, PlainObject, WrapError};
+use seqpacket::{Answer, CallError, Object, Pairs, PlainObject, WrapError};
 
 use super::wire::{self, Kind, Leaf, Malformed, Page, Refused, Request};
 use crate::latency::{Latencies, Way};
@@ -27,12 +27,10 @@ pub struct Directory {
 
 impl Directory {
     /// The directory an address leads to. Nothing is sent before the first request.
-    pub fn from_fd(reactor: &Reactor, address: OwnedFd, meter: &Rc<Meter>) -> Result<Directory, Trouble> {
-        let pairs = Pairs::new(reactor, PAIRS_DEFAULT);
-        Directory::with_pairs(&pairs, reactor, address, meter)
-    }
-
-    fn with_pairs(
+    ///
+    /// Every file below it makes its calls with `pairs`: a stock of them is a stock of descriptors, and how many
+    /// there are to spare the caller knows.
+    pub fn from_fd(
         pairs: &Pairs,
         reactor: &Reactor,
         address: OwnedFd,
@@ -59,8 +57,8 @@ impl Directory {
         self.meter.count_descriptor();
         let (pairs, reactor, meter) = (&self.pairs, self.object.reactor(), &self.meter);
         match kind {
-            Kind::Directory => Ok(Opened::Directory(Directory::with_pairs(pairs, reactor, object, meter)?)),
-            Kind::File => Ok(Opened::File(File::with_pairs(pairs, reactor, object, meter)?)),
+            Kind::Directory => Ok(Opened::Directory(Directory::from_fd(pairs, reactor, object, meter)?)),
+            Kind::File => Ok(Opened::File(File::from_fd(pairs, reactor, object, meter)?)),
             _ => Err(Trouble::Malformed(Malformed::Kind)),
         }
     }
@@ -109,7 +107,7 @@ pub struct File {
 }
 
 impl File {
-    fn with_pairs(
+    fn from_fd(
         pairs: &Pairs,
         reactor: &Reactor,
         object: OwnedFd,

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ring::{Executor, Reactor, Socket};
+use seqpacket::PAIRS_DEFAULT;
 
 use super::failed;
 use crate::demo::hasher::{Hashed, Hasher};
@@ -36,15 +37,19 @@ pub struct Limits {
     pub in_flight_max: usize,
     /// Directory objects kept on the way down. Those further up are let go and opened again when needed.
     pub kept_max: usize,
+    /// Continuation pairs made ahead, two descriptors each.
+    pub pairs_max: usize,
 }
 
 impl Limits {
     /// What fits into so many descriptors: a file in flight takes up to four and its directory up to three
     /// more, in a process that needs some two dozen for itself.
     pub fn within(descriptors_max: usize) -> Limits {
+        let in_flight_max = (descriptors_max.saturating_sub(64) / 8).clamp(2, 32);
         Limits {
-            in_flight_max: (descriptors_max.saturating_sub(64) / 8).clamp(2, 32),
+            in_flight_max,
             kept_max: (descriptors_max / 64).clamp(2, 8),
+            pairs_max: (in_flight_max / 2).min(PAIRS_DEFAULT),
         }
     }
 }
