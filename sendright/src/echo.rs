@@ -35,14 +35,15 @@ pub fn imc(options: &EchoImc) -> Result<Outcome, Failure> {
     let fd = inherited(options.fd)?;
     let (reactor, executor) = reactor::start(None)?;
     let bound = BoundSocket::from_fd(&reactor, fd).map_err(|error| unfit(options.fd, error))?;
-    let connections = Permits::new(connections_max(reactor::descriptors_max()));
+    let limits = Limits::within(reactor::descriptors_max());
+    let connections = Permits::new(limits.connections);
     let spawner = executor.spawner();
     executor.block_on(async {
         loop {
-            // Who connects beyond that waits in the queue, and is served when another goes.
             let permit = connections.take().await;
             match bound.accept().await {
                 Ok(arrival) => {
+                    arrival.socket.set_descriptors_max(limits.message_descriptors);
                     spawner.spawn(echo_connection(arrival.socket, permit));
                 }
                 Err(AcceptError::Gone) => break,
@@ -54,15 +55,27 @@ pub fn imc(options: &EchoImc) -> Result<Outcome, Failure> {
     })
 }
 
-/// As many connections as leave room for the descriptors of a largest message, or of as large a one as there
-/// is.
-fn connections_max(descriptors_max: usize) -> usize {
-    let room = descriptors_max.saturating_sub(DESCRIPTORS_RESERVE);
-    (room - DESCRIPTORS_MAX.min(room / 2)).max(CONNECTIONS_MIN)
+/// What is held at a time, within so many descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    /// Descriptors of one message. Asking for more than there can be room for would make each receive wait
+    /// for it.
+    message_descriptors: usize,
+    /// Connections, or sessions. Who comes beyond that waits in the queue, and is served when another goes.
+    connections: usize,
+}
+
+impl Limits {
+    /// Room for a message with as many descriptors as a packet takes, or half of what there is; connections
+    /// have the rest.
+    fn within(descriptors_max: usize) -> Limits {
+        let room = descriptors_max.saturating_sub(DESCRIPTORS_RESERVE).max(2 * CONNECTIONS_MIN);
+        let message_descriptors = DESCRIPTORS_MAX.min(room / 2);
+        Limits { message_descriptors, connections: room - message_descriptors }
+    }
 }
 
 async fn echo_connection(connection: ConnectedSocket, permit: Permit) {
-    connection.set_descriptors_max(DESCRIPTORS_MAX);
     loop {
         let message = match connection.receive().await {
             Ok(received) => message_of(received),
@@ -135,18 +148,20 @@ async fn within<F: Future>(reactor: &Reactor, time: Duration, future: F) -> Opti
 pub fn object(options: &EchoObject) -> Result<Outcome, Failure> {
     let fd = inherited(options.fd)?;
     let (reactor, executor) = reactor::start(None)?;
+    let limits = Limits::within(reactor::descriptors_max());
     match options.plain {
         true => {
             let mailbox = PlainMailbox::from_fd(&reactor, fd).map_err(|error| unfit(options.fd, error))?;
-            mailbox.set_arguments_max(PLAIN_ARGUMENTS_MAX);
+            // One more is the continuation.
+            mailbox.set_arguments_max(limits.message_descriptors.min(PLAIN_ARGUMENTS_MAX));
             executor.block_on(echo_plain_calls(mailbox));
         }
         false => {
-            let descriptors = u32::try_from(DESCRIPTORS_MAX).unwrap_or(u32::MAX);
+            let descriptors = u32::try_from(limits.message_descriptors).unwrap_or(u32::MAX);
             let options_of_mailbox = MailboxOptions {
                 call_descriptors: descriptors,
                 descriptors: 2 * descriptors,
-                sessions: connections_max(reactor::descriptors_max()),
+                sessions: limits.connections,
                 ..MailboxOptions::default()
             };
             let mailbox = Mailbox::from_fd_with(&reactor, fd, options_of_mailbox);
@@ -194,8 +209,9 @@ mod tests {
 
     #[test]
     fn connections_leave_room_for_a_message() {
-        assert_eq!(connections_max(1_024), 1_024 - DESCRIPTORS_RESERVE - DESCRIPTORS_MAX);
-        assert_eq!(connections_max(64), 8);
-        assert_eq!(connections_max(8), CONNECTIONS_MIN);
+        let many = Limits { message_descriptors: 253, connections: 1_024 - 48 - 253 };
+        assert_eq!(Limits::within(1_024), many);
+        assert_eq!(Limits::within(64), Limits { message_descriptors: 8, connections: 8 });
+        assert_eq!(Limits::within(8), Limits { message_descriptors: 2, connections: CONNECTIONS_MIN });
     }
 }

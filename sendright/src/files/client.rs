@@ -28,8 +28,8 @@ pub struct Directory {
 impl Directory {
     /// The directory an address leads to. Nothing is sent before the first request.
     ///
-    /// Every file below it makes its calls with `pairs`: a stock of them is a stock of descriptors, and how many
-    /// there are to spare the caller knows.
+    /// Every file below it makes its calls with `pairs`: a stock of them is a stock of descriptors, and how
+    /// many there are to spare the caller knows.
     pub fn from_fd(
         pairs: &Pairs,
         reactor: &Reactor,
