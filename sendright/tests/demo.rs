@@ -208,7 +208,7 @@ fn what_neither_may_read_is_counted_and_agreed_about() {
         fs::write(files.join(name), name).unwrap();
     }
     for (name, mode) in
-        [("..", 0o755), ("", 0o755), ("open", 0o644), ("secret", 0), ("closed", 0), ("listed only", 0o744)]
+        [("..", 0o755), ("", 0o755), ("open", 0o644), ("secret", 0), ("closed", 0), ("listed only", 0o444)]
     {
         fs::set_permissions(files.join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
