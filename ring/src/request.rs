@@ -25,6 +25,18 @@ pub(crate) enum Request {
     Accept { fd: Fd },
 }
 
+impl Request {
+    /// The descriptor it is about.
+    pub(crate) fn fd(&self) -> &Fd {
+        match self {
+            Request::Send { fd, .. }
+            | Request::Receive { fd, .. }
+            | Request::Ready { fd, .. }
+            | Request::Accept { fd } => fd,
+        }
+    }
+}
+
 /// What a receive is for.
 #[derive(Clone, Copy)]
 pub(crate) struct Want {

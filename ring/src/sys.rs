@@ -236,12 +236,45 @@ pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) data: u64,
+    /// As in [`ready`].
+    pub(crate) mask: u32,
 }
 
-/// Watches `fd`, edge-triggered, for everything there is, until `epoll_remove`.
-pub(crate) fn epoll_add(epoll: BorrowedFd<'_>, fd: BorrowedFd<'_>, data: u64) -> io::Result<()> {
-    let everything = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
-    epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, everything as u32, data)
+/// What an edge-triggered watch is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watched {
+    Reading,
+    ReadingAndWriting,
+}
+
+impl Watched {
+    fn events(self) -> u32 {
+        let reading = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
+        match self {
+            Watched::Reading => reading as u32,
+            Watched::ReadingAndWriting => (reading | libc::EPOLLOUT) as u32,
+        }
+    }
+}
+
+/// Watches `fd`, edge-triggered, until `epoll_remove`.
+pub(crate) fn epoll_add(
+    epoll: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
+    data: u64,
+    what: Watched,
+) -> io::Result<()> {
+    epoll_control(epoll, libc::EPOLL_CTL_ADD, fd, what.events(), data)
+}
+
+/// Changes what a watch is for. What is the case already makes an event.
+pub(crate) fn epoll_modify(
+    epoll: BorrowedFd<'_>,
+    fd: BorrowedFd<'_>,
+    data: u64,
+    what: Watched,
+) -> io::Result<()> {
+    epoll_control(epoll, libc::EPOLL_CTL_MOD, fd, what.events(), data)
 }
 
 /// Watches `fd`, level-triggered, for reading.
@@ -282,7 +315,7 @@ pub(crate) fn epoll_wait(
     let (room, length) = (events.as_mut_ptr(), EVENTS_MAX as libc::c_int);
     // SAFETY: room for `length` events. Kept honest by `driver.rs::each_driver_can_be_forced`.
     let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), room, length, milliseconds) })?;
-    into.extend(events[..count as usize].iter().map(|event| Event { data: event.u64 }));
+    into.extend(events[..count as usize].iter().map(|event| Event { data: event.u64, mask: event.events }));
     Ok(())
 }
 

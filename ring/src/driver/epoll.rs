@@ -1,6 +1,7 @@
 //! The driver for places where io_uring is refused: plain system calls, and epoll to sleep in.
 //!
-//! It mirrors the kernel: a descriptor is watched once, edge-triggered, for everything, and never modified.
+//! It mirrors the kernel: a descriptor is watched once, edge-triggered, for all that can arrive. For room to
+//! write it is watched only while somebody waits for that, or each message the peer takes would wake us.
 //! It owns the epoll and what it remembers of each descriptor, never the descriptors themselves.
 
 use std::collections::HashSet;
@@ -14,7 +15,7 @@ use crate::envelope::{self, Room};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
-use crate::sys::{self, Event, errno};
+use crate::sys::{self, Event, Watched, errno, ready};
 
 /// How many messages one socket may deliver in one turn before others have theirs.
 pub(super) const BURST_MAX: usize = 16;
@@ -45,12 +46,14 @@ struct Watch {
     readable: bool,
     /// Who waits for an event.
     parked: Vec<Token>,
+    /// Writing as well, since somebody waits for it.
+    what: Watched,
 }
 
 enum Attempt {
     Home(Outcome),
-    /// Not yet: wait for an event.
-    Park(Fd),
+    /// Not yet: wait for an event, one of arriving or one of either kind.
+    Park(Fd, Watched),
     /// Not yet: wait for descriptors.
     Starve,
     /// Some messages, and perhaps more.
@@ -139,10 +142,28 @@ impl Epoll {
             }
             // One event of this batch may have led to the forgetting of what the next is about.
             let Some(watch) = self.watches.get_mut(event.data as usize) else { continue };
-            watch.readable = true;
-            for token in std::mem::take(&mut watch.parked) {
+            // A hang-up or an error is for everybody to look at.
+            watch.readable |= event.mask & !ready::WRITE != 0;
+            let woken = std::mem::take(&mut watch.parked);
+            if event.mask & ready::WRITE != 0 && watch.what == Watched::ReadingAndWriting {
+                self.watch_for_reading_only(event.data as usize, &woken, requests);
+            }
+            for token in woken {
                 self.attempt(token, requests, home);
             }
+        }
+    }
+
+    /// There is room to write: whoever waits for more of it says so again.
+    fn watch_for_reading_only(&mut self, number: usize, woken: &[Token], requests: &mut Requests) {
+        let Some(fd) =
+            woken.iter().find_map(|token| requests.find(*token).map(|request| request.fd().clone()))
+        else {
+            return;
+        };
+        let what = Watched::Reading;
+        if sys::epoll_modify(self.epoll.as_fd(), fd.as_fd(), number as u64, what).is_ok() {
+            self.watches[number].what = what;
         }
     }
 
@@ -178,11 +199,16 @@ impl Epoll {
                 self.receive(token, &fd, want, home)
             }
             Request::Ready { fd, interest } => match sys::poll_now(fd.as_fd(), *interest) {
-                Ok(0) => Attempt::Park(fd.clone()),
+                Ok(0) if *interest & ready::WRITE != 0 => {
+                    Attempt::Park(fd.clone(), Watched::ReadingAndWriting)
+                }
+                Ok(0) => Attempt::Park(fd.clone(), Watched::Reading),
                 result => Attempt::Home(Outcome::Ready(result)),
             },
             Request::Accept { fd } => match sys::accept(fd.as_fd()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Park(fd.clone()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    Attempt::Park(fd.clone(), Watched::Reading)
+                }
                 Err(error) if out_of_descriptors(&error) => Attempt::Starve,
                 result => Attempt::Home(Outcome::Accepted(result)),
             },
@@ -191,8 +217,8 @@ impl Epoll {
             Attempt::Home(outcome) => home.push(Completion { token, outcome, last: true }),
             Attempt::Starve => self.starved.push(token),
             Attempt::Burst => self.hot.push(token),
-            Attempt::Park(fd) => {
-                if let Err(error) = self.park(token, &fd) {
+            Attempt::Park(fd, what) => {
+                if let Err(error) = self.park(token, &fd, what) {
                     let outcome = match requests.find(token) {
                         Some(Request::Ready { .. }) => Outcome::Ready(Err(error)),
                         Some(Request::Accept { .. }) => Outcome::Accepted(Err(error)),
@@ -206,7 +232,7 @@ impl Epoll {
 
     fn receive(&mut self, token: Token, fd: &Fd, want: Want, home: &mut Vec<Completion>) -> Attempt {
         if fd.watch().get().is_some_and(|number| !self.watches[number as usize].readable) {
-            return Attempt::Park(fd.clone());
+            return Attempt::Park(fd.clone(), Watched::Reading);
         }
         for _ in 0..BURST_MAX {
             match receive_now(&self.ground, fd, want.room) {
@@ -219,7 +245,7 @@ impl Epoll {
                     if let Some(number) = fd.watch().get() {
                         self.watches[number as usize].readable = false;
                     }
-                    return Attempt::Park(fd.clone());
+                    return Attempt::Park(fd.clone(), Watched::Reading);
                 }
                 Now::Failed(error) => return Attempt::Home(Outcome::Arrived(Err(error))),
             }
@@ -227,14 +253,14 @@ impl Epoll {
         Attempt::Burst
     }
 
-    fn park(&mut self, token: Token, fd: &Fd) -> io::Result<()> {
+    fn park(&mut self, token: Token, fd: &Fd, what: Watched) -> io::Result<()> {
         let number = match fd.watch().get() {
             Some(number) => number as usize,
             None => {
                 // Readable until a receive has found it empty *after* it was added: what arrived between the
                 // two made no event. Adding a readable descriptor does make one, at once.
-                let number = self.watches.insert(Watch { readable: true, parked: Vec::new() });
-                if let Err(error) = sys::epoll_add(self.epoll.as_fd(), fd.as_fd(), number as u64) {
+                let number = self.watches.insert(Watch { readable: true, parked: Vec::new(), what });
+                if let Err(error) = sys::epoll_add(self.epoll.as_fd(), fd.as_fd(), number as u64, what) {
                     self.watches.remove(number);
                     return Err(error);
                 }
@@ -242,7 +268,12 @@ impl Epoll {
                 number
             }
         };
-        self.watches[number].parked.push(token);
+        let watch = &mut self.watches[number];
+        if what == Watched::ReadingAndWriting && watch.what != what {
+            sys::epoll_modify(self.epoll.as_fd(), fd.as_fd(), number as u64, what)?;
+            watch.what = what;
+        }
+        watch.parked.push(token);
         Ok(())
     }
 }
