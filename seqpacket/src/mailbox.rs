@@ -12,10 +12,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use imc::{Arrival, BoundSocket, WrapError};
+use imc::{AcceptError, Arrival, BoundSocket, WrapError};
 use ring::{Companion, Credentials, Reactor};
 use slab::Slab;
 
@@ -428,9 +428,12 @@ impl Shared {
         state.addresses_ever += 1;
         let number = state.addresses_ever;
         state.asked_for += usize::from(made_for == MadeFor::Client);
+        // Now, and not when the companion first runs: the kernel tells who sent a request only of those sent
+        // after it was asked to.
+        let first = bound.poll_accept(&mut Context::from_waker(Waker::noop()));
         let (shared, accepting) = (Rc::clone(self), Rc::clone(&bound));
         let companion = self.reactor.companion(async move {
-            accept_all(&shared, &accepting, number).await;
+            accept_all(&shared, &accepting, number, first).await;
             drop(shared.close_address(number));
         });
         let address = Address { bound, made_for, sessions: 0, _companion: companion };
@@ -568,11 +571,18 @@ impl Shared {
     }
 }
 
-async fn accept_all(shared: &Rc<Shared>, bound: &BoundSocket, number: u64) {
+type Accepted = Result<Arrival, AcceptError>;
+
+async fn accept_all(shared: &Rc<Shared>, bound: &BoundSocket, number: u64, first: Poll<Accepted>) {
+    let mut first = first;
     loop {
         // Until there is room clients wait in the kernel's queue.
         shared.room(number).await;
-        match bound.accept().await {
+        let accepted = match std::mem::replace(&mut first, Poll::Pending) {
+            Poll::Ready(accepted) => accepted,
+            Poll::Pending => bound.accept().await,
+        };
+        match accepted {
             Ok(arrival) => {
                 // Somebody may have attached through another address in the meantime.
                 shared.room(number).await;

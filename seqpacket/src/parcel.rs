@@ -40,9 +40,11 @@ impl Parcel {
         Parcel { bytes: Bytes::Shared(Rc::new(packet), range), descriptors }
     }
 
-    /// All of a packet, and who sent it.
+    /// All of a packet, and who sent it, if the kernel was asked to tell by then. Otherwise it tells of process
+    /// 0 and the overflow user, who must not be mistaken for `nobody`.
     pub(crate) fn whole_of(packet: Received) -> (Parcel, Option<Credentials>) {
-        let who = packet.credentials();
+        const OVERFLOW: u32 = 65_534;
+        let who = packet.credentials().filter(|who| who.pid != 0 || who.uid != OVERFLOW);
         (Parcel::whole(packet), who)
     }
 

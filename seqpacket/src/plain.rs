@@ -294,6 +294,9 @@ impl PlainMailbox {
 
     fn from_socket(socket: Socket) -> PlainMailbox {
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
+        // From now on, and not when the first call is awaited: the kernel tells who sent a call only of those
+        // sent after it was asked to.
+        socket.stream();
         PlainMailbox { socket, violations: Cell::new(PlainViolations::default()) }
     }
 
@@ -308,7 +311,6 @@ impl PlainMailbox {
     ///
     /// One task at a time: of several that wait only the last is woken.
     pub async fn next(&self) -> Option<PlainIncoming> {
-        self.socket.stream();
         loop {
             match self.socket.receive().await {
                 Ok(received) => {
@@ -395,7 +397,8 @@ impl PlainIncoming {
         self.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
     }
 
-    /// Who sent this call, as the kernel tells.
+    /// Who sent this call, as the kernel tells. `None` for a call that was sent before this process made its
+    /// mailbox of an inherited descriptor.
     pub fn credentials(&self) -> Option<Credentials> {
         self.who
     }
