@@ -500,8 +500,11 @@ impl Core {
         envelope.seal();
         let silent = slip.silent;
         lane.current = Some(slip);
+        // A far end that is kept here hides the death of whoever has it too, and an answered continuation is
+        // to be closed.
+        let prompt = !envelope.descriptors().is_empty() || self.channels[key].closed;
         let fd = self.channels[key].fd.clone();
-        let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent });
+        let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent, prompt });
         self.channels[key].lane.away = Some(token);
     }
 
@@ -1095,5 +1098,57 @@ impl Lane {
 impl Drop for Core {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::driver::DriverChoice;
+    use crate::envelope::Control;
+
+    fn core() -> Core {
+        let ground = Ground { pool: Pool::new(4), budget: Rc::new(Budget::new(0)) };
+        let (driver, _) = Driver::open(DriverChoice::Epoll, ground.clone(), sys::eventfd().unwrap()).unwrap();
+        Core::new(driver, ground)
+    }
+
+    fn turns(core: &mut Core) {
+        for _ in 0..4 {
+            core.turn(Sleep::Not, &mut Woken::default()).unwrap();
+        }
+    }
+
+    /// What the kernel says when its look at the queue and its look for the end have a message and a close
+    /// between them. In the wild one receive in thousands.
+    fn zero() -> io::Result<Arrival> {
+        let message = Received::owned(Vec::new(), Control::default());
+        Ok(Arrival { message, bytes_lost: false, control_lost: false, nothing: true })
+    }
+
+    #[test]
+    fn a_false_end_of_file_is_not_believed() {
+        for many in [false, true] {
+            let mut core = core();
+            let mut woken = Woken::default();
+            let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
+            let key = core.open(Fd::ours(near), Kind::SeqPacket, true);
+            if many {
+                core.set_many(key);
+            }
+            assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            testing::send_packet(&far, b"answer", &[]).unwrap();
+            drop(far);
+            core.arrived(key, zero(), false, &mut woken);
+            turns(&mut core);
+            assert_eq!(core.take_arrived(key).unwrap().unwrap().bytes(), b"answer");
+            if !many {
+                assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            }
+            turns(&mut core);
+            assert!(matches!(core.take_arrived(key), Some(Err(ReceiveError::Closed))));
+        }
     }
 }

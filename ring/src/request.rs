@@ -15,8 +15,9 @@ use crate::message::Received;
 /// One operation. What it needs, it owns.
 pub(crate) enum Request {
     /// Send a sealed envelope now; `WouldBlock` when the queue is full. A silent one reports success only as
-    /// a made-up completion, once the kernel has let go of the memory.
-    Send { fd: Fd, envelope: Box<Envelope>, silent: bool },
+    /// a made-up completion, once the kernel has let go of the memory. A prompt one is not to be slept over:
+    /// something is closed when it is home, and somebody may wait to see that.
+    Send { fd: Fd, envelope: Box<Envelope>, silent: bool, prompt: bool },
     /// Receive: one message, or with `many` until told to stop.
     Receive { fd: Fd, want: Want, armed: Armed },
     /// Wait until `poll` would show one of these.

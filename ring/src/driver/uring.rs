@@ -39,10 +39,6 @@ const EXPOSED_PER_BUFFER: usize = DESCRIPTORS_MAX + 1;
 
 const _: () = assert!(HEAD_BYTES >= mem::size_of::<[u32; 4]>() + Room::WIDEST.bytes());
 
-/// How long a sleep may be while a silent send's memory and descriptors are held: until the enter returns
-/// nobody but us knows that it succeeded, and while we hold the far end of a pair its death is invisible.
-const LINGER: Duration = Duration::from_millis(1);
-
 /// `user_data` of what is not a token. Generations never get this high.
 const BELL: u64 = u64::MAX;
 const IGNORED: u64 = u64::MAX - 1;
@@ -63,6 +59,8 @@ pub(crate) struct Uring {
     provided: usize,
     /// Silent sends that were submitted, or are about to be, and have not come home.
     silent: Vec<(Token, usize)>,
+    /// One of them is not to be slept over.
+    prompt: bool,
     /// Receives (and accepts) that wait for descriptors to come free; nothing of theirs is in the ring.
     starved: Vec<Token>,
     /// Asked to come home, and not home yet.
@@ -90,6 +88,7 @@ impl Uring {
             careful: false,
             provided: 0,
             silent: Vec::new(),
+            prompt: false,
             starved: Vec::new(),
             cancelled: HashSet::new(),
         };
@@ -136,7 +135,7 @@ impl Uring {
             want: Want { room, many: true },
             armed: Armed::Plainly,
         });
-        let send = requests.insert(Request::Send { fd: far, envelope, silent: true });
+        let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
         self.submit(send, &mut requests);
         let mut result = Err(io::Error::other("nothing arrived"));
@@ -182,10 +181,11 @@ impl Uring {
     pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
         let Some(request) = requests.find(token) else { return };
         let entry = match request {
-            Request::Send { fd, envelope, silent } => {
+            Request::Send { fd, envelope, silent, prompt } => {
                 let fd = types::Fd(fd.as_fd().as_raw_fd());
                 let entry = opcode::SendMsg::new(fd, envelope.header()).flags(SEND_FLAGS as u32).build();
                 if *silent {
+                    self.prompt |= *prompt;
                     self.silent.push((token, envelope.bytes().len()));
                     entry.flags(squeue::Flags::SKIP_SUCCESS)
                 } else {
@@ -283,8 +283,11 @@ impl Uring {
         self.feed_the_starved(requests, home);
 
         let mut sleep = if home.is_empty() { sleep } else { Sleep::Not };
-        if !self.silent.is_empty() {
-            sleep = sleep.at_most(LINGER);
+        // Nobody but us knows that a silent send has succeeded, and we know it when the enter returns. Two
+        // enters are cheaper than a sleep with a time limit: on a virtual machine a timer costs more than a
+        // whole call.
+        if std::mem::take(&mut self.prompt) {
+            sleep = Sleep::Not;
         }
         if !self.starved.is_empty() {
             sleep = sleep.at_most(STARVED_RETRY);
