@@ -1,17 +1,17 @@
 //! Continuation pairs made ahead.
 //!
 //! Making and closing sockets costs more than a call itself. So pairs are made some at a time before they are
-//! needed, and near ends that have served are closed some at a time, by a companion of the reactor: when as
-//! many have served as the stock keeps, or when no call has been under way for a moment. Closing any socket
-//! while a descriptor is in flight sets the kernel's garbage collector off. A pair serves one call and is never
-//! used again, so that nobody who kept its far end can forge an answer or hide a death.
+//! needed, and near ends that have served are closed some at a time: at the end of a call, when as many have
+//! served as the stock keeps and no other call is under way; or by a companion of the reactor, when that has
+//! not happened for a moment. Closing any socket while a descriptor is in flight sets the kernel's garbage
+//! collector off, on another CPU, which costs more than the call. A pair serves one call and is never used
+//! again, so that nobody who kept its far end can forge an answer or hide a death.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -21,8 +21,12 @@ use ring::{Companion, Kind, Reactor, Socket};
 /// How many pairs are kept at most, unless said otherwise.
 pub const PAIRS_DEFAULT: usize = 16;
 
-/// Near ends that have served are closed this long after the last call, if not enough come together before.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Near ends that have served are closed after this time, if no batch has come together meanwhile. Longer than
+/// a tick of the kernel's clock, so that a sleep before it need not program a timer.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// So many batches of near ends are kept for the moment when no call is under way.
+const BATCHES_MAX: usize = 4;
 
 /// A stock of pairs that any number of plain objects of one reactor share. A handle.
 ///
@@ -46,8 +50,10 @@ struct Inside {
     taken: Cell<usize>,
     /// Of the companion.
     waker: RefCell<Option<Waker>>,
-    /// The companion waits for the first near end to have served, and not for the last of a batch.
+    /// The companion waits for a near end to have served, and not for time to pass.
     resting: Cell<bool>,
+    /// How often the stock was renewed.
+    renewals: Cell<u64>,
 }
 
 impl Pairs {
@@ -62,6 +68,7 @@ impl Pairs {
             taken: Cell::new(0),
             waker: RefCell::new(None),
             resting: Cell::new(true),
+            renewals: Cell::new(0),
         });
         let companion = reactor.companion(keep(Rc::downgrade(&inside), reactor.clone()));
         Pairs(Rc::new(Stock { inside, _companion: companion }))
@@ -99,7 +106,11 @@ impl Pairs {
     fn call_over(&self) {
         let inside = &self.0.inside;
         inside.out.set(inside.out.get() - 1);
-        if inside.is_full() || (inside.resting.get() && inside.is_at_rest()) {
+        // With others under way a descriptor may be in flight; but not for ever.
+        let patience = if inside.out.get() == 0 { 1 } else { BATCHES_MAX };
+        if inside.spent.borrow().len() >= inside.most.max(1) * patience {
+            inside.renew();
+        } else if inside.resting.get() && !inside.spent.borrow().is_empty() {
             let waker = inside.waker.borrow_mut().take();
             if let Some(waker) = waker {
                 waker.wake();
@@ -109,18 +120,9 @@ impl Pairs {
 }
 
 impl Inside {
-    /// A batch has served.
-    fn is_full(&self) -> bool {
-        self.spent.borrow().len() >= self.most.max(1)
-    }
-
-    /// Some have served, and no call is under way.
-    fn is_at_rest(&self) -> bool {
-        self.out.get() == 0 && !self.spent.borrow().is_empty()
-    }
-
     /// Closes what has served, makes as many as were used.
     fn renew(&self) {
+        self.renewals.set(self.renewals.get() + 1);
         let spent = std::mem::take(&mut *self.spent.borrow_mut());
         drop(spent);
         // One call does not make a habit.
@@ -150,38 +152,28 @@ impl fmt::Debug for Pairs {
     }
 }
 
-/// Renews the stock, batch by batch.
+/// Renews the stock when no batch comes together.
 async fn keep(inside: Weak<Inside>, reactor: Reactor) {
     loop {
-        wait(&inside, |inside| inside.is_full() || inside.is_at_rest()).await;
-        if let Some(inside) = inside.upgrade() {
-            inside.resting.set(false);
-        }
-        let mut pause = pin!(reactor.sleep(PAUSE));
-        let mut full = pin!(wait(&inside, Inside::is_full));
-        poll_fn(|context| match full.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => pause.as_mut().poll(context),
-        })
-        .await;
+        poll_fn(|context| some_have_served(&inside, context.waker())).await;
+        let Some(renewals) = inside.upgrade().map(|inside| inside.renewals.get()) else { return };
+        reactor.sleep(PAUSE).await;
         let Some(inside) = inside.upgrade() else { return };
         inside.resting.set(true);
-        if inside.is_full() || inside.is_at_rest() {
+        if inside.renewals.get() == renewals {
             inside.renew();
         }
     }
 }
 
-/// Until the stock is gone or in this state.
-async fn wait(inside: &Weak<Inside>, state: impl Fn(&Inside) -> bool) {
-    poll_fn(|context| {
-        let Some(inside) = inside.upgrade() else { return Poll::Ready(()) };
-        if state(&inside) {
-            return Poll::Ready(());
-        }
-        let old = inside.waker.borrow_mut().replace(context.waker().clone());
-        drop(old);
-        Poll::Pending
-    })
-    .await;
+/// Until the stock is gone, or there is something to close.
+fn some_have_served(inside: &Weak<Inside>, waker: &Waker) -> Poll<()> {
+    let Some(inside) = inside.upgrade() else { return Poll::Ready(()) };
+    if !inside.spent.borrow().is_empty() {
+        inside.resting.set(false);
+        return Poll::Ready(());
+    }
+    let old = inside.waker.borrow_mut().replace(waker.clone());
+    drop(old);
+    Poll::Pending
 }
