@@ -500,9 +500,10 @@ impl Core {
         envelope.seal();
         let silent = slip.silent;
         lane.current = Some(slip);
-        // A far end that is kept here hides the death of whoever has it too, and an answered continuation is
-        // to be closed.
-        let prompt = !envelope.descriptors().is_empty() || self.channels[key].closed;
+        // A far end that is kept here hides the death of whoever has it too, an answered continuation is to be
+        // closed, and what waits behind this letter goes when it is home.
+        let channel = &self.channels[key];
+        let prompt = !envelope.descriptors().is_empty() || channel.closed || !channel.lane.waiting.is_empty();
         let fd = self.channels[key].fd.clone();
         let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent, prompt });
         self.channels[key].lane.away = Some(token);
