@@ -1,7 +1,8 @@
 //! Where descriptors go to be closed when closing them might take time.
 //!
-//! One thread for the whole process, started when the first descriptor needs it. It owns what it was given
-//! and knows nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
+//! A few threads for the whole process, the first started when the first descriptor needs it, and another when
+//! all of them are busy: one lingering socket must not hold up the rest. They own what they were given and
+//! know nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
 //! open descriptor, and receives stop long before that: see [`QUEUE_MAX`].
 
 use std::collections::VecDeque;
@@ -17,6 +18,10 @@ use crate::sys::{self, Half, SocketOption, ready};
 /// descriptors that take seconds to close waits for them as we do.
 pub(crate) const QUEUE_MAX: usize = 256;
 
+/// How many threads close at a time. Whoever sends more descriptors than that which take for ever, and then a
+/// queue full of others, stops receives that could bring descriptors; SECURITY.md says what to do about it.
+const THREADS_MAX: usize = 8;
+
 /// The length of the queue, to be read without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
@@ -29,15 +34,16 @@ struct Closer {
 
 struct State {
     waiting: VecDeque<OwnedFd>,
-    /// Taken from the queue, not yet closed.
-    closing: bool,
-    /// The process whose thread serves the queue: after a fork the child has the queue but not the thread.
+    /// Taken from the queue, not yet closed: as many threads are busy.
+    closing: usize,
+    threads: usize,
+    /// The process whose threads serve the queue: after a fork the child has the queue but not the threads.
     served_by: u32,
 }
 
 impl State {
     const fn new() -> State {
-        State { waiting: VecDeque::new(), closing: false, served_by: 0 }
+        State { waiting: VecDeque::new(), closing: 0, threads: 0, served_by: 0 }
     }
 }
 
@@ -92,13 +98,13 @@ pub(crate) fn backlog() -> usize {
 /// Whether something is being closed, or waits for it. For tests of what takes long to close.
 pub fn closer_busy() -> bool {
     let state = CLOSER.lock();
-    state.served_by == std::process::id() && (state.closing || !state.waiting.is_empty())
+    state.served_by == std::process::id() && (state.closing > 0 || !state.waiting.is_empty())
 }
 
 /// Blocks until everything handed over so far is closed. For tests that count descriptors.
 pub fn closer_idle() {
     let mut state = CLOSER.lock();
-    while state.served_by == std::process::id() && (state.closing || !state.waiting.is_empty()) {
+    while state.served_by == std::process::id() && (state.closing > 0 || !state.waiting.is_empty()) {
         state = CLOSER.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
 }
@@ -110,20 +116,26 @@ impl Closer {
     }
 }
 
-/// Leaves it to the thread.
+/// Leaves it to the threads.
 pub(crate) fn queue(fd: OwnedFd) {
     let mut state = CLOSER.lock();
     if state.served_by != std::process::id() {
-        let started = thread::Builder::new().name("sendright-closer".into()).spawn(serve);
-        if started.is_err() {
+        state.served_by = std::process::id();
+        state.closing = 0;
+        state.threads = 0;
+    }
+    if state.closing == state.threads && state.threads < THREADS_MAX {
+        match thread::Builder::new().name("sendright-closer".into()).spawn(serve) {
+            Ok(_) => state.threads += 1,
             // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing
             // would be worse for all.
-            drop(state);
-            drop(fd);
-            return;
+            Err(_) if state.threads == 0 => {
+                drop(state);
+                drop(fd);
+                return;
+            }
+            Err(_) => {}
         }
-        state.served_by = std::process::id();
-        state.closing = false;
     }
     state.waiting.push_back(fd);
     WAITING.store(state.waiting.len(), Ordering::Relaxed);
@@ -136,12 +148,12 @@ fn serve() {
     loop {
         match state.waiting.pop_front() {
             Some(fd) => {
-                state.closing = true;
+                state.closing += 1;
+                WAITING.store(state.waiting.len(), Ordering::Relaxed);
                 drop(state);
                 drop(fd);
                 state = CLOSER.lock();
-                state.closing = false;
-                WAITING.store(state.waiting.len(), Ordering::Relaxed);
+                state.closing -= 1;
             }
             None => {
                 CLOSER.changed.notify_all();
