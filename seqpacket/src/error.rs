@@ -37,7 +37,7 @@ impl std::fmt::Display for Part {
 /// | `Deadline` | perhaps | perhaps | only if seeing it twice does no harm |
 /// | `Refused` | yes | not by the handler | yes, though it will be refused again |
 /// | `TooLarge(Call)` | no | no | not before it is smaller |
-/// | `TooLarge(Answer)` | yes | yes, and answered | with more room reserved, if seeing it twice does no harm |
+/// | `TooLarge(Answer)` | yes | yes, and answered | with more room, if seeing it twice does no harm |
 /// | `Truncated` | yes | yes, and answered | only if seeing it twice does no harm |
 /// | `DescriptorsLost(Call)` | yes | not by the handler | yes, when the server has descriptors again |
 /// | `DescriptorsLost(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
@@ -76,8 +76,8 @@ pub enum CallError {
     /// here.
     #[error("descriptors of the {0} are lost")]
     DescriptorsLost(Part),
-    /// No descriptors left: for the call (this process has none for a continuation or a session, or too many of
-    /// this user are in flight; nothing was sent), or for the server to answer with.
+    /// No descriptors left: for the call (this process has none for a continuation or a session, or too many
+    /// of this user are in flight; nothing was sent), or for the server to answer with.
     #[error("out of descriptors for the {0}")]
     OutOfDescriptors(Part),
     /// It would have to wait. Only [`Object::try_call`](crate::Object::try_call) says so, and a call when
@@ -85,8 +85,8 @@ pub enum CallError {
     #[error("the call would have to wait")]
     WouldBlock,
     /// Something is not what it should be: the other side breaks the protocol (and the session has ended), or
-    /// the answer does not have the shape it was [read](crate::Answer::read) as, or an empty message was given
-    /// to a plain object (and not sent), where it could not be told from the end of file.
+    /// the answer does not have the shape it was [read](crate::Answer::read) as, or an empty message was
+    /// given to a plain object (and not sent), where it could not be told from the end of file.
     #[error("malformed: {0}")]
     Malformed(&'static str),
     /// The kernel said something else.
@@ -187,4 +187,53 @@ pub enum AnswerError {
     /// [`CallError::Dropped`].
     #[error("an empty answer cannot be told from the end of file")]
     Empty,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_of_each() -> [CallError; 15] {
+        [
+            CallError::Gone,
+            CallError::Dropped,
+            CallError::Cancelled,
+            CallError::Deadline,
+            CallError::Refused,
+            CallError::TooLarge(Part::Call),
+            CallError::TooLarge(Part::Answer),
+            CallError::Truncated,
+            CallError::DescriptorsLost(Part::Call),
+            CallError::DescriptorsLost(Part::Answer),
+            CallError::OutOfDescriptors(Part::Call),
+            CallError::OutOfDescriptors(Part::Answer),
+            CallError::WouldBlock,
+            CallError::Malformed("malformed"),
+            CallError::Io(io::Error::other("something else")),
+        ]
+    }
+
+    #[test]
+    fn what_was_not_sent_has_not_been_seen() {
+        for error in one_of_each() {
+            assert!(error.was_sent() != Some(false) || !error.may_have_been_seen(), "{error}");
+            assert_eq!(error.is_retry_safe(), !error.may_have_been_seen(), "{error}");
+        }
+    }
+
+    /// The table in the documentation, line by line.
+    #[test]
+    fn each_error_says_what_the_table_says() {
+        let lines = include_str!("error.rs").lines().filter_map(|line| line.strip_prefix("/// | `"));
+        let lines: Vec<Vec<&str>> = lines.map(|line| line.split(" | ").collect()).collect();
+        assert_eq!(lines.len(), one_of_each().len());
+        for (line, error) in lines.iter().zip(one_of_each()) {
+            let name = line[0].trim_end_matches('`');
+            assert!(format!("{error:?}").starts_with(name.trim_end_matches(')')), "{name}: {error:?}");
+            let sent =
+                if line[1].starts_with("no") { Some(false) } else { (line[1] == "yes").then_some(true) };
+            assert_eq!(error.was_sent(), sent, "{name}");
+            assert_eq!(error.may_have_been_seen(), !line[2].starts_with("no"), "{name}");
+        }
+    }
 }

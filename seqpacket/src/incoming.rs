@@ -1,7 +1,7 @@
 //! A call that arrived at an object with sessions.
 //!
-//! It owns the message, what nobody has taken of it, and the continuation. It does not know where calls wait or
-//! whose turn it is.
+//! It owns the message, what nobody has taken of it, and the continuation. It does not know where calls wait
+//! or whose turn it is.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -69,8 +69,8 @@ impl Incoming {
     }
 
     /// Who attached the session this came on, as the kernel told at that moment. Every holder of the session
-    /// may have sent the call. Where the kernel did not tell (an attach queued before the mailbox was made from
-    /// an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.
+    /// may have sent the call. Where the kernel did not tell (an attach queued before the mailbox was made
+    /// from an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.
     pub fn credentials(&self) -> Credentials {
         self.who
     }

@@ -29,16 +29,17 @@
 //!
 //! # Outcomes
 //!
-//! Each call ends exactly once: with an answer, or with a [`CallError`] that says whether it was sent, whether
-//! it may have been seen and whether a retry is safe. Dropping a [`Call`] withdraws it, and the server can
+//! Each call ends exactly once: with an answer, or with a [`CallError`] that says whether it was sent,
+//! whether it may have been seen and whether a retry is safe. Dropping a [`Call`] withdraws it, and the
+//! server can
 //! [notice](Continuation::cancelled); dropping a [`Continuation`] tells the caller that nobody will answer;
 //! the death of a server ends all its calls.
 //!
 //! # Passing objects on
 //!
-//! An object travels as a descriptor, in a call or in an answer. All who hold one address, or one plain object,
-//! are one trust domain: each of them can flood it, or shut it down for all. So what is passed on is a *grant*,
-//! a fresh address that the server makes for that holder, with sessions and limits of its own:
+//! An object travels as a descriptor, in a call or in an answer. All who hold one address, or one plain
+//! object, are one trust domain: each of them can flood it, or shut it down for all. So what is passed on is
+//! a *grant*, a fresh address that the server makes for that holder, with sessions and limits of its own:
 //!
 //! - [`Object::pass_in`] puts a grant of an object one holds into a message; [`Object::grant`] is the
 //!   descriptor alone.

@@ -1,8 +1,8 @@
 //! The server's side of an object with sessions: its addresses, who may attach, and whose turn it is.
 //!
-//! A mailbox owns its bound sockets and, through companions of the reactor, its sessions: they accept, receive
-//! and file calls whatever the server's own tasks do. Each session has its own queue, and they are served in
-//! turn. It never knows what a message means.
+//! A mailbox owns its bound sockets and, through companions of the reactor, its sessions: they accept,
+//! receive and file calls whatever the server's own tasks do. Each session has its own queue, and they are
+//! served in turn. It never knows what a message means.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -39,8 +39,8 @@ pub struct MailboxOptions {
     /// Bytes one session may have under way, calls and room for answers together. Default 18 MiB; at least
     /// two packets (131,072).
     pub bytes: u32,
-    /// Descriptors of calls under way of one session. Default 64, at least `call_descriptors`. (Descriptors of
-    /// answers are the answerer's own; those of answers a client does not read stay open here, for as many
+    /// Descriptors of calls under way of one session. Default 64, at least `call_descriptors`. (Descriptors
+    /// of answers are the answerer's own; those of answers a client does not read stay open here, for as many
     /// calls as `calls` allows.)
     pub descriptors: u32,
     /// Descriptors one call may carry. Default 16, at most 253; with more than 16 every packet costs a system
@@ -101,8 +101,8 @@ pub struct Violations {
 
 /// Where an object's calls arrive.
 ///
-/// Dropping it ends the object: calls that nobody has taken are refused ([`CallError::Gone`]), those that were
-/// taken can still be answered. What arrives in the moment of the end may be lost, and its caller told
+/// Dropping it ends the object: calls that nobody has taken are refused ([`CallError::Gone`]), those that
+/// were taken can still be answered. What arrives in the moment of the end may be lost, and its caller told
 /// [`CallError::Dropped`]; [`leave`](Mailbox::leave) loses nothing.
 ///
 /// [`CallError::Gone`]: crate::CallError::Gone
@@ -237,7 +237,8 @@ impl Mailbox {
         self.shared.grant(MadeFor::Holder).map(|(fd, _)| fd)
     }
 
-    /// As [`grant`](Mailbox::grant), with a handle to know that holder's calls by, and to take the grant back.
+    /// As [`grant`](Mailbox::grant), with a handle to know that holder's calls by, and to take the grant
+    /// back.
     ///
     /// # Errors
     /// The kernel's (out of descriptors).
@@ -247,9 +248,9 @@ impl Mailbox {
     }
 
     /// Ends the object so that no call is in doubt: says goodbye to all clients, refuses what comes after
-    /// that (the callers are told [`CallError::Gone`](crate::CallError::Gone), and can safely call elsewhere),
-    /// and waits until the last call that was taken is answered and all clients have left; but no longer than
-    /// `within`.
+    /// that (the callers are told [`CallError::Gone`](crate::CallError::Gone), and can safely call
+    /// elsewhere), and waits until the last call that was taken is answered and all clients have left; but no
+    /// longer than `within`.
     ///
     /// Dropping the future drops the mailbox.
     pub async fn leave(self, within: Duration) {
@@ -397,8 +398,8 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Takes the grant back: nobody attaches through it any more, and the sessions that were are ended at once,
-    /// with their calls and with answers that have not left. All other sessions notice nothing.
+    /// Takes the grant back: nobody attaches through it any more, and the sessions that were are ended at
+    /// once, with their calls and with answers that have not left. All other sessions notice nothing.
     pub fn revoke(&self) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             mailbox.revoke(self.address);

@@ -41,7 +41,8 @@ pub const CALLS_QUEUED_MAX: usize = 65_536;
 ///         let _ = call.answer(seqpacket::plain_data(&sum));
 ///     }
 /// });
-/// let sum: u64 = executor.block_on(async { adder.call(seqpacket::plain_data(&[2_u64, 40])).await?.read() })?;
+/// let numbers = seqpacket::plain_data(&[2_u64, 40]);
+/// let sum: u64 = executor.block_on(async { adder.call(numbers).await?.read() })?;
 /// assert_eq!(sum, 42);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -68,8 +69,8 @@ pub fn object_with(
 /// What a caller keeps for answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectOptions {
-    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default and most: 65,520.
-    /// Less lets more calls into the server's window of bytes at a time.
+    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default and most:
+    /// 65,520. Less lets more calls into the server's window of bytes at a time.
     pub answer_bytes: usize,
     /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
     /// Default 16, at most 253; with more than 16 every answer costs a system call more.
@@ -157,8 +158,8 @@ impl Object {
     /// Calls. What is asked for in one turn travels in one packet; beyond the server's windows calls wait
     /// here, in order.
     ///
-    /// The descriptors of the message are closed here once they are sent. The call is under way whether or not
-    /// the future is polled; dropping the future withdraws it.
+    /// The descriptors of the message are closed here once they are sent. The call is under way whether or
+    /// not the future is polled; dropping the future withdraws it.
     pub fn call(&self, message: impl Into<Message>) -> Call {
         self.call_with(message, CallOptions::default())
     }
@@ -176,8 +177,8 @@ impl Object {
     /// Calls now or not at all.
     ///
     /// # Errors
-    /// [`CallError::WouldBlock`] before the object is [attached](Object::attach) (which this begins), while the
-    /// server's windows are full, or while other calls wait. What else is wrong the call itself says.
+    /// [`CallError::WouldBlock`] before the object is [attached](Object::attach) (which this begins), while
+    /// the server's windows are full, or while other calls wait. What else is wrong the call itself says.
     pub fn try_call(&self, message: impl Into<Message>) -> Result<Call, CallError> {
         let room = self.room(CallOptions::default())?;
         let message = message.into();
@@ -211,8 +212,8 @@ impl Object {
     }
 
     /// The message with this object as its next descriptor: a [grant](Object::grant), so that whoever gets it
-    /// need not be trusted. The receiver [takes it](crate::Incoming::take_object) and calls it, on a session of
-    /// its own.
+    /// need not be trusted. The receiver [takes it](crate::Incoming::take_object) and calls it, on a session
+    /// of its own.
     ///
     /// ```
     /// # use ring::{Executor, Reactor};

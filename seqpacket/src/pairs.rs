@@ -21,8 +21,8 @@ use ring::{Companion, Kind, Reactor, Socket};
 /// How many pairs are kept at most, unless said otherwise.
 pub const PAIRS_DEFAULT: usize = 16;
 
-/// Near ends that have served are closed after this time, if no batch has come together meanwhile. Longer than
-/// a tick of the kernel's clock, so that a sleep before it need not program a timer.
+/// Near ends that have served are closed after this time, if no batch has come together meanwhile. Longer
+/// than a tick of the kernel's clock, so that a sleep before it need not program a timer.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// So many batches of near ends are kept for the moment when no call is under way.

@@ -40,8 +40,8 @@ impl Parcel {
         Parcel { bytes: Bytes::Shared(Rc::new(packet), range), descriptors }
     }
 
-    /// All of a packet, and who sent it, if the kernel was asked to tell by then. Otherwise it tells of process
-    /// 0 and the overflow user, who must not be mistaken for `nobody`.
+    /// All of a packet, and who sent it, if the kernel was asked to tell by then. Otherwise it tells of
+    /// process 0 and the overflow user, who must not be mistaken for `nobody`.
     pub(crate) fn whole_of(packet: Received) -> (Parcel, Option<Credentials>) {
         const OVERFLOW: u32 = 65_534;
         let who = packet.credentials().filter(|who| who.pid != 0 || who.uid != OVERFLOW);

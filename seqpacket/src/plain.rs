@@ -65,9 +65,9 @@ pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)
 /// The right to call a plain object. Any number of processes may hold the same one, and call it without
 /// locks; they are one trust domain, since each of them can flood the socket or shut it down for all.
 ///
-/// A handle on one thread; clones are the same. With use it keeps up to [`PAIRS_DEFAULT`] pairs of sockets, two
-/// descriptors each, made ahead for its next calls; many objects can [share](PlainObject::from_fd_with) one
-/// stock.
+/// A handle on one thread; clones are the same. With use it keeps up to [`PAIRS_DEFAULT`] pairs of sockets,
+/// two descriptors each, made ahead for its next calls; many objects can [share](PlainObject::from_fd_with)
+/// one stock.
 #[derive(Clone)]
 pub struct PlainObject {
     socket: Rc<Socket>,
@@ -391,8 +391,8 @@ impl PlainIncoming {
         self.parcel.take_descriptors()
     }
 
-    /// Takes the first argument descriptor that has not been taken yet as an object with sessions, which it is
-    /// if the caller says so. `None` if there is none, or if it cannot be one; then it is closed.
+    /// Takes the first argument descriptor that has not been taken yet as an object with sessions, which it
+    /// is if the caller says so. `None` if there is none, or if it cannot be one; then it is closed.
     pub fn take_object(&mut self, reactor: &Reactor) -> Option<Object> {
         self.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
     }
@@ -443,14 +443,14 @@ impl PlainContinuation {
         Ok(PlainContinuation { socket })
     }
 
-    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes. The answer leaves in
-    /// the reactor's next turn, and waits for a caller whose queue is full for ten seconds at most. Whether the
-    /// caller is still there is not asked. If the descriptors cannot be sent (too many of this user in flight)
-    /// the caller is told that nobody will answer.
+    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes. The answer leaves
+    /// in the reactor's next turn, and waits for a caller whose queue is full for ten seconds at most.
+    /// Whether the caller is still there is not asked. If the descriptors cannot be sent (too many of this
+    /// user in flight) the caller is told that nobody will answer.
     ///
     /// # Errors
-    /// [`AnswerError::Empty`] and [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is told
-    /// that nobody will answer.
+    /// [`AnswerError::Empty`] and [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is
+    /// told that nobody will answer.
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         let message = message.into();
         if message.bytes().len() > PLAIN_BYTES_MAX {
@@ -476,8 +476,8 @@ impl PlainContinuation {
     /// The descriptor, to hand to another process, which answers in this one's place.
     ///
     /// # Errors
-    /// The kernel's (out of descriptors), and only if a future of [`cancelled`](PlainContinuation::cancelled) was
-    /// dropped just now.
+    /// The kernel's (out of descriptors), and only if a future of [`cancelled`](PlainContinuation::cancelled)
+    /// was dropped just now.
     pub fn into_fd(self) -> io::Result<OwnedFd> {
         match self.socket.into_fd() {
             Ok(fd) => Ok(fd),

@@ -93,7 +93,8 @@ struct State {
     over: bool,
     /// Bytes given to the socket since it had nothing left to send.
     said: u64,
-    /// Final frames that may not have left, in order: where they end in what was said, and what they give back.
+    /// Final frames that may not have left, in order: where they end in what was said, and what they give
+    /// back.
     unsettled: VecDeque<(u64, Cost)>,
 }
 
@@ -233,7 +234,8 @@ impl Session {
         }
         let mut state = self.state.borrow_mut();
         if state.account.try_reserve(cost).is_err() {
-            // Either way it has sent more than it may. If answers wait, that is because it does not read them.
+            // Either way it has sent more than it may. If answers wait, that is because it does not read
+            // them.
             return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
         }
         state.calls.insert(number, Entry { cost, withdrawn: false, waker: None });
@@ -284,7 +286,8 @@ impl Session {
         mailbox.take_turn(self.client.key);
     }
 
-    /// The oldest call that nobody has taken, and whether there are more: then this session's turn comes again.
+    /// The oldest call that nobody has taken, and whether there are more: then this session's turn comes
+    /// again.
     pub(crate) fn take(&self) -> Option<(Taken, bool)> {
         let mut state = self.state.borrow_mut();
         let taken = state.queue.pop_front();

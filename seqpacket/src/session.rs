@@ -459,7 +459,8 @@ impl State {
     /// Sends one frame: in the packet of this turn where that is possible.
     fn say(&mut self, key: Option<usize>, header: &[u8], bytes: Vec<u8>, descriptors: Vec<Fd>) {
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
-        // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by one.
+        // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by
+        // one.
         if descriptors.is_empty() && hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
             return socket.post(&[header, &bytes], Vec::new());
         }
@@ -474,8 +475,8 @@ impl State {
         self.sendings.push((key, sending));
     }
 
-    /// Forgets voids when they are many. Otherwise a caller that gives up over and over behind a queue that does
-    /// not move would lengthen it without end.
+    /// Forgets voids when they are many. Otherwise a caller that gives up over and over behind a queue that
+    /// does not move would lengthen it without end.
     fn sweep(&mut self) {
         if self.voids <= VOIDS_KEPT_MAX || self.voids * 2 <= self.queued.len() {
             return;

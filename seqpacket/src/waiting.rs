@@ -1,7 +1,7 @@
 //! Those who wait for the same thing, each in a place of their own.
 //!
-//! A future owns its place and gives it up when it is dropped: otherwise a program that waits with a time limit
-//! again and again would leave a waker behind each time. It does not know what is waited for.
+//! A future owns its place and gives it up when it is dropped: otherwise a program that waits with a time
+//! limit again and again would leave a waker behind each time. It does not know what is waited for.
 
 use std::collections::BTreeMap;
 use std::task::Waker;

@@ -30,8 +30,8 @@ pub const DESCRIPTORS_MAX: usize = 253;
 /// Calls a client may have under way unless the server says otherwise.
 pub const CALLS_WINDOW_DEFAULT: u32 = 256;
 
-/// Bytes under way, calls and room for answers together, unless the server says otherwise: 18 MiB, so that 256
-/// small calls may each await the largest answer.
+/// Bytes under way, calls and room for answers together, unless the server says otherwise: 18 MiB, so that
+/// 256 small calls may each await the largest answer.
 pub const BYTES_WINDOW_DEFAULT: u32 = 18 << 20;
 
 /// Descriptors of calls under way unless the server says otherwise.

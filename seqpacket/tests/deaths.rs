@@ -302,10 +302,15 @@ on_each_driver! {
             calls
         });
         assert!(calls.iter().all(|call| call.credentials().pid == client.pid()));
-        let noticed: Vec<_> = calls.into_iter().map(|call| Box::pin(async move {
-            call.continuation().cancelled().await;
-            call.answer("too late").is_err()
-        })).collect();
+        let noticed: Vec<_> = calls
+            .into_iter()
+            .map(|call| {
+                Box::pin(async move {
+                    call.continuation().cancelled().await;
+                    call.answer("too late").is_err()
+                })
+            })
+            .collect();
         let watch = Watch::over(&executor, noticed);
         executor.settle();
         assert!(watch.ends.borrow().is_empty());
@@ -332,12 +337,17 @@ on_each_driver! {
             calls
         });
         assert!(calls.iter().all(|call| call.credentials().unwrap().pid == client.pid()));
-        let noticed: Vec<_> = calls.into_iter().map(|call| Box::pin(async move {
-            let continuation = call.into_continuation();
-            assert!(!continuation.is_cancelled());
-            continuation.cancelled().await;
-            continuation.is_cancelled()
-        })).collect();
+        let noticed: Vec<_> = calls
+            .into_iter()
+            .map(|call| {
+                Box::pin(async move {
+                    let continuation = call.into_continuation();
+                    assert!(!continuation.is_cancelled());
+                    continuation.cancelled().await;
+                    continuation.is_cancelled()
+                })
+            })
+            .collect();
         let watch = Watch::over(&executor, noticed);
         executor.settle();
         assert!(watch.ends.borrow().is_empty());

@@ -81,7 +81,11 @@ on_each_driver! {
     fn dropped_is_a_call_whose_continuation_was_dropped(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
-        executor.spawn(async move { while let Some(call) = mailbox.next().await { drop(call) } });
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                drop(call)
+            }
+        });
         let error = executor.block_on(object.call("and?")).unwrap_err();
         assert!(matches!(error, CallError::Dropped));
         assert_eq!(says(&error), SENT_AND_PERHAPS_SEEN);
@@ -90,7 +94,11 @@ on_each_driver! {
     fn dropped_is_a_plain_call_whose_continuation_was_dropped(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = plain_object(reactor).unwrap();
-        executor.spawn(async move { while let Some(call) = mailbox.next().await { drop(call) } });
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                drop(call)
+            }
+        });
         assert!(matches!(executor.block_on(object.call("and?")), Err(CallError::Dropped)));
     }
 
@@ -164,7 +172,11 @@ on_each_driver! {
     fn refused_is_a_matter_of_policy(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
-        executor.spawn(async move { while let Some(call) = mailbox.next().await { call.refuse() } });
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                call.refuse()
+            }
+        });
         let error = executor.block_on(object.call("please")).unwrap_err();
         assert!(matches!(error, CallError::Refused));
         assert_eq!(says(&error), SENT_BUT_NOT_SEEN);
@@ -230,8 +242,7 @@ on_each_driver! {
             }
         });
         for what in ["bytes", "descriptors"] {
-            let options =
-                CallOptions { answer_bytes: Some(3), answer_descriptors: Some(0), within: None };
+            let options = CallOptions { answer_bytes: Some(3), answer_descriptors: Some(0), within: None };
             let error = executor.block_on(object.call_with(what, options)).unwrap_err();
             assert!(matches!(error, CallError::TooLarge(Part::Answer)));
             assert_eq!(says(&error), SENT_AND_PERHAPS_SEEN);
@@ -435,7 +446,8 @@ on_each_driver! {
     /// One alone may ask for more than all together.
     fn a_call_that_asks_for_many_descriptors_is_sent_alone(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let options = ObjectOptions { answer_descriptors: 20, answer_descriptors_together: 10, ..Default::default() };
+        let options =
+            ObjectOptions { answer_descriptors: 20, answer_descriptors_together: 10, ..Default::default() };
         let (object, mailbox) = object_with(reactor, options, Default::default()).unwrap();
         let object = attached(&executor, object);
         let first = object.try_call("one").unwrap();

@@ -1,5 +1,5 @@
-//! Sessions between two sides that mean well: packets, descriptors, objects in messages, withdrawing, leaving,
-//! and what is left when everything is dropped. It knows nothing of strangers.
+//! Sessions between two sides that mean well: packets, descriptors, objects in messages, withdrawing,
+//! leaving, and what is left when everything is dropped. It knows nothing of strangers.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -162,7 +162,8 @@ on_each_driver! {
         });
         let object = attached(&executor, object);
         let census = Census::take();
-        let mut answer = executor.block_on(object.call(message_of(vec![1], vec![null(), null(), null()]))).unwrap();
+        let mut answer =
+            executor.block_on(object.call(message_of(vec![1], vec![null(), null(), null()]))).unwrap();
         drop(answer.take_descriptor());
         drop(answer);
         census.unchanged();
@@ -172,7 +173,11 @@ on_each_driver! {
     fn a_lingering_descriptor_does_not_keep_others_waiting(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
-        executor.spawn(async move { while let Some(call) = mailbox.next().await { let _ = call.answer("thanks"); } });
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                let _ = call.answer("thanks");
+            }
+        });
         let testing::Lingering { near, far } = testing::lingering_tcp();
         let call = object.call(Message::from("take it").with_descriptor(near));
         assert_eq!(executor.block_on(call.within(testing::LINGER_TIME / 2)).unwrap().bytes(), b"thanks");
@@ -198,9 +203,7 @@ on_each_driver! {
                 let _ = call.answer("swordfish");
             }
         });
-        let answer = executor.block_on(async {
-            callee.call(caller.pass_in("ask me").await.unwrap()).await
-        });
+        let answer = executor.block_on(async { callee.call(caller.pass_in("ask me").await.unwrap()).await });
         assert_eq!(answer.unwrap().bytes(), b"swordfish");
     }
 
@@ -225,7 +228,8 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
         executor.spawn(echo(mailbox));
-        let mut answer = executor.block_on(object.call(Message::from("this").with_descriptor(null()))).unwrap();
+        let mut answer =
+            executor.block_on(object.call(Message::from("this").with_descriptor(null()))).unwrap();
         assert!(answer.take_object(reactor).is_none());
         assert_eq!(answer.descriptors(), 0);
     }
@@ -337,7 +341,9 @@ on_each_driver! {
         let second = executor.block_on(object.grant()).unwrap();
         assert!(matches!(executor.block_on(object.grant()), Err(CallError::Refused)));
         drop(first);
-        until(&executor, "the mailbox has seen the end of the first", || executor.block_on(object.grant()).is_ok());
+        until(&executor, "the mailbox has seen the end of the first", || {
+            executor.block_on(object.grant()).is_ok()
+        });
         drop((second, mailbox));
     }
 
@@ -365,8 +371,10 @@ on_each_driver! {
         drop(dropped);
         let session = server.attach(&executor, Default::default());
         let said = said_by_client(&session.hear_from(&executor));
-        assert_eq!(said.iter().map(|(kind, _, bytes)| (*kind, bytes.as_slice())).collect::<Vec<_>>(),
-            [(Kind::Call, &b"kept"[..])]);
+        assert_eq!(
+            said.iter().map(|(kind, _, bytes)| (*kind, bytes.as_slice())).collect::<Vec<_>>(),
+            [(Kind::Call, &b"kept"[..])]
+        );
         drop(kept);
     }
 
@@ -457,7 +465,8 @@ on_each_driver! {
         let object = attached(&executor, object);
         let held = object.call("held");
         let large = object.call(vec![0; 10_000]);
-        let small = object.call_with("small", seqpacket::CallOptions { answer_bytes: Some(8), ..Default::default() });
+        let small =
+            object.call_with("small", seqpacket::CallOptions { answer_bytes: Some(8), ..Default::default() });
         executor.settle();
         let first = executor.block_on(mailbox.next()).unwrap();
         assert!(poll_once(&mut mailbox.next()).is_pending());
@@ -637,7 +646,11 @@ on_each_driver! {
                 let mut once = false;
                 executor.block_on(std::future::poll_fn(|context| {
                     context.waker().wake_by_ref();
-                    if std::mem::replace(&mut once, true) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+                    if std::mem::replace(&mut once, true) {
+                        std::task::Poll::Ready(())
+                    } else {
+                        std::task::Poll::Pending
+                    }
                 }));
             }
             drop(object);
