@@ -38,6 +38,28 @@ fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
 }
 
 on_each_driver! {
+    // A silent send came home only if nothing was queued anew while its enter was reaped; and a receive
+    // without a buffer to lend is queued anew for each message.
+    fn posts_go_back_and_forth_where_no_buffer_can_be_lent(_reactor: &Reactor) {
+        let (_limit, reactor) = under(128, 32);
+        let (near, far) = Socket::pair(&reactor, Kind::SeqPacket).unwrap();
+        let far = Socket::wrap(&reactor, far).unwrap();
+        near.stream();
+        far.stream();
+        let executor = Executor::new(&reactor);
+        executor.spawn(async move {
+            while let Ok(message) = far.receive().await {
+                far.post(&[message.bytes()], Vec::new());
+            }
+        });
+        executor.block_on(async {
+            for round in 0..20_u8 {
+                near.post(&[&[round]], Vec::new());
+                assert_eq!(near.receive().await.unwrap().bytes(), [round]);
+            }
+        });
+    }
+
     fn a_receive_waits_when_descriptors_run_out(_reactor: &Reactor) {
         for streams in [false, true] {
             let (_limit, reactor) = under(64, 0);

@@ -297,8 +297,18 @@ impl Uring {
             sleep = sleep.at_most(STARVED_RETRY);
         }
         self.enter(sleep)?;
+        // Asked before reaping, which may queue entries anew: a silent send whose entry the kernel has consumed,
+        // and whose failure is not among what is reaped now, has succeeded. A failure may also stand in the
+        // kernel's overflow list, behind a full queue.
+        let submission = self.ring.submission();
+        let consumed = submission.is_empty() && !submission.cq_overflow();
+        drop(submission);
         self.reap(requests, home);
-        self.bring_home_the_silent(home);
+        if consumed {
+            self.bring_home_the_silent(home);
+        } else {
+            self.prompt = !self.silent.is_empty();
+        }
         Ok(())
     }
 
@@ -563,16 +573,8 @@ impl Uring {
         }
     }
 
-    /// A silent send whose entry the kernel has consumed, and which has not failed, has succeeded: it was
-    /// done inside the enter, since it may not wait and is never handed to a worker.
+    /// They were done inside the enter, since they may not wait and are never handed to a worker.
     fn bring_home_the_silent(&mut self, home: &mut Vec<Completion>) {
-        if self.silent.is_empty() || !self.ring.submission().is_empty() {
-            return;
-        }
-        // A failure's completion may stand in the kernel's overflow list behind a full queue.
-        if self.ring.submission().cq_overflow() {
-            return;
-        }
         for (token, length) in self.silent.drain(..) {
             home.push(Completion { token, outcome: Outcome::Sent(Ok(length)), last: true });
         }
