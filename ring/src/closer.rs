@@ -1,8 +1,8 @@
 //! Where descriptors go to be closed when closing them might take time.
 //!
-//! A few threads for the whole process, the first started when the first descriptor needs it, and another when
-//! all of them are busy: one lingering socket must not hold up the rest. They own what they were given and
-//! know nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
+//! A few threads for the whole process, the first started when the first descriptor needs it, and another
+//! when all of them are busy: one lingering socket must not hold up the rest. They own what they were given
+//! and know nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
 //! open descriptor, and receives stop long before that: see [`QUEUE_MAX`].
 
 use std::collections::VecDeque;
@@ -25,11 +25,16 @@ const THREADS_MAX: usize = 8;
 /// The length of the queue, to be read without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-static CLOSER: Closer = Closer { state: Mutex::new(State::new()), changed: Condvar::new() };
+static CLOSER: Closer =
+    Closer { state: Mutex::new(State::new()), filled: Condvar::new(), emptied: Condvar::new() };
 
 struct Closer {
     state: Mutex<State>,
-    changed: Condvar,
+    /// There is something to close: one thread is woken.
+    filled: Condvar,
+    /// There is nothing to close any more. Apart from the other, or idle threads would wake each other for
+    /// ever.
+    emptied: Condvar,
 }
 
 struct State {
@@ -44,6 +49,21 @@ struct State {
 impl State {
     const fn new() -> State {
         State { waiting: VecDeque::new(), closing: 0, threads: 0, served_by: 0 }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.served_by == std::process::id() && (self.closing > 0 || !self.waiting.is_empty())
+    }
+
+    /// Sees to it that a thread is free for what waits. False if there is none at all.
+    fn call_a_thread(&mut self) -> bool {
+        if self.closing == self.threads
+            && self.threads < THREADS_MAX
+            && thread::Builder::new().name("sendright-closer".into()).spawn(serve).is_ok()
+        {
+            self.threads += 1;
+        }
+        self.threads > 0
     }
 }
 
@@ -97,15 +117,14 @@ pub(crate) fn backlog() -> usize {
 
 /// Whether something is being closed, or waits for it. For tests of what takes long to close.
 pub fn closer_busy() -> bool {
-    let state = CLOSER.lock();
-    state.served_by == std::process::id() && (state.closing > 0 || !state.waiting.is_empty())
+    CLOSER.lock().is_busy()
 }
 
 /// Blocks until everything handed over so far is closed. For tests that count descriptors.
 pub fn closer_idle() {
     let mut state = CLOSER.lock();
-    while state.served_by == std::process::id() && (state.closing > 0 || !state.waiting.is_empty()) {
-        state = CLOSER.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    while state.is_busy() {
+        state = CLOSER.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -124,41 +143,38 @@ pub(crate) fn queue(fd: OwnedFd) {
         state.closing = 0;
         state.threads = 0;
     }
-    if state.closing == state.threads && state.threads < THREADS_MAX {
-        match thread::Builder::new().name("sendright-closer".into()).spawn(serve) {
-            Ok(_) => state.threads += 1,
-            // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing
-            // would be worse for all.
-            Err(_) if state.threads == 0 => {
-                drop(state);
-                drop(fd);
-                return;
-            }
-            Err(_) => {}
-        }
+    if !state.call_a_thread() {
+        // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing would
+        // be worse for all.
+        drop(state);
+        drop(fd);
+        return;
     }
     state.waiting.push_back(fd);
     WAITING.store(state.waiting.len(), Ordering::Relaxed);
     drop(state);
-    CLOSER.changed.notify_all();
+    CLOSER.filled.notify_one();
 }
 
 fn serve() {
     let mut state = CLOSER.lock();
     loop {
-        match state.waiting.pop_front() {
-            Some(fd) => {
-                state.closing += 1;
-                WAITING.store(state.waiting.len(), Ordering::Relaxed);
-                drop(state);
-                drop(fd);
-                state = CLOSER.lock();
-                state.closing -= 1;
+        let Some(fd) = state.waiting.pop_front() else {
+            if state.closing == 0 {
+                CLOSER.emptied.notify_all();
             }
-            None => {
-                CLOSER.changed.notify_all();
-                state = CLOSER.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
+            state = CLOSER.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        state.closing += 1;
+        WAITING.store(state.waiting.len(), Ordering::Relaxed);
+        if !state.waiting.is_empty() {
+            // This one may take long, and nobody may come by to queue another.
+            state.call_a_thread();
         }
+        drop(state);
+        drop(fd);
+        state = CLOSER.lock();
+        state.closing -= 1;
     }
 }

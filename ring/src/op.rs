@@ -500,8 +500,8 @@ impl Core {
         envelope.seal();
         let silent = slip.silent;
         lane.current = Some(slip);
-        // A far end that is kept here hides the death of whoever has it too, an answered continuation is to be
-        // closed, and what waits behind this letter goes when it is home.
+        // A far end that is kept here hides the death of whoever has it too, an answered continuation is to
+        // be closed, and what waits behind this letter goes when it is home.
         let channel = &self.channels[key];
         let prompt = !envelope.descriptors().is_empty() || channel.closed || !channel.lane.waiting.is_empty();
         let fd = self.channels[key].fd.clone();

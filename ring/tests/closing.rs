@@ -53,6 +53,21 @@ fn closer_exists() -> bool {
     names.any(|name| "sendright-closer".starts_with(name.trim()))
 }
 
+/// How often threads that close have gone to sleep.
+fn switches_of_closers() -> u64 {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let closers = threads.filter(|thread| {
+        let name = fs::read_to_string(thread.join("comm")).unwrap_or_default();
+        !name.trim().is_empty() && "sendright-closer".starts_with(name.trim())
+    });
+    let switches = closers.map(|thread| {
+        let status = fs::read_to_string(thread.join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    });
+    switches.sum()
+}
+
 fn poll_once(future: impl Future) {
     let mut future = pin!(future);
     assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -66,6 +81,25 @@ on_each_driver! {
             drop(settle(reactor, near.receive()).unwrap());
             assert_closer_waits(reader);
         }
+    }
+
+    /// One that lingers does not keep another open, and threads without work do nothing.
+    fn a_lingering_socket_does_not_keep_others_open(reactor: &Reactor) {
+        let (near, far) = ends(reactor, false);
+        let first = send_lingering(&far, &[]);
+        let second = send_lingering(&far, &[]);
+        let (inner_near, inner_far) = testing::packet_pair();
+        testing::send_packet(&far, b"another", &[inner_near.as_fd()]).unwrap();
+        drop(inner_near);
+        for _ in 0..3 {
+            drop(settle(reactor, near.receive()).unwrap());
+        }
+        // Its end is closed while two closers still wait.
+        assert!(testing::receive_packet(&inner_far).unwrap().bytes.is_empty());
+        assert_closer_waits((first, second));
+        let before = switches_of_closers();
+        settle(reactor, reactor.sleep(std::time::Duration::from_millis(50)));
+        assert!(switches_of_closers() - before < 50, "idle closers keep each other awake");
     }
 
     fn a_lingering_socket_that_nobody_received_does_not_block(reactor: &Reactor) {

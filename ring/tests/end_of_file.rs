@@ -67,8 +67,8 @@ on_each_driver! {
     }
 
     /// A receive that finds the queue empty, and looks for the end after the peer has sent and closed, says
-    /// zero. Without a second look one reply in tens of thousands is lost: mostly this test sees it, and always
-    /// does that of `op.rs`.
+    /// zero. Without a second look one reply in tens of thousands is lost: mostly this test sees it, and
+    /// always does that of `op.rs`.
     fn no_reply_is_lost_to_a_false_end_of_file(reactor: &Reactor) {
         const PAIRS: u32 = 30_000;
         for streams in [false, true] {

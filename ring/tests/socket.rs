@@ -267,12 +267,12 @@ on_each_driver! {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let far = Socket::wrap(reactor, far).unwrap();
         let fd = Fd::from(OwnedFd::from(std::io::pipe().unwrap().0));
-        let limit = testing::limit_descriptors(LIMIT);
-        // Somebody of the same user parks more than the limit in a pair of theirs.
+        // Somebody of the same user, with a higher limit, parks more than ours in a pair of theirs.
         let park: Vec<_> = vec![fd.as_fd(); 64];
         for _ in 0..4 {
-            let _ = testing::send_packet(&parked, b"parked", &park);
+            testing::send_packet(&parked, b"parked", &park).unwrap();
         }
+        let limit = testing::limit_descriptors(LIMIT);
         let message = || Message::from("with one").with_descriptor(fd.clone());
         assert!(matches!(near.try_send(message()), Err(SendError::OutOfDescriptors)));
         assert!(matches!(settle(reactor, near.send(message())), Err(SendError::OutOfDescriptors)));
