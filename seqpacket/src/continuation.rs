@@ -33,8 +33,9 @@ impl Continuation {
         self.served.session()
     }
 
-    /// Answers. All answers of one turn to one client travel together. The descriptors are closed here once
-    /// they have been sent; if they cannot be (too many of this user in flight), the caller is told
+    /// Answers, with at most as many bytes and descriptors as the caller has [room](Continuation::room) for.
+    /// All answers of one turn to one client travel together. The descriptors are closed here once they have
+    /// been sent; if they cannot be (too many of this user in flight), the caller is told
     /// [`CallError::OutOfDescriptors`](crate::CallError::OutOfDescriptors).
     ///
     /// # Errors

@@ -33,7 +33,7 @@
 //! whether it may have been seen and whether a retry is safe. Dropping a [`Call`] withdraws it, and the
 //! server can
 //! [notice](Continuation::cancelled); dropping a [`Continuation`] tells the caller that nobody will answer;
-//! the death of a server ends all its calls.
+//! the death of a server ends all its calls. A server that [leaves](Mailbox::leave) leaves none in doubt.
 //!
 //! # Passing objects on
 //!

@@ -43,8 +43,8 @@ pub struct MailboxOptions {
     /// of answers are the answerer's own; those of answers a client does not read stay open here, for as many
     /// calls as `calls` allows.)
     pub descriptors: u32,
-    /// Descriptors one call may carry. Default 16, at most 253; with more than 16 every packet costs a system
-    /// call more.
+    /// Descriptors one call may carry. Default 16, at most 253. Where descriptors are short, receives wait
+    /// for so many to be free.
     pub call_descriptors: u32,
     /// Sessions at a time; further clients wait in the kernel's queue until one ends. Default 1,024.
     pub sessions: usize,

@@ -73,7 +73,7 @@ pub struct ObjectOptions {
     /// 65,520. Less lets more calls into the server's window of bytes at a time.
     pub answer_bytes: usize,
     /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
-    /// Default 16, at most 253; with more than 16 every answer costs a system call more.
+    /// Default 16, at most 253. Where descriptors are short, receives wait for so many to be free.
     pub answer_descriptors: usize,
     /// Descriptors that all answers under way may bring together. Further calls wait. Default 4,096: the
     /// reactor's budget of descriptors is kept in any case, this only says how much of it one object may ask

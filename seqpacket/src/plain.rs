@@ -97,7 +97,7 @@ impl PlainObject {
     }
 
     /// How many descriptors an answer may bring: 16 unless told otherwise, at most 253. Of a larger one the
-    /// kernel closes the excess, and the call ends with [`CallError::DescriptorsLost`].
+    /// excess is closed, and the call ends with [`CallError::DescriptorsLost`]. For calls from now on.
     pub fn set_answer_descriptors(&self, count: usize) {
         self.answer_descriptors.set(count.min(DESCRIPTORS_MAX));
     }
@@ -300,8 +300,8 @@ impl PlainMailbox {
         PlainMailbox { socket, violations: Cell::new(PlainViolations::default()) }
     }
 
-    /// How many argument descriptors a call may carry: 15 unless told otherwise, at most 252. With more than
-    /// 15 every call costs a system call more.
+    /// How many argument descriptors a call may carry: 15 unless told otherwise, at most 252. Where
+    /// descriptors are short, receives wait for so many (and one) to be free.
     pub fn set_arguments_max(&self, count: usize) {
         self.socket.set_descriptors_max(count.min(PLAIN_ARGUMENTS_MAX) + 1);
     }

@@ -706,8 +706,8 @@ on_each_driver! {
                 executor.settle();
                 calls.retain_mut(|call| poll_once(call).is_pending());
             }
-            // However it went, whoever still waits is told when the server is gone. (Perhaps by an answer that
-            // waited for descriptors to come free.)
+            // However it went, whoever still waits is told when the server is gone. (Perhaps by an answer
+            // that waited for descriptors to come free.)
             drop((session, server));
             drop(executor.block_on(all(calls)));
         });
