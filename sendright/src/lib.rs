@@ -45,3 +45,8 @@
 #![forbid(unsafe_code)]
 
 pub use {imc, ring, seqpacket};
+
+/// The README's lines, compiled and run with the documentation's.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
