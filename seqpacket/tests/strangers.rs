@@ -274,7 +274,10 @@ on_each_driver! {
         let friend = attached(&executor, friend);
         let client = RawClient::attach(&executor, friend.share().unwrap());
         for _ in 0..100 {
-            client.say_all(&[call(7, b"flood", 0), bare(Header::cancel(7))]);
+            // In two packets, so that the first finds its way onto the list.
+            client.say_all(&[call(7, b"flood", 0)]);
+            executor.settle();
+            client.say_all(&[bare(Header::cancel(7))]);
             let said = said_by_server(&client.hear_from(&executor));
             assert_eq!(said, [(Kind::Refused, 7, vec![5])]);
         }
