@@ -542,23 +542,6 @@ on_each_driver! {
     }
 }
 
-/// A descriptor of an io_uring, which no socket carries.
-fn ring_descriptor() -> Option<OwnedFd> {
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    let config = ring::Config { driver: ring::DriverChoice::Uring, ..ring::Config::default() };
-    let ring = Reactor::with_config(config).ok()?;
-    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
-    let found = std::fs::read_dir("/proc/self/fd").unwrap().find_map(|entry| {
-        let entry = entry.unwrap();
-        let target = std::fs::read_link(entry.path()).ok()?;
-        let is_ring = target.to_string_lossy().contains("[io_uring]");
-        is_ring.then(|| entry.file_name().to_string_lossy().parse().unwrap())
-    });
-    let fd = pidfd_getfd(&this, found.unwrap(), PidfdGetfdFlags::empty()).unwrap();
-    drop(ring);
-    Some(fd)
-}
-
 helper! {
     /// Counts the descriptors of calls; becomes poor when told by a call, and rich when told on its second
     /// descriptor.

@@ -502,6 +502,33 @@ on_each_driver! {
         assert_eq!(executor.block_on(next).unwrap().bytes(), b"here");
     }
 
+    /// The first waits to be sent, cannot be, and has been ended before that by a server that never saw it.
+    fn a_call_that_cannot_be_sent_any_more_does_not_end_the_next_of_its_number(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let Some(unsendable) = ring_descriptor() else { return };
+        let (server, object) = RawServer::new(reactor);
+        let large: Vec<_> = (0..10).map(|_| object.call(vec![0; 60_000])).collect();
+        let session = server.attach(&executor, Hello::default());
+        executor.settle();
+        let first = object.call(ring::Message::from("first").with_descriptor(unsendable));
+        executor.settle();
+        session.say_all(&[bare(Header::dropped(10))]);
+        assert!(matches!(executor.block_on(first), Err(CallError::Dropped)));
+        let mut next = object.call("next");
+        let mut heard = Vec::new();
+        until(&executor, "the next call came", || {
+            assert!(poll_once(&mut next).is_pending());
+            while let Some(packet) = session.hear() {
+                heard.extend(said_by_client(&packet));
+            }
+            heard.iter().any(|said| said.2 == b"next")
+        });
+        assert_eq!((heard.len(), heard.last().unwrap().1), (11, 10));
+        assert!(session.say(&answer(10, b"here", 0), &[]));
+        assert_eq!(executor.block_on(next).unwrap().bytes(), b"here");
+        drop(large);
+    }
+
     // Plain objects.
 
     fn what_is_no_plain_call_is_dropped_and_counted(reactor: &Reactor) {
