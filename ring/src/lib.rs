@@ -39,7 +39,7 @@
 //! 65,536 bytes ([`PACKET_BYTES_MAX`]) and 253 descriptors ([`DESCRIPTORS_MAX`], a kernel limit; 16 unless a
 //! socket asks for more) in one message; 64 receive buffers unless configured.
 //!
-//! It does not know any protocol, does not use threads (but for one that closes what may be slow to close),
+//! It does not know any protocol, does not use threads (but for a few that close what may be slow to close),
 //! does not open files, and is not `Send`: other threads hold a [`Remote`]. A reactor stays in the process
 //! that made it: after a fork only one of the two may go on using it.
 
