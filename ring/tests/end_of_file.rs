@@ -74,7 +74,7 @@ on_each_driver! {
         for streams in [false, true] {
             let (fars, taken) = mpsc::sync_channel::<OwnedFd>(1);
             let answerer = thread::spawn(move || {
-                // Spinning, so as to be as quick as the receive; but not at the cost of a machine with one CPU.
+                // Spinning, so as to be as quick as the receive; but a machine may have only one CPU.
                 for spins in 0_u64.. {
                     match taken.try_recv() {
                         Ok(far) => testing::send_packet(&far, b"answer", &[]).unwrap(),
