@@ -87,6 +87,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
+    #[cfg(feature = "uring")]
     fn in_a_container_it_is_epoll_and_says_why() {
         if is_decided_from_outside() {
             return;
@@ -99,6 +100,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
+    #[cfg(feature = "uring")]
     fn on_a_kernel_without_it_it_is_epoll_and_says_why() {
         if is_decided_from_outside() {
             return;
@@ -110,6 +112,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
+    #[cfg(feature = "uring")]
     fn whoever_insists_on_what_is_refused_is_told_what_to_do() {
         for errno in [Errno::PERM, Errno::NOSYS] {
             let refused = std::thread::spawn(move || {
@@ -124,6 +127,14 @@ in_own_process! {
                 assert!(text.contains(words), "{words}: {text}");
             }
         }
+    }
+
+    #[cfg(not(feature = "uring"))]
+    fn built_without_it_it_is_epoll_and_says_why() {
+        let reactor = with(DriverChoice::Auto).unwrap();
+        assert_eq!(reactor.driver().kind(), DriverKind::Epoll);
+        let refused = with(DriverChoice::Uring).unwrap_err().to_string();
+        assert!(refused.contains("built without the feature `uring`"), "{refused}");
     }
 
     fn the_environment_insists_as_well() {

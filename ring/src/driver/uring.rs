@@ -298,8 +298,8 @@ impl Uring {
         }
         self.enter(sleep)?;
         // Asked before reaping, which may queue entries anew: a silent send whose entry the kernel has
-        // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also stand
-        // in the kernel's overflow list, behind a full queue.
+        // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
+        // stand in the kernel's overflow list, behind a full queue.
         let submission = self.ring.submission();
         let consumed = submission.is_empty() && !submission.cq_overflow();
         drop(submission);
