@@ -45,7 +45,7 @@ struct Held {
 impl Fd {
     /// A descriptor that this program made itself and whose closing cannot take time: the far end of a pair
     /// whose near end stays here, a pipe, a small file in memory. The last holder closes it where it stands,
-    /// without asking the kernel what it is and without the closer thread.
+    /// without asking the kernel what it is and without the closer threads.
     ///
     /// ```
     /// use ring::{Fd, Kind, Message, Reactor, Socket};
@@ -111,8 +111,8 @@ impl Drop for Held {
 /// Closes a descriptor that somebody else made, without ever making this thread wait.
 ///
 /// `close` of a stranger's TCP socket with unsent data and SO_LINGER takes as long as the stranger likes, and
-/// so may a file of a FUSE file system or a socket in whose queue such a thing lies. Pipes and files in
-/// memory are closed here; everything else is closed by a thread of its own, started when first needed.
+/// so may a file of a FUSE file system or a socket in whose queue such a thing lies. Pipes and small
+/// files in memory are closed here; everything else is closed by threads of their own, started when needed.
 pub fn discard(fd: OwnedFd) {
     closer::close(fd);
 }

@@ -391,17 +391,33 @@ fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     Ok(stat)
 }
 
-/// Whether closing this descriptor cannot make the closing thread wait: a pipe, or a file in memory.
+/// Whether closing this descriptor cannot make the closing thread wait: a pipe, or a small file in memory.
 ///
 /// A socket is not on this list, not even one of AF_UNIX: what is queued in it is closed with it, and that
-/// may be a TCP socket that lingers. Nor is `fstat` asked, whose answer may come from a file system in user
-/// space, and so never: these two questions the kernel answers by itself, and only for what they are about.
+/// may be a TCP socket that lingers. Nor is a large file in memory, whose pages are freed by whoever closes it
+/// last, nor a pipe with a name, which may be on a file system that goes with it.
+#[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
 pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
-    let answers = |question| {
-        // SAFETY: integers only. Kept honest by `closing.rs::what_closes_at_once_is_closed_here`.
-        check(unsafe { libc::fcntl(fd.as_raw_fd(), question) }).is_ok()
-    };
-    answers(libc::F_GETPIPE_SZ) || answers(libc::F_GET_SEALS)
+    const PIPES: i64 = 0x5049_5045;
+    const SMALL: i64 = (1 << 20) / 512;
+    let Ok(stat) = stat(fd) else { return false };
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFIFO => file_system(fd).is_some_and(|system| system == PIPES),
+        libc::S_IFREG if stat.st_blocks as i64 <= SMALL => {
+            file_system(fd).is_some_and(|system| system == libc::TMPFS_MAGIC as i64)
+        }
+        _ => false,
+    }
+}
+
+/// The magic number of the file system a descriptor is on.
+#[allow(clippy::unnecessary_cast)] // Not of the same type everywhere.
+fn file_system(fd: BorrowedFd<'_>) -> Option<i64> {
+    // SAFETY: all zeroes is a valid `statfs`. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+    let mut system: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: `system` outlives the call. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.
+    check(unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut system) }).ok()?;
+    Some(system.f_type as i64)
 }
 
 // -- inheritance ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::task::{Context, Waker};
 
 use ring::{DESCRIPTORS_MAX, Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use testing::{Lingering, on_each_driver, settle};
 
 fn turn(reactor: &Reactor) {
@@ -246,6 +247,23 @@ on_each_driver! {
         drop(Fd::made_here(far));
         turn(reactor);
         assert!(!closer_exists());
+    }
+
+    /// Its pages are freed by whoever closes it last; and a named pipe may be the last of its file system.
+    fn what_may_take_long_is_not_closed_here(reactor: &Reactor) {
+        let (near, far) = ends(reactor, false);
+        let small = memfd_create("small", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&small, 1 << 30).unwrap();
+        testing::send_packet(&far, b"small, if long", &[small.as_fd()]).unwrap();
+        drop((small, settle(reactor, near.receive()).unwrap()));
+        assert!(!closer_exists());
+
+        let large = memfd_create("large", MemfdFlags::CLOEXEC).unwrap();
+        let mut file = fs::File::from(large.try_clone().unwrap());
+        std::io::Write::write_all(&mut file, &vec![1; 4 << 20]).unwrap();
+        testing::send_packet(&far, b"large", &[large.as_fd()]).unwrap();
+        drop((large, file, settle(reactor, near.receive()).unwrap()));
+        testing::wait_until("there is a thread for it", closer_exists);
     }
 
     /// A message taken for a look would be missing where others wait for it.
