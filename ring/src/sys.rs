@@ -394,8 +394,8 @@ fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
 /// Whether closing this descriptor cannot make the closing thread wait: a pipe, or a small file in memory.
 ///
 /// A socket is not on this list, not even one of AF_UNIX: what is queued in it is closed with it, and that
-/// may be a TCP socket that lingers. Nor is a large file in memory, whose pages are freed by whoever closes it
-/// last, nor a pipe with a name, which may be on a file system that goes with it.
+/// may be a TCP socket that lingers. Nor is a large file in memory, whose pages are freed by whoever closes
+/// it last, nor a pipe with a name, which may be on a file system that goes with it.
 #[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
 pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
     const PIPES: i64 = 0x5049_5045;
