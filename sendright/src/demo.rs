@@ -182,7 +182,7 @@ impl Stage {
         let root = root.try_clone().map_err(failed)?;
 
         let mut stage = Stage { actors: Vec::new() };
-        let mut service = program("demo-service", options);
+        let mut service = program("__service", options);
         stage
             .start(Role::Service, &mut service, vec![(mailbox, MAILBOX_FD), (root, ROOT_FD)])
             .map_err(failed)?;
@@ -190,12 +190,12 @@ impl Stage {
         // death.
         drop(service);
 
-        let mut guest = program("demo-walker", options);
+        let mut guest = program("__walker", options);
         guest.arg("--guest").arg("--forbidden").arg(path);
         stage.start(Role::Guest, &mut guest, vec![(from_client, GUEST_FD)]).map_err(failed)?;
         drop(guest);
 
-        let mut client = program("demo-walker", options);
+        let mut client = program("__walker", options);
         client.arg("--forbidden").arg(path);
         if let Some(name) = granted {
             // In one word, since the name may begin with a dash.

@@ -61,11 +61,11 @@ pub enum Command {
     Echo(Echo),
 
     /// The file service of `demo`, in a process of its own
-    #[command(name = "demo-service", hide = true)]
+    #[command(name = "__service", hide = true)]
     DemoService(DemoService),
 
     /// A walking process of `demo`
-    #[command(name = "demo-walker", hide = true)]
+    #[command(name = "__walker", hide = true)]
     DemoWalker(DemoWalker),
 }
 

@@ -127,7 +127,7 @@ fn complaints_that_cannot_be_written_are_no_panic() {
 
 #[test]
 fn a_part_of_the_demonstration_started_by_hand_says_what_it_is() {
-    for arguments in [&["demo-service"][..], &["demo-walker", "--forbidden", "/"]] {
+    for arguments in [&["__service"][..], &["__walker", "--forbidden", "/"]] {
         let output = run(arguments);
         assert_eq!(status(&output), 2, "{arguments:?}");
         assert!(stderr(&output).contains("sendright demo"), "{}", stderr(&output));

@@ -285,7 +285,7 @@ fn an_output_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_process_that_dies_is_named_and_the_rest_does_not_hang() {
-    for part in ["demo-service", "demo-walker"] {
+    for part in ["__service", "__walker"] {
         let tree = tempfile::tempdir().unwrap();
         // Far more than can be hashed before the process is gone.
         let endless = fs::File::create(tree.path().join("endless")).unwrap();
