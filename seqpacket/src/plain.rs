@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytemuck::AnyBitPattern;
 use imc::{ConnectedSocket, WrapError};
 use ring::{
     Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError,
@@ -374,6 +375,11 @@ impl PlainIncoming {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.parcel.bytes()
+    }
+
+    /// The bytes as plain data, if there are exactly as many as `T` has.
+    pub fn read<T: AnyBitPattern>(&self) -> Option<T> {
+        self.parcel.read()
     }
 
     /// How many argument descriptors have not been taken yet.
