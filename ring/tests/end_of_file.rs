@@ -1,4 +1,4 @@
-//! The end is told once, when it is the end, and not before: FACTS about SEQPACKET that cost others replies.
+//! The end is told once, when it is the end, and not before: facts about SEQPACKET that cost others replies.
 //!
 //! The far end is somebody who does not use this crate: it closes when it likes and sends empty packets.
 #![allow(clippy::unwrap_used)]

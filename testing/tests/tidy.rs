@@ -557,7 +557,7 @@ fn machines_are_noticed_and_relative_paths_are_not() {
     assert_eq!(of(concat!("(/ro", "ot/.cargo)")), 1);
     assert_eq!(of(concat!("sparse+https://index.cra", "tes.io/")), 1);
     assert_eq!(of(concat!("home/wo", "rk/main and /proc/self/ro", "ot/etc")), 0);
-    assert_eq!(of("registry+https://github.com/rust-lang/crates.io-index"), 0);
+    assert_eq!(of(concat!("registry+https://github.com/rust-lang/cra", "tes.io-index")), 0);
 }
 
 #[test]
