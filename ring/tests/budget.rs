@@ -7,34 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use ring::{Config, Executor, Kind, Reactor, ReceiveError, Received, Socket, Wait};
-use testing::{Census, on_each_driver, settle};
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
-
-fn poll_once(future: impl Future) {
-    let mut future = pin!(future);
-    assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-}
+use ring::{Config, Executor, Kind, Reactor, ReceiveError, Received, Socket};
+use testing::{Census, ends, on_each_driver, poll_once, settle, turn};
 
 /// A reactor that was made under the limit, without a reserve.
 fn under(limit: u64, descriptors_reserve: usize) -> (testing::DescriptorLimit, Reactor) {
     let limit = testing::limit_descriptors(limit);
     let config = Config { driver: testing::driver(), descriptors_reserve, ..Config::default() };
     (limit, Reactor::with_config(config).unwrap())
-}
-
-fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
-    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-    if streams {
-        near.stream();
-        turn(reactor);
-    }
-    (near, far)
 }
 
 on_each_driver! {

@@ -7,27 +7,10 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::pin::pin;
-use std::task::{Context, Waker};
 
 use ring::{DESCRIPTORS_MAX, Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use testing::{Lingering, on_each_driver, settle};
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
-
-fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
-    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-    if streams {
-        near.stream();
-        turn(reactor);
-    }
-    (near, far)
-}
+use testing::{Lingering, ends, on_each_driver, poll_once, settle, turn};
 
 /// Sends a descriptor that lingers and keeps no copy of it: its last reference is in the queue.
 fn send_lingering(far: &OwnedFd, beside: &[BorrowedFd<'_>]) -> OwnedFd {
@@ -67,11 +50,6 @@ fn switches_of_closers() -> u64 {
         line.trim().parse::<u64>().unwrap()
     });
     switches.sum()
-}
-
-fn poll_once(future: impl Future) {
-    let mut future = pin!(future);
-    assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }
 
 on_each_driver! {

@@ -12,9 +12,9 @@ use std::task::{Context, Waker};
 
 use ring::{
     Config, DESCRIPTORS_MAX, Executor, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, Received,
-    SendError, Socket, Wait,
+    SendError, Socket,
 };
-use testing::{helper, on_each_driver, settle, start_helper};
+use testing::{ends, helper, on_each_driver, settle, start_helper, turn};
 
 /// So many descriptors that can be told apart.
 fn distinct(count: usize) -> Vec<OwnedFd> {
@@ -33,27 +33,11 @@ fn borrowed(fds: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     fds.iter().map(AsFd::as_fd).collect()
 }
 
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
-
 fn is_close_on_exec(fd: &OwnedFd) -> bool {
     const CLOEXEC: u32 = 0o2_000_000;
     let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
     let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
     u32::from_str_radix(flags.trim(), 8).unwrap() & CLOEXEC != 0
-}
-
-/// A near end with or without a stream, and a raw far end.
-fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
-    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-    if streams {
-        near.stream();
-        turn(reactor);
-    }
-    (near, far)
 }
 
 fn with_few_buffers(buffers: u16) -> Reactor {

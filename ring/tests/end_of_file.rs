@@ -8,23 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use ring::{Kind, Reactor, ReceiveError, Socket, Wait};
-use testing::{helper, on_each_driver, settle, start_helper};
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
-
-fn ends(reactor: &Reactor, streams: bool) -> (Socket, OwnedFd) {
-    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-    if streams {
-        near.stream();
-        turn(reactor);
-    }
-    (near, far)
-}
+use ring::{Kind, Reactor, ReceiveError, Socket};
+use testing::{ends, helper, on_each_driver, settle, start_helper, turn};
 
 fn assert_closed(reactor: &Reactor, near: &Socket) {
     let end = settle(reactor, near.receive());

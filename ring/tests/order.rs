@@ -12,8 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
-use testing::{on_each_driver, settle};
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket};
+use testing::{on_each_driver, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
 fn fill(socket: &Socket) -> usize {
@@ -31,12 +31,6 @@ fn drain_packets(far: &OwnedFd) -> Vec<testing::Packet> {
     testing::set_nonblocking(far);
     std::iter::from_fn(|| testing::receive_packet(far).ok().filter(|packet| !packet.bytes.is_empty()))
         .collect()
-}
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
 }
 
 fn shared(reactor: &Reactor) -> (Socket, OwnedFd) {

@@ -10,15 +10,9 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Socket, Wait, WrapError};
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Socket, WrapError};
 use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
-use testing::{helper, on_each_driver, settle, start_helper};
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
+use testing::{helper, on_each_driver, settle, start_helper, turn};
 
 fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("sendright-socket-{name}-{}", std::process::id()))

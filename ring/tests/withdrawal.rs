@@ -14,18 +14,7 @@ use std::time::Duration;
 use ring::{ExchangeError, Executor, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{set_socket_passcred, socket_passcred};
-use testing::{on_each_driver, settle};
-
-fn turn(reactor: &Reactor) {
-    for _ in 0..4 {
-        reactor.turn(Wait::Not).unwrap();
-    }
-}
-
-fn poll_once(future: impl Future) {
-    let mut future = pin!(future);
-    assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-}
+use testing::{on_each_driver, poll_once, settle, turn};
 
 fn is_hung_up(fd: &OwnedFd) -> bool {
     let mut wait = [PollFd::new(fd, PollFlags::RDHUP)];

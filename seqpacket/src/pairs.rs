@@ -76,7 +76,7 @@ impl Pairs {
 
     /// How many are ready.
     pub fn ready(&self) -> usize {
-        self.0.inside.ready.borrow().len()
+        self.0.inside.ready()
     }
 
     /// Takes one, or makes one where none is ready.

@@ -42,6 +42,7 @@ mod census;
 mod helper;
 mod role;
 mod sockets;
+mod steps;
 mod surroundings;
 mod wait;
 
@@ -57,6 +58,7 @@ pub use sockets::{
     LINGER_TIME, Lingering, PACKET_DESCRIPTORS_MAX, Packet, RAW_PACKET_BYTES_MAX, lingering_tcp, packet_pair,
     receive_packet, send_packet, set_blocking, set_nonblocking, stream_pair,
 };
+pub use steps::{ends, poll_once, turn};
 pub use surroundings::{
     DescriptorLimit, NOBODY, become_nobody, leave_descriptors, limit_descriptors, refuse_io_uring,
 };
