@@ -66,6 +66,8 @@ mod stats;
 mod sys;
 mod task;
 mod timer;
+#[allow(dead_code)]
+mod wait;
 
 #[doc(hidden)]
 pub use closer::{closer_busy, closer_idle};
@@ -78,3 +80,4 @@ pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
 pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket};
 pub use stats::Stats;
+pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};
