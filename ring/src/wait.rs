@@ -1,9 +1,9 @@
 //! How to wait for what is about to come: asleep, or looking for a short while first.
 //!
-//! Waking a sleeper on another CPU costs more than most answers take (on a virtual machine some 60 µs, against
-//! 4 µs for the round trip itself), so looking again and again for a bounded time pays where answers are quick.
-//! The spinner owns the history from which that time follows. It has no clock: it is told what happened and
-//! says how long to look. It does not know what is looked at.
+//! Waking a sleeper on another CPU costs more than most answers take (on a virtual machine some 60 µs,
+//! against 4 µs for the round trip itself), so looking again and again for a bounded time pays where answers
+//! are quick. The spinner owns the history from which that time follows. It has no clock: it is told what
+//! happened and says how long to look. It does not know what is looked at.
 
 use std::time::Duration;
 
