@@ -103,7 +103,16 @@ pub(crate) fn retire(fd: OwnedFd, credentials_asked: bool) {
 pub(crate) fn retire_shared(fd: OwnedFd) {
     // A listener's queue holds connections, with queues of their own.
     let listens = sys::socket_option(fd.as_fd(), SocketOption::Listening).is_ok_and(|listens| listens != 0);
-    if !listens && sys::poll_now(fd.as_fd(), ready::READ).is_ok_and(|mask| mask == 0) {
+    if listens {
+        queue(fd);
+    } else {
+        retire_connected(fd);
+    }
+}
+
+/// The same where it is known to be no listener.
+pub(crate) fn retire_connected(fd: OwnedFd) {
+    if sys::poll_now(fd.as_fd(), ready::READ).is_ok_and(|mask| mask == 0) {
         drop(fd);
     } else {
         queue(fd);

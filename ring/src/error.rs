@@ -73,7 +73,10 @@ pub enum ReceiveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum WrapError {
-    /// Not an AF_UNIX socket of type SEQPACKET or STREAM (an O_PATH descriptor is none either).
+    /// Not a socket at all (an O_PATH descriptor is none either).
+    #[error("not a socket")]
+    NotASocket,
+    /// A socket, but not of AF_UNIX and of type SEQPACKET or STREAM.
     #[error("not an AF_UNIX socket of type SEQPACKET or STREAM")]
     NotUnix,
 }

@@ -78,6 +78,6 @@ pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
-pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket};
+pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket, socket_cookie};
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

@@ -88,6 +88,17 @@ struct Channel {
     closed: bool,
     /// Shut down because it is to be closed.
     shut: bool,
+    travels: Travels,
+}
+
+/// Whether a socket goes to its peer, inside its own last message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Travels {
+    No,
+    /// With the last letter.
+    Soon,
+    /// Others have it now: it must not be shut down any more, and to close it here ends nothing.
+    Gone,
 }
 
 /// SO_PASSCRED, which belongs to the open description and so to all its holders.
@@ -236,6 +247,7 @@ impl Core {
             others: 0,
             closed: false,
             shut: false,
+            travels: Travels::No,
         })
     }
 
@@ -342,7 +354,7 @@ impl Core {
             self.driver.cancel(token);
         }
         if !channel.is_home() {
-            if channel.private && !channel.shut {
+            if channel.private && !channel.shut && channel.travels != Travels::Gone {
                 // Closing alone is seen by nobody while the driver holds the file; this the peer sees at
                 // once.
                 channel.shut = true;
@@ -358,10 +370,14 @@ impl Core {
 
     /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
     fn retire(&self, channel: Channel) {
-        let Channel { fd, private, credentials, .. } = channel;
+        let Channel { fd, private, credentials, travels, lane, .. } = channel;
+        // A letter that never left may hold this very descriptor.
+        drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
         let Ok(fd) = fd.try_into_owned() else { return };
-        if !private {
+        if travels == Travels::Gone {
+            closer::retire_connected(fd);
+        } else if !private {
             closer::retire_shared(fd);
         } else if self.budget.covers(DESCRIPTORS_MAX) {
             closer::retire(fd, credentials.are_asked());
@@ -384,6 +400,12 @@ impl Core {
         self.channels[key].lane.waiting.push_back(letter);
         self.mark_dirty(key);
         waiter
+    }
+
+    /// Queues a last message that holds this very socket.
+    pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
+        self.channels[key].travels = Travels::Soon;
+        self.send(key, message, true, false);
     }
 
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
@@ -530,6 +552,9 @@ impl Core {
             Ok(_) => {
                 channel.lane.attempts = 0;
                 channel.lane.raised = false;
+                if channel.travels == Travels::Soon && channel.lane.waiting.is_empty() {
+                    channel.travels = Travels::Gone;
+                }
                 self.stats.messages_sent += 1;
                 self.stats.descriptors_sent += envelope.descriptors().len() as u64;
                 self.settle(slip, Ok(()), woken);
@@ -753,6 +778,12 @@ impl Core {
             return Some(result);
         }
         inbox.ended.then_some(Err(ReceiveError::Closed))
+    }
+
+    /// Whether neither a message nor the end is here.
+    pub(crate) fn has_nothing_arrived(&self, key: usize) -> bool {
+        let inbox = &self.channels[key].inbox;
+        inbox.arrived.is_empty() && !inbox.ended
     }
 
     /// Starts receiving before anybody asks.

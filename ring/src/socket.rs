@@ -42,13 +42,21 @@ impl Socket {
     /// Anything else is refused, and closed without making this thread wait.
     pub fn wrap(reactor: &Reactor, fd: impl Into<OwnedFd>) -> Result<Socket, WrapError> {
         let fd = fd.into();
-        match sys::unix_kind(fd.as_fd()) {
-            Some(kind) => Ok(Socket::new(reactor, Fd::ours(fd), kind, false)),
-            None => {
-                discard(fd);
-                Err(WrapError::NotUnix)
-            }
-        }
+        let refused = match sys::unix_kind(fd.as_fd()) {
+            Ok(Some(kind)) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, false)),
+            Ok(None) => WrapError::NotUnix,
+            Err(_) => WrapError::NotASocket,
+        };
+        discard(fd);
+        Err(refused)
+    }
+
+    /// Takes a descriptor of which it is known that [`wrap`](Socket::wrap) would take it as a socket of this
+    /// kind: because it has, and the descriptor has the same [cookie](socket_cookie). Asks nothing.
+    ///
+    /// On anything else the verbs fail, each with the kernel's error.
+    pub fn wrap_again(reactor: &Reactor, fd: impl Into<OwnedFd>, kind: Kind) -> Socket {
+        Socket::new(reactor, Fd::ours(fd.into()), kind, false)
     }
 
     /// A connected pair: the near end as a private socket here, the far end to be given away.
@@ -233,6 +241,24 @@ impl Socket {
         Ok(())
     }
 
+    /// As [`finish`](Socket::finish), with this very socket as the last descriptor of the message: whoever
+    /// receives it, at the other end, goes on with the socket.
+    ///
+    /// If the message cannot be sent the socket is closed like any other.
+    ///
+    /// # Errors
+    /// What is wrong with the message itself (empty, too large, 253 descriptors besides this one): the socket
+    /// is closed without it.
+    pub fn finish_inside(self, message: impl Into<Message>) -> Result<(), SendError> {
+        let mut message = message.into();
+        message.push_descriptor(self.fd.as_ref().expect("present until dropped").clone());
+        if let Some(error) = self.refuse(&message) {
+            return Err(error);
+        }
+        self.reactor.with(|core, _| core.send_inside(self.channel, message));
+        Ok(())
+    }
+
     /// What can be said against a message before anybody is asked.
     fn refuse(&self, message: &Message) -> Option<SendError> {
         if message.descriptors().len() > DESCRIPTORS_MAX {
@@ -258,6 +284,13 @@ impl Socket {
     /// The next message, if it has arrived already.
     pub fn try_receive(&self) -> Option<Result<Received, ReceiveError>> {
         self.reactor.with(|core, _| core.take_arrived(self.channel))
+    }
+
+    /// Whether there is nothing to receive, no message and no end: neither here nor, as far as the kernel
+    /// tells at this moment, on its way here.
+    pub fn is_quiet(&self) -> bool {
+        self.reactor.with(|core, _| core.has_nothing_arrived(self.channel))
+            && sys::poll_now(self.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
     }
 
     /// From now on receives without being asked: one request brings messages until the socket is dropped.
@@ -352,6 +385,25 @@ impl Drop for Socket {
             self.reactor.with(|core, _| core.hurry());
         }
     }
+}
+
+/// The number by which the kernel knows a socket: another for each socket since the machine was started, and
+/// the same through each descriptor of it, in each process. So it tells whether a descriptor that arrived is
+/// one that was sent.
+///
+/// ```
+/// use std::os::fd::AsFd;
+/// let (near, far) = ring::Socket::pair(&ring::Reactor::new()?, ring::Kind::SeqPacket)?;
+/// let copy = far.try_clone()?;
+/// assert_eq!(ring::socket_cookie(&copy)?, ring::socket_cookie(&far)?);
+/// assert_ne!(ring::socket_cookie(&near)?, ring::socket_cookie(&far)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Not a socket.
+pub fn socket_cookie(fd: impl AsFd) -> io::Result<u64> {
+    sys::socket_cookie(fd.as_fd())
 }
 
 /// A message on its way. Made by [`Socket::send`].

@@ -194,16 +194,35 @@ pub(crate) fn set_socket_option(fd: BorrowedFd<'_>, option: SocketOption, value:
         .map(drop)
 }
 
-/// AF_UNIX and of a type we speak: which one. Anything else, O_PATH included, is `None`.
-pub(crate) fn unix_kind(fd: BorrowedFd<'_>) -> Option<Kind> {
-    if socket_option(fd, SocketOption::Domain).ok()? != libc::AF_UNIX {
-        return None;
+/// The number by which the kernel knows a socket, whatever descriptor it is asked through.
+///
+/// Like the domain and the type it is told without the lock of the socket, on which a stranger may sit.
+pub(crate) fn socket_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = mem::size_of::<u64>() as libc::socklen_t;
+    let into = (&raw mut cookie).cast();
+    // SAFETY: `cookie` has the `length` bytes the kernel may write.
+    // Kept honest by `socket.rs::a_socket_is_known_by_its_cookie`.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, into, &raw mut length)
+    })?;
+    Ok(cookie)
+}
+
+/// AF_UNIX and of a type we speak: which one. Another socket is `None`; what is no socket at all (a
+/// descriptor opened with O_PATH is none) is an error.
+///
+/// Both questions are answered without side effects, without the lock of the socket, which the sender of a
+/// TCP socket may sit on for as long as it likes, and without asking a file system in user space.
+pub(crate) fn unix_kind(fd: BorrowedFd<'_>) -> io::Result<Option<Kind>> {
+    if socket_option(fd, SocketOption::Domain)? != libc::AF_UNIX {
+        return Ok(None);
     }
-    match socket_option(fd, SocketOption::Type).ok()? {
+    Ok(match socket_option(fd, SocketOption::Type)? {
         libc::SOCK_SEQPACKET => Some(Kind::SeqPacket),
         libc::SOCK_STREAM => Some(Kind::Stream),
         _ => None,
-    }
+    })
 }
 
 /// Whether the socket has (or had) a peer.

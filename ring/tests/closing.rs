@@ -356,4 +356,90 @@ on_each_driver! {
         assert_eq!(testing::Census::take().len(), census.len() - 1);
         assert_eq!(reactor.stats().posts_lost, 1);
     }
+
+    /// It goes on at the other end, and is shut down by nobody.
+    fn a_socket_travels_inside_its_last_message(reactor: &Reactor) {
+        let (near, far) = ends(reactor, true);
+        let cookie = ring::socket_cookie(&far).unwrap();
+        let mut far = far;
+        for n in 0..3_u8 {
+            let (reader, _writer) = std::io::pipe().unwrap();
+            let message = Message::from(vec![n]).with_descriptor(OwnedFd::from(reader));
+            Socket::wrap(reactor, far).unwrap().finish_inside(message).unwrap();
+            let mut came = settle(reactor, near.receive()).unwrap();
+            assert_eq!((came.bytes(), came.descriptors()), (&[n][..], 2));
+            far = came.take_last_descriptor().unwrap();
+            assert_eq!(ring::socket_cookie(&far).unwrap(), cookie);
+            assert!(near.is_quiet());
+        }
+        drop(far);
+        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+    }
+
+    /// Even when somebody has just asked whether the peer is still there, and the question is still away.
+    fn a_private_socket_that_travels_is_not_shut_down(reactor: &Reactor) {
+        let (near, far) = ends(reactor, true);
+        let far = Socket::wrap(reactor, far).unwrap();
+        far.set_private(true);
+        let mut asked = Box::pin(far.hung_up());
+        assert!(std::future::Future::poll(
+            asked.as_mut(),
+            &mut std::task::Context::from_waker(std::task::Waker::noop())
+        )
+        .is_pending());
+        turn(reactor);
+        drop(asked);
+        far.finish_inside("here I am").unwrap();
+        let far = settle(reactor, near.receive()).unwrap().take_descriptor().unwrap();
+        turn(reactor);
+        assert!(near.is_quiet());
+        testing::send_packet(&far, b"and again", &[]).unwrap();
+        assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"and again");
+    }
+
+    /// With one of its own there is no room for more than 252 others.
+    fn a_socket_that_cannot_travel_is_closed(reactor: &Reactor) {
+        let fd = Fd::from(OwnedFd::from(std::io::pipe().unwrap().0));
+        for count in [DESCRIPTORS_MAX - 1, DESCRIPTORS_MAX] {
+            let (near, far) = ends(reactor, false);
+            near.set_descriptors_max(DESCRIPTORS_MAX);
+            let message = (0..count).fold(Message::from("x"), |m, _| m.with_descriptor(fd.clone()));
+            let sent = Socket::wrap(reactor, far).unwrap().finish_inside(message);
+            let received = settle(reactor, near.receive());
+            if count < DESCRIPTORS_MAX {
+                assert_eq!((sent.is_ok(), received.unwrap().descriptors()), (true, DESCRIPTORS_MAX));
+            } else {
+                assert!(matches!(sent, Err(SendError::TooLarge)));
+                assert!(matches!(received, Err(ReceiveError::Closed)));
+            }
+        }
+    }
+
+    fn a_socket_that_travels_to_nobody_is_closed_without_waiting(reactor: &Reactor) {
+        let (near, far) = ends(reactor, false);
+        let Lingering { near: lingering, far: reader } = testing::lingering_tcp();
+        let near = near.into_fd().unwrap();
+        testing::send_packet(&near, b"close this", &[lingering.as_fd()]).unwrap();
+        drop((near, lingering));
+        let far = Socket::wrap(reactor, far).unwrap();
+        far.set_private(true);
+        far.finish_inside("nobody").unwrap();
+        turn(reactor);
+        assert_closer_waits(reader);
+    }
+
+    /// It stays open for those who go on with it, and what it leaves behind here makes nobody wait.
+    fn what_is_queued_in_a_socket_that_travels_is_not_closed_here(reactor: &Reactor) {
+        let (near, far) = ends(reactor, true);
+        let Lingering { near: lingering, far: reader } = testing::lingering_tcp();
+        testing::send_packet(&near, b"keep this", &[lingering.as_fd()]).unwrap();
+        drop(lingering);
+        Socket::wrap(reactor, far).unwrap().finish_inside("with it").unwrap();
+        let far = settle(reactor, near.receive()).unwrap().take_descriptor().unwrap();
+        turn(reactor);
+        let packet = testing::receive_packet(&far).unwrap();
+        assert_eq!((packet.bytes.as_slice(), packet.descriptors.len()), (&b"keep this"[..], 1));
+        // It may be closed without waiting from here on.
+        drop(reader);
+    }
 }

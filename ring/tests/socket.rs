@@ -40,10 +40,15 @@ on_each_driver! {
     fn what_is_not_an_af_unix_socket_is_refused(reactor: &Reactor) {
         const O_PATH: i32 = 0o10_000_000;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let others: Vec<(&str, OwnedFd)> = vec![
+        let sockets: Vec<(&str, OwnedFd)> = vec![
             ("tcp listener", listener.into()),
             ("udp", UdpSocket::bind("127.0.0.1:0").unwrap().into()),
             ("datagrams", UnixDatagram::unbound().unwrap().into()),
+        ];
+        for (name, fd) in sockets {
+            assert!(matches!(Socket::wrap(reactor, fd), Err(WrapError::NotUnix)), "{name}");
+        }
+        let others: Vec<(&str, OwnedFd)> = vec![
             ("file", File::open("/proc/self/exe").unwrap().into()),
             ("directory", File::open("/").unwrap().into()),
             ("device", File::open("/dev/null").unwrap().into()),
@@ -53,14 +58,14 @@ on_each_driver! {
             ("O_PATH", File::options().read(true).custom_flags(O_PATH).open("/dev/null").unwrap().into()),
         ];
         for (name, fd) in others {
-            assert!(matches!(Socket::wrap(reactor, fd), Err(WrapError::NotUnix)), "{name}");
+            assert!(matches!(Socket::wrap(reactor, fd), Err(WrapError::NotASocket)), "{name}");
         }
         // Not even if it leads to one.
         let name = path("o-path");
         let listener = UnixListener::bind(&name).unwrap();
         let file = File::options().read(true).custom_flags(O_PATH).open(&name).unwrap();
         std::fs::remove_file(&name).unwrap();
-        assert!(matches!(Socket::wrap(reactor, OwnedFd::from(file)), Err(WrapError::NotUnix)));
+        assert!(matches!(Socket::wrap(reactor, OwnedFd::from(file)), Err(WrapError::NotASocket)));
         drop(listener);
     }
 
@@ -69,6 +74,45 @@ on_each_driver! {
         assert_eq!(Socket::wrap(reactor, near).unwrap().kind(), Kind::Stream);
         assert_eq!(Socket::wrap(reactor, testing::packet_pair().0).unwrap().kind(), Kind::SeqPacket);
         assert_eq!(Socket::pair(reactor, Kind::Stream).unwrap().0.kind(), Kind::Stream);
+    }
+
+    /// Through every descriptor of it, and no other socket by the same.
+    fn a_socket_is_known_by_its_cookie(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let cookie = ring::socket_cookie(&far).unwrap();
+        assert_ne!(ring::socket_cookie(&near).unwrap(), cookie);
+        let far = Socket::wrap(reactor, far).unwrap();
+        let copy = far.as_fd().try_clone_to_owned().unwrap();
+        settle(reactor, far.send(Message::from("me").with_descriptor(copy))).unwrap();
+        let came = settle(reactor, near.receive()).unwrap().take_descriptor().unwrap();
+        assert_eq!(ring::socket_cookie(&came).unwrap(), cookie);
+        assert!(ring::socket_cookie(std::io::pipe().unwrap().0).is_err());
+    }
+
+    fn what_was_taken_once_is_taken_again_unasked(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let far = Socket::wrap_again(reactor, far, Kind::SeqPacket);
+        settle(reactor, far.send("hello")).unwrap();
+        assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"hello");
+        let pipe = OwnedFd::from(std::io::pipe().unwrap().0);
+        let none = Socket::wrap_again(reactor, pipe, Kind::SeqPacket);
+        assert!(matches!(settle(reactor, none.send("hello")), Err(SendError::Io(_))));
+    }
+
+    fn a_socket_is_quiet_until_something_comes(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = testing::ends(reactor, streams);
+            assert!(near.is_quiet());
+            testing::send_packet(&far, b"one", &[]).unwrap();
+            assert!(!near.is_quiet());
+            turn(reactor);
+            // With a stream it is here by now, without one it is not.
+            assert!(!near.is_quiet());
+            drop(settle(reactor, near.receive()).unwrap());
+            assert!(near.is_quiet());
+            drop(far);
+            assert!(!near.is_quiet());
+        }
     }
 
     fn connectedness_is_told(reactor: &Reactor) {
