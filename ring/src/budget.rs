@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
 use crate::closer;
 use crate::fd::DESCRIPTORS_MAX;
 use crate::sys;
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 static EXPOSED: AtomicUsize = AtomicUsize::new(0);
 
 pub(crate) struct Budget {
+    clock: Clock,
     directory: Option<OwnedFd>,
     reserve: usize,
     limit: Cell<usize>,
@@ -41,8 +43,9 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(reserve: usize) -> Budget {
+    pub(crate) fn new(reserve: usize, clock: Clock) -> Budget {
         let budget = Budget {
+            clock,
             directory: sys::open_descriptor_directory(),
             reserve,
             limit: Cell::new(0),
@@ -76,9 +79,10 @@ impl Budget {
             self.short_since.set(None);
             return left;
         }
-        let since = self.short_since.get().unwrap_or_else(Instant::now);
+        let now = self.clock.now();
+        let since = self.short_since.get().unwrap_or(now);
         self.short_since.set(Some(since));
-        if since.elapsed() < PATIENCE { 0 } else { left }
+        if now.saturating_duration_since(since) < PATIENCE { 0 } else { left }
     }
 
     /// Whether those that wait might find room.
@@ -180,12 +184,19 @@ impl Drop for Budget {
     }
 }
 
+/// Held by unit tests that count this process's descriptors, or open many of them.
+#[cfg(test)]
+pub(crate) static COUNTED: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[cfg(test)]
 mod tests {
+    use std::sync::PoisonError;
+
     use super::*;
 
     #[test]
     fn descriptors_are_counted_without_proc() {
+        let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
         let told = sys::open_descriptors(sys::open_descriptor_directory().as_ref().map(AsFd::as_fd));
         let scanned = sys::open_descriptors(None);
         // Other tests of this process may open or close one meanwhile.
@@ -195,11 +206,11 @@ mod tests {
 
     #[test]
     fn what_is_exposed_is_not_given_twice() {
-        let budget = Budget::new(32);
+        let budget = Budget::new(32, Clock::Real);
         let before = budget.left();
         budget.expose(100);
         assert_eq!(budget.left(), before - 100);
-        let another = Budget::new(32);
+        let another = Budget::new(32, Clock::Real);
         another.used.set(budget.used.get());
         assert_eq!(another.left(), before - 100);
         budget.expose(before);

@@ -144,8 +144,23 @@ impl Closer {
     }
 }
 
+/// How many simulated worlds there are in this process: while there is one, everything is closed at once, on
+/// the thread, or nothing could be repeated.
+#[cfg(feature = "script")]
+pub(crate) static WORLDS: AtomicUsize = AtomicUsize::new(0);
+
+fn is_scripted() -> bool {
+    #[cfg(feature = "script")]
+    return WORLDS.load(Ordering::Relaxed) > 0;
+    #[cfg(not(feature = "script"))]
+    false
+}
+
 /// Leaves it to the threads.
 pub(crate) fn queue(fd: OwnedFd) {
+    if is_scripted() {
+        return drop(fd);
+    }
     let mut state = CLOSER.lock();
     if state.served_by != std::process::id() {
         state.served_by = std::process::id();

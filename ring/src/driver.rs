@@ -1,4 +1,4 @@
-//! The law both drivers obey, the choice between them, and the `match`.
+//! The law all drivers obey, the choice between them, and the `match`.
 //!
 //! - Every token accepted by `submit` comes home exactly once as `last`, also after `cancel`.
 //! - Between the two nothing that the kernel may touch moves: it is in the request, in its slot.
@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,16 +17,23 @@ use thiserror::Error;
 
 use crate::budget::Budget;
 use crate::buffer::Pool;
-use crate::fd::Fd;
+use crate::clock::Clock;
+use crate::envelope::Envelope;
+use crate::fd::{Fd, Kind};
 use crate::request::{Completion, Requests, Token};
-#[cfg(feature = "uring")]
-use crate::sys;
+use crate::sys::{self, Half};
 
 pub(crate) mod epoll;
+#[cfg(all(test, feature = "script"))]
+mod law;
+#[cfg(feature = "script")]
+pub(crate) mod script;
 #[cfg(feature = "uring")]
 pub(crate) mod uring;
 
 use epoll::Epoll;
+#[cfg(feature = "script")]
+use script::{Fate, Script};
 #[cfg(feature = "uring")]
 use uring::Uring;
 
@@ -81,6 +88,10 @@ pub enum DriverKind {
     Uring,
     /// epoll.
     Epoll,
+    /// The driver of simulated worlds, for tests.
+    #[cfg(feature = "script")]
+    #[doc(hidden)]
+    Script,
 }
 
 impl fmt::Display for DriverKind {
@@ -88,6 +99,8 @@ impl fmt::Display for DriverKind {
         f.write_str(match self {
             DriverKind::Uring => "uring",
             DriverKind::Epoll => "epoll",
+            #[cfg(feature = "script")]
+            DriverKind::Script => "script",
         })
     }
 }
@@ -177,16 +190,27 @@ pub(crate) const STARVED_RETRY: Duration = Duration::from_millis(10);
 pub(crate) struct Ground {
     pub(crate) pool: Rc<Pool>,
     pub(crate) budget: Rc<Budget>,
+    pub(crate) clock: Clock,
 }
 
-/// One of the two.
+/// One of them.
 pub(crate) enum Driver {
     #[cfg(feature = "uring")]
     Uring(Box<Uring>),
     Epoll(Box<Epoll>),
+    #[cfg(feature = "script")]
+    Script(Box<Script>),
 }
 
 impl Driver {
+    /// The driver of a simulated world.
+    #[cfg(feature = "script")]
+    pub(crate) fn script(ground: Ground, fate: Rc<Fate>) -> (Driver, DriverReport) {
+        let reason = format!("a world made of seed {}", fate.seed());
+        let driver = Driver::Script(Box::new(Script::new(ground, fate)));
+        (driver, DriverReport { kind: DriverKind::Script, reason })
+    }
+
     /// Opens the driver that was chosen, or that works.
     pub(crate) fn open(
         choice: DriverChoice,
@@ -243,6 +267,8 @@ impl Driver {
             #[cfg(feature = "uring")]
             Driver::Uring(uring) => uring.submit(token, requests),
             Driver::Epoll(epoll) => epoll.submit(token),
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.submit(token),
         }
     }
 
@@ -252,6 +278,8 @@ impl Driver {
             #[cfg(feature = "uring")]
             Driver::Uring(uring) => uring.cancel(token),
             Driver::Epoll(epoll) => epoll.cancel(token),
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.cancel(token),
         }
     }
 
@@ -266,6 +294,8 @@ impl Driver {
             #[cfg(feature = "uring")]
             Driver::Uring(uring) => uring.turn(requests, sleep, home),
             Driver::Epoll(epoll) => epoll.turn(requests, sleep, home),
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.turn(requests, sleep, home),
         }
     }
 
@@ -275,6 +305,56 @@ impl Driver {
             #[cfg(feature = "uring")]
             Driver::Uring(_) => {}
             Driver::Epoll(epoll) => epoll.forget(fd),
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.forget(fd),
+        }
+    }
+
+    // What is done at once goes through here too, so that a script can make it fail.
+
+    /// A connected pair.
+    pub(crate) fn pair(&mut self, kind: Kind) -> io::Result<(OwnedFd, OwnedFd)> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.pair(kind),
+            _ => sys::socketpair(kind),
+        }
+    }
+
+    /// Sends a sealed envelope now, past what is away.
+    pub(crate) fn send_now(&mut self, fd: &Fd, envelope: &Envelope) -> io::Result<usize> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.send_now(fd, envelope),
+            _ => envelope.send(fd.as_fd()),
+        }
+    }
+
+    /// Ends a connection for everybody who holds either end.
+    pub(crate) fn shut_down(&mut self, fd: &Fd) {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.shut_down(fd),
+            // Whoever is not connected has nothing to end.
+            _ => drop(sys::shutdown(fd.as_fd(), Half::Both)),
+        }
+    }
+
+    /// Which party of a simulated world this is the driver of.
+    #[cfg(feature = "script")]
+    pub(crate) fn party_of(&self, fate: &Rc<Fate>) -> Option<usize> {
+        match self {
+            Driver::Script(script) => script.party_of(fate),
+            _ => None,
+        }
+    }
+
+    /// Whether the process this is the driver of has died, in a simulated world.
+    pub(crate) fn is_dead(&self) -> bool {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.is_dead(),
+            _ => false,
         }
     }
 }

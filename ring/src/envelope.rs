@@ -83,6 +83,13 @@ impl Envelope {
         }
     }
 
+    /// Shows the kernel no more than so many bytes of a sealed message: what a stream takes when its buffer
+    /// is nearly full.
+    #[cfg(feature = "script")]
+    pub(crate) fn seal_at_most(&mut self, bytes: usize) {
+        self.vector.iov_len = self.vector.iov_len.min(bytes);
+    }
+
     /// Writes the one SCM_RIGHTS message and says how long it is.
     fn write_control(&mut self) -> usize {
         let data = mem::size_of_val(&[0 as RawFd]) * self.descriptors.len();

@@ -107,6 +107,14 @@ impl Executor {
         Settled { tasks_left: !self.0.tasks.is_empty(), next_timer }
     }
 
+    /// One step of a simulated world: each task that is ready, and one turn. Says whether anything happened.
+    #[cfg(feature = "script")]
+    pub(crate) fn step(&self) -> bool {
+        let ran = self.0.tasks.run();
+        let wait = if self.0.tasks.any_ready() { Wait::Not } else { Wait::Forever };
+        self.turn(wait) || ran || wait == Wait::Not
+    }
+
     /// A socket sends one message in a turn, so several messages take several turns.
     fn send_what_can_go(&self) {
         for _ in 0..LAST_TURNS_MAX {

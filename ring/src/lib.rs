@@ -49,6 +49,7 @@
 
 mod budget;
 mod buffer;
+mod clock;
 mod closer;
 mod driver;
 mod envelope;
@@ -61,6 +62,9 @@ mod op;
 mod reactor;
 mod remote;
 mod request;
+#[cfg(feature = "script")]
+#[doc(hidden)]
+pub mod script;
 mod socket;
 mod stats;
 mod sys;

@@ -17,6 +17,7 @@ use slab::Slab;
 
 use crate::budget::Budget;
 use crate::buffer::Pool;
+use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Sleep};
 use crate::envelope::{Envelope, Room};
@@ -25,7 +26,7 @@ use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
 use crate::stats::Stats;
-use crate::sys::{self, Half, SocketOption, errno, ready};
+use crate::sys::{self, SocketOption, errno, ready};
 use crate::timer::Timers;
 
 /// A socket whose owner does not receive may have so many messages waiting before its stream is stopped …
@@ -56,6 +57,7 @@ pub(crate) struct Core {
     pub(crate) stats: Stats,
     pool: Rc<Pool>,
     budget: Rc<Budget>,
+    clock: Clock,
     /// For each slot of `requests`, who asked.
     owners: Vec<Owner>,
     channels: Slab<Channel>,
@@ -213,7 +215,7 @@ pub(crate) struct Woken {
 
 impl Core {
     pub(crate) fn new(driver: Driver, ground: Ground) -> Core {
-        let Ground { pool, budget } = ground;
+        let Ground { pool, budget, clock } = ground;
         Core {
             driver,
             requests: Requests::default(),
@@ -221,6 +223,7 @@ impl Core {
             stats: Stats::default(),
             pool,
             budget,
+            clock,
             owners: Vec::new(),
             channels: Slab::new(),
             waiters: Slab::new(),
@@ -330,7 +333,7 @@ impl Core {
         channel.accepted.drain(..).for_each(discard);
         let hurry = channel.inbox.away.is_some() && !channel.private;
         if !channel.lane.is_empty() {
-            self.closing.push((Instant::now() + CLOSING_MAX, key));
+            self.closing.push((self.clock.now() + CLOSING_MAX, key));
         }
         self.advance_close(key);
         hurry
@@ -358,7 +361,7 @@ impl Core {
                 // Closing alone is seen by nobody while the driver holds the file; this the peer sees at
                 // once.
                 channel.shut = true;
-                let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
+                self.driver.shut_down(&channel.fd);
             }
             return;
         }
@@ -459,10 +462,10 @@ impl Core {
         }
         let mut envelope = Envelope::new(message);
         envelope.seal();
-        let sent = match envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel) {
+        let sent = match self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel) {
             Err(SendError::TooLarge) if envelope.bytes().len() <= PACKET_BYTES_MAX => {
                 channel.raise_send_buffer();
-                envelope.send(channel.fd.as_fd()).map_err(SendError::from_kernel)?
+                self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel)?
             }
             sent => sent?,
         };
@@ -476,6 +479,15 @@ impl Core {
             self.stats.descriptors_sent += envelope.descriptors().len() as u64;
         }
         Ok(())
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Ends the connection of a socket for everybody who holds either end.
+    pub(crate) fn shut_down(&mut self, key: usize) {
+        self.driver.shut_down(&self.channels[key].fd);
     }
 
     pub(crate) fn is_broken(&self, key: usize) -> bool {
@@ -601,7 +613,7 @@ impl Core {
                 if letter.slip.waiter.is_none() || under_way {
                     channel.lane.broken = true;
                     if channel.private {
-                        let _ = sys::shutdown(channel.fd.as_fd(), Half::Both);
+                        self.driver.shut_down(&channel.fd);
                     }
                 }
                 self.settle(letter.slip, Err(error), woken);
@@ -616,7 +628,7 @@ impl Core {
         lane.attempts += 1;
         if !*private {
             let pause = RETRY_FIRST.saturating_mul(1 << (lane.attempts - 1).min(16)).min(RETRY_LAST);
-            self.retrying.push((Instant::now() + pause, key));
+            self.retrying.push((self.clock.now() + pause, key));
         }
         if lane.unblock.is_none() {
             let request = Request::Ready { fd: fd.clone(), interest: ready::WRITE };
@@ -955,7 +967,7 @@ impl Core {
         let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
         let closing = self.closing.iter().map(|(moment, _)| *moment).min();
         match [self.timers.first(), retry, closing].into_iter().flatten().min() {
-            Some(moment) => sleep.at_most(moment.saturating_duration_since(Instant::now())),
+            Some(moment) => sleep.at_most(moment.saturating_duration_since(self.clock.now())),
             None => sleep,
         }
     }
@@ -964,7 +976,7 @@ impl Core {
         if self.timers.first().is_none() && self.retrying.is_empty() && self.closing.is_empty() {
             return;
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         self.timers.expire(now, &mut woken.wake);
         let (due, later) =
             std::mem::take(&mut self.retrying).into_iter().partition(|(moment, _)| *moment <= now);
@@ -1036,6 +1048,11 @@ impl Core {
     /// Brings everything home before the driver is closed: descriptors of a receive that has completed but
     /// has not been reaped are already in our table, and memory the kernel may write to must not be freed.
     fn drain(&mut self) {
+        if self.driver.is_dead() {
+            // Of a process that is killed nothing more is sent, and everything is closed.
+            self.requests = Requests::default();
+            return self.channels.clear();
+        }
         let mut woken = Woken::default();
         // Answers given in the last moment still go out; a letter of each socket in each turn.
         for _ in 0..LAST_TURNS_MAX {
@@ -1142,7 +1159,8 @@ mod tests {
     use crate::envelope::Control;
 
     fn core() -> Core {
-        let ground = Ground { pool: Pool::new(4), budget: Rc::new(Budget::new(0)) };
+        let ground =
+            Ground { pool: Pool::new(4), budget: Rc::new(Budget::new(0, Clock::Real)), clock: Clock::Real };
         let (driver, _) = Driver::open(DriverChoice::Epoll, ground.clone(), sys::eventfd().unwrap()).unwrap();
         Core::new(driver, ground)
     }

@@ -16,6 +16,9 @@ use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
 use crate::buffer::Pool;
+use crate::clock::Clock;
+#[cfg(feature = "script")]
+use crate::driver::script::Fate;
 use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, StartError};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
@@ -99,15 +102,24 @@ impl Reactor {
     /// # Errors
     /// See [`StartError`].
     pub fn with_config(config: Config) -> Result<Reactor, StartError> {
-        let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
-        let budget = Rc::new(Budget::new(config.descriptors_reserve));
-        let bell = Arc::new(Bell::new()?);
-        let ground = Ground { pool, budget };
+        let (bell, ground) = (Arc::new(Bell::new()?), ground(&config, Clock::Real));
         let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
         driver::announce(&report);
+        Ok(Reactor::on(driver, report, ground, bell))
+    }
+
+    /// One of a simulated world.
+    #[cfg(feature = "script")]
+    pub(crate) fn scripted(config: &Config, fate: Rc<Fate>) -> io::Result<Reactor> {
+        let (bell, ground) = (Arc::new(Bell::new()?), ground(config, fate.clock()));
+        let (driver, report) = Driver::script(ground.clone(), fate);
+        Ok(Reactor::on(driver, report, ground, bell))
+    }
+
+    fn on(driver: Driver, report: DriverReport, ground: Ground, bell: Arc<Bell>) -> Reactor {
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
-        Ok(Reactor(Rc::new(Shared { core, companions, bell, report })))
+        Reactor(Rc::new(Shared { core, companions, bell, report }))
     }
 
     /// Which driver runs, and why.
@@ -134,7 +146,7 @@ impl Reactor {
     pub fn turn(&self, wait: Wait) -> io::Result<bool> {
         let mut sleep = match wait {
             Wait::Not => driver::Sleep::Not,
-            Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(Instant::now())),
+            Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(self.now())),
             Wait::Forever => driver::Sleep::Forever,
         };
         let may_sleep = sleep != driver::Sleep::Not && !self.0.companions.any_ready();
@@ -159,9 +171,15 @@ impl Reactor {
         Companion { shared: Rc::downgrade(&self.0), id }
     }
 
+    /// What time it is. In a simulated world that is not what the machine says.
+    #[doc(hidden)]
+    pub fn now(&self) -> Instant {
+        self.0.core.borrow().now()
+    }
+
     /// Ends after so long.
     pub fn sleep(&self, time: Duration) -> Sleep {
-        self.sleep_until(Instant::now() + time)
+        self.sleep_until(self.now() + time)
     }
 
     /// Ends at this moment.
@@ -184,6 +202,13 @@ impl Reactor {
     pub(crate) fn is(&self, other: &Reactor) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
     }
+}
+
+/// What a driver leans on, as configured.
+fn ground(config: &Config, clock: Clock) -> Ground {
+    let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
+    let budget = Rc::new(Budget::new(config.descriptors_reserve, clock.clone()));
+    Ground { pool, budget, clock }
 }
 
 impl fmt::Debug for Reactor {
@@ -234,7 +259,7 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        if Instant::now() >= self.moment {
+        if self.reactor.now() >= self.moment {
             self.unset();
             return Poll::Ready(());
         }

@@ -64,7 +64,7 @@ impl Socket {
     /// # Errors
     /// The kernel's (out of descriptors).
     pub fn pair(reactor: &Reactor, kind: Kind) -> io::Result<(Socket, OwnedFd)> {
-        let (near, far) = sys::socketpair(kind)?;
+        let (near, far) = reactor.with(|core, _| core.driver.pair(kind))?;
         Ok((Socket::new(reactor, Fd::ours(near), kind, true), far))
     }
 
@@ -220,7 +220,7 @@ impl Socket {
     /// Ends the connection for everybody who holds either end, at once. What has arrived can still be
     /// received.
     pub fn shut_down(&self) {
-        let _ = sys::shutdown(self.as_fd(), sys::Half::Both);
+        self.reactor.with(|core, _| core.shut_down(self.channel));
     }
 
     /// Whether a send has found the other end gone.

@@ -25,6 +25,8 @@ pub(crate) mod errno {
     pub(crate) const EMSGSIZE: i32 = libc::EMSGSIZE;
     pub(crate) const ENFILE: i32 = libc::ENFILE;
     pub(crate) const ENOBUFS: i32 = libc::ENOBUFS;
+    #[cfg(feature = "script")]
+    pub(crate) const ENOMEM: i32 = libc::ENOMEM;
     pub(crate) const ENOSYS: i32 = libc::ENOSYS;
     pub(crate) const ENOTCONN: i32 = libc::ENOTCONN;
     pub(crate) const EPERM: i32 = libc::EPERM;

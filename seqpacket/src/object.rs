@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use imc::{SocketAddress, WrapError};
@@ -396,7 +396,7 @@ impl fmt::Debug for Call {
 
 /// A moment so far away that no clock can say it is none.
 pub(crate) fn deadline(reactor: &Reactor, time: Duration) -> Option<Sleep> {
-    Instant::now().checked_add(time).map(|moment| reactor.sleep_until(moment))
+    reactor.now().checked_add(time).map(|moment| reactor.sleep_until(moment))
 }
 
 /// An answer: bytes, and descriptors to take. Those not taken are closed when it is dropped.

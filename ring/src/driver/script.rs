@@ -1,0 +1,617 @@
+//! The driver of simulated worlds: every freedom the kernel has is decided by one seed.
+//!
+//! It makes the same system calls as the others, on real sockets, and never waits in one: so descriptors,
+//! full queues, ends of file and leaks are the kernel's own. What it makes up is what a kernel may do but
+//! seldom does: operations that run turns after they were asked for, completions in any order and few at a
+//! time, streams that end early, queues that are full for no reason, descriptors that did not fit, an end of
+//! file that is none. It owns what has happened and has not been told yet. It does not know what is sent.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
+use super::{Ground, STARVED_RETRY, Sleep};
+use crate::clock::Clock;
+use crate::envelope::{Control, Envelope};
+use crate::fd::{Fd, Kind};
+use crate::message::Received;
+use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::sys::{self, Half, errno, ready};
+
+/// How many decisions a world remembers, to be printed when it fails.
+const REMEMBERED_MAX: usize = 200;
+
+/// What a script may do, each in so many of a thousand chances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// An operation is not begun in the turn in which it was asked for.
+    pub held: u32,
+    /// … but so many turns later, at most.
+    pub turns_held_max: u32,
+    /// What has happened is not told in this turn.
+    pub untold: u32,
+    /// A send finds the queue full that is not (EAGAIN).
+    pub full: u32,
+    /// A stream takes, or gives, less than there is.
+    pub short: u32,
+    /// A receive ends for want of a buffer (ENOBUFS), or is interrupted (EINTR).
+    pub interrupted: u32,
+    /// A multishot ends with a message.
+    pub ended_early: u32,
+    /// A receive reports a reset in front of what is queued (ECONNRESET).
+    pub reset: u32,
+    /// A receive says zero although a message is queued: once for each socket, and only when its peer has
+    /// closed.
+    pub false_end: u32,
+    /// A send finds too many descriptors of its user in flight (ETOOMANYREFS).
+    pub too_many_in_flight: u32,
+    /// A send finds no memory (ENOMEM), which nobody can mend.
+    pub out_of_memory: u32,
+    /// The receiver has no room for all descriptors of a message: the first few arrive.
+    pub descriptors_lost: u32,
+    /// No descriptors for a pair, a socket or a connection (EMFILE).
+    pub out_of_descriptors: u32,
+}
+
+impl Faults {
+    /// Everything in order, at once, and without a fault.
+    pub const NONE: Faults = Faults {
+        held: 0,
+        turns_held_max: 0,
+        untold: 0,
+        full: 0,
+        short: 0,
+        interrupted: 0,
+        ended_early: 0,
+        reset: 0,
+        false_end: 0,
+        too_many_in_flight: 0,
+        out_of_memory: 0,
+        descriptors_lost: 0,
+        out_of_descriptors: 0,
+    };
+
+    /// What no program should notice but by the order of things.
+    pub const UNNOTICED: Faults = Faults {
+        held: 300,
+        turns_held_max: 4,
+        untold: 300,
+        full: 100,
+        short: 300,
+        interrupted: 50,
+        ended_early: 100,
+        reset: 30,
+        false_end: 500,
+        ..Faults::NONE
+    };
+
+    /// All there is.
+    pub const ALL: Faults = Faults {
+        too_many_in_flight: 60,
+        out_of_memory: 5,
+        descriptors_lost: 100,
+        out_of_descriptors: 40,
+        ..Faults::UNNOTICED
+    };
+}
+
+/// What all reactors of one world share: the seed, the clock, and what was decided.
+pub(crate) struct Fate {
+    seed: u64,
+    state: Cell<u64>,
+    started: Instant,
+    now: Rc<Cell<Instant>>,
+    faults: Cell<Faults>,
+    pub(crate) parties: RefCell<Vec<Standing>>,
+    /// Somebody else decides when time passes; otherwise the turn that would sleep does.
+    pub(crate) conducted: Cell<bool>,
+    decisions: RefCell<VecDeque<Decision>>,
+}
+
+/// Where one reactor of a world stands.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Standing {
+    /// Nothing will happen to it before somebody else does something, or time passes.
+    pub(crate) idle: bool,
+    /// When it would wake up by itself.
+    pub(crate) due: Option<Instant>,
+    /// Its process has died: nothing of it happens any more.
+    pub(crate) dead: bool,
+}
+
+/// One thing that was decided, or that happened because of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Decision {
+    /// Whose, by the order in which they joined the world.
+    pub(crate) party: usize,
+    pub(crate) what: &'static str,
+    /// Of which request; none for what is done at once.
+    pub(crate) slot: Option<u32>,
+    /// Bytes, an error, a number of descriptors, milliseconds.
+    pub(crate) number: i64,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Decision { party, what, slot, number } = *self;
+        match slot {
+            Some(slot) => write!(f, "party {party}, slot {slot}: {what} {number}"),
+            None => write!(f, "party {party}: {what} {number}"),
+        }
+    }
+}
+
+impl Fate {
+    pub(crate) fn new(seed: u64, faults: Faults) -> Rc<Fate> {
+        let started = Instant::now();
+        Rc::new(Fate {
+            seed,
+            state: Cell::new(seed),
+            started,
+            now: Rc::new(Cell::new(started)),
+            faults: Cell::new(faults),
+            parties: RefCell::new(Vec::new()),
+            conducted: Cell::new(false),
+            decisions: RefCell::new(VecDeque::new()),
+        })
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        Clock::Scripted(Rc::clone(&self.now))
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    pub(crate) fn set_faults(&self, faults: Faults) {
+        self.faults.set(faults);
+    }
+
+    pub(crate) fn faults(&self) -> Faults {
+        self.faults.get()
+    }
+
+    /// The next number of the seed: splitmix64, which is short and good enough.
+    fn next(&self) -> u64 {
+        self.state.set(self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let mut number = self.state.get();
+        number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        number ^ (number >> 31)
+    }
+
+    /// A number below `count`.
+    pub(crate) fn below(&self, count: usize) -> usize {
+        assert!(count > 0, "there is no number below zero");
+        (self.next() % count as u64) as usize
+    }
+
+    /// Whether it happens this time.
+    pub(crate) fn happens(&self, per_mille: u32) -> bool {
+        per_mille > 0 && self.next() % 1000 < u64::from(per_mille)
+    }
+
+    /// Time passes until this moment.
+    pub(crate) fn pass_until(&self, moment: Instant) {
+        let passed = moment.saturating_duration_since(self.now.get());
+        let number = passed.as_millis() as i64;
+        self.remember(Decision { party: 0, what: "milliseconds pass:", slot: None, number });
+        self.now.set(self.now.get() + passed);
+        self.stir();
+    }
+
+    /// Something was done that anybody may notice.
+    pub(crate) fn stir(&self) {
+        self.parties.borrow_mut().iter_mut().for_each(|standing| standing.idle = false);
+    }
+
+    pub(crate) fn remember(&self, decision: Decision) {
+        let mut decisions = self.decisions.borrow_mut();
+        if decisions.len() == REMEMBERED_MAX {
+            decisions.pop_front();
+        }
+        decisions.push_back(decision);
+    }
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let passed = self.now.get().saturating_duration_since(self.started);
+        writeln!(f, "seed {}, after {passed:?}; the last decisions:", self.seed)?;
+        self.decisions.borrow().iter().try_for_each(|decision| writeln!(f, "  {decision}"))
+    }
+}
+
+pub(crate) struct Script {
+    ground: Ground,
+    fate: Rc<Fate>,
+    party: usize,
+    away: Vec<Away>,
+    /// What has happened and has not been told, in the order in which it happened.
+    untold: Vec<Completion>,
+    /// What is remembered of each descriptor.
+    known: Slab<Known>,
+}
+
+/// A token that has not come home.
+#[derive(Clone, Copy)]
+struct Away {
+    token: Token,
+    /// Turns before it is tried.
+    held: u32,
+    /// Turns before a cancellation is looked at.
+    cancelled: Option<u32>,
+}
+
+struct Known {
+    /// It has said once that it has ended when it had not.
+    lied: bool,
+}
+
+enum Attempt {
+    Home(Outcome),
+    /// There may be more.
+    More,
+    /// Not yet.
+    Later,
+    /// Not before there are descriptors.
+    Starve,
+}
+
+impl Script {
+    pub(crate) fn new(ground: Ground, fate: Rc<Fate>) -> Script {
+        let mut parties = fate.parties.borrow_mut();
+        let party = parties.len();
+        parties.push(Standing::default());
+        drop(parties);
+        Script { ground, fate, party, away: Vec::new(), untold: Vec::new(), known: Slab::new() }
+    }
+
+    pub(crate) fn submit(&mut self, token: Token) {
+        let faults = self.fate.faults();
+        let held = match self.fate.happens(faults.held) {
+            true => self.fate.below(faults.turns_held_max as usize + 1) as u32,
+            false => 0,
+        };
+        self.away.push(Away { token, held, cancelled: None });
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token) {
+        let turns = self.fate.below(3) as u32;
+        // What has happened already, and what was cancelled already, comes home as it would have.
+        if let Some(away) = self.away.iter_mut().find(|away| away.token == token) {
+            away.cancelled.get_or_insert(turns);
+        }
+    }
+
+    pub(crate) fn forget(&mut self, fd: &Fd) {
+        if let Some(number) = fd.watch().take() {
+            self.known.remove(number as usize);
+        }
+    }
+
+    pub(crate) fn pair(&mut self, kind: Kind) -> io::Result<(OwnedFd, OwnedFd)> {
+        if self.fate.happens(self.fate.faults().out_of_descriptors) {
+            self.note("no pair", None, 0);
+            return Err(error(errno::EMFILE));
+        }
+        sys::socketpair(kind)
+    }
+
+    pub(crate) fn send_now(&mut self, fd: &Fd, envelope: &Envelope) -> io::Result<usize> {
+        if self.is_dead() || self.fate.happens(self.fate.faults().full) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.fate.stir();
+        envelope.send(fd.as_fd())
+    }
+
+    pub(crate) fn shut_down(&mut self, fd: &Fd) {
+        if !self.is_dead() {
+            self.note("shuts down", None, 0);
+            self.fate.stir();
+            let _ = sys::shutdown(fd.as_fd(), Half::Both);
+        }
+    }
+
+    /// Its process is dead: what is away comes home no more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.fate.parties.borrow()[self.party].dead
+    }
+
+    fn note(&self, what: &'static str, token: Option<Token>, number: usize) {
+        let slot = token.map(|token| token.slot);
+        self.fate.remember(Decision { party: self.party, what, slot, number: number as i64 });
+    }
+
+    fn note_error(&self, what: &'static str, token: Token, error: &io::Error) {
+        let number = i64::from(error.raw_os_error().unwrap_or_default());
+        self.fate.remember(Decision { party: self.party, what, slot: Some(token.slot), number });
+    }
+
+    pub(crate) fn party_of(&self, fate: &Rc<Fate>) -> Option<usize> {
+        Rc::ptr_eq(&self.fate, fate).then_some(self.party)
+    }
+
+    pub(crate) fn turn(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        if self.is_dead() {
+            return Ok(());
+        }
+        self.ground.budget.turn();
+        let told = home.len();
+        let mut sleep = sleep;
+        let moved = self.act(requests, &mut sleep);
+        self.tell(home);
+        if moved || home.len() > told || !self.untold.is_empty() {
+            self.fate.stir();
+            return Ok(());
+        }
+        self.rest(sleep);
+        Ok(())
+    }
+
+    /// Begins, tries and cancels, in any order. Says whether anything has moved.
+    fn act(&mut self, requests: &mut Requests, sleep: &mut Sleep) -> bool {
+        let mut moved = false;
+        let mut away = std::mem::take(&mut self.away);
+        for last in (1..away.len()).rev() {
+            away.swap(last, self.fate.below(last + 1));
+        }
+        for mut one in away {
+            if let Some(turns @ 1..) = &mut one.cancelled {
+                *turns -= 1;
+                moved = true;
+            } else if one.cancelled.is_some() {
+                moved = true;
+                self.come_home_cancelled(one.token, requests);
+                continue;
+            }
+            if one.held > 0 {
+                one.held -= 1;
+                moved = true;
+                self.away.push(one);
+                continue;
+            }
+            match self.attempt(one.token, requests) {
+                Attempt::Home(outcome) => {
+                    moved = true;
+                    self.untold.push(Completion { token: one.token, outcome, last: true });
+                }
+                Attempt::More => {
+                    moved = true;
+                    self.away.push(one);
+                }
+                Attempt::Later => self.away.push(one),
+                Attempt::Starve => {
+                    *sleep = sleep.at_most(STARVED_RETRY);
+                    self.away.push(one);
+                }
+            }
+        }
+        moved
+    }
+
+    /// A cancellation races with what it cancels: what could still happen does, in half of all cases.
+    fn come_home_cancelled(&mut self, token: Token, requests: &mut Requests) {
+        if self.fate.happens(500)
+            && let Attempt::Home(outcome) = self.attempt(token, requests)
+        {
+            self.untold.push(Completion { token, outcome, last: true });
+            return;
+        }
+        let Some(request) = requests.find(token) else { return };
+        let cancelled = error(errno::ECANCELED);
+        let outcome = match request {
+            Request::Send { .. } => Outcome::Sent(Err(cancelled)),
+            Request::Receive { .. } => Outcome::Arrived(Err(cancelled)),
+            Request::Ready { .. } => Outcome::Ready(Err(cancelled)),
+            Request::Accept { .. } => Outcome::Accepted(Err(cancelled)),
+        };
+        self.note("cancelled", Some(token), 0);
+        self.untold.push(Completion { token, outcome, last: true });
+    }
+
+    fn attempt(&mut self, token: Token, requests: &mut Requests) -> Attempt {
+        let Some(request) = requests.find(token) else { return Attempt::Later };
+        match request {
+            Request::Send { .. } => Attempt::Home(Outcome::Sent(self.send(token, request))),
+            Request::Receive { fd, want, .. } => {
+                let (fd, want) = (fd.clone(), *want);
+                self.receive(token, &fd, want)
+            }
+            Request::Ready { fd, interest } => match sys::poll_now(fd.as_fd(), *interest) {
+                Ok(0) => Attempt::Later,
+                result => {
+                    self.note("ready", Some(token), 0);
+                    Attempt::Home(Outcome::Ready(result))
+                }
+            },
+            Request::Accept { .. } if self.fate.happens(self.fate.faults().out_of_descriptors) => {
+                Attempt::Starve
+            }
+            Request::Accept { fd } => match sys::accept(fd.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Later,
+                Err(error) if out_of_descriptors(&error) => Attempt::Starve,
+                result => {
+                    self.note("accepted", Some(token), 0);
+                    Attempt::Home(Outcome::Accepted(result))
+                }
+            },
+        }
+    }
+
+    fn send(&mut self, token: Token, request: &mut Request) -> io::Result<usize> {
+        let Request::Send { fd, envelope, .. } = request else { unreachable!("looked at before") };
+        let faults = self.fate.faults();
+        let with_descriptors = !envelope.descriptors().is_empty() && !envelope.is_under_way();
+        let made_up = if self.fate.happens(faults.full) {
+            Some(io::Error::from(io::ErrorKind::WouldBlock))
+        } else if with_descriptors && self.fate.happens(faults.too_many_in_flight) {
+            Some(error(errno::ETOOMANYREFS))
+        } else if self.fate.happens(faults.out_of_memory) {
+            Some(error(errno::ENOMEM))
+        } else {
+            None
+        };
+        let result = match made_up {
+            Some(error) => Err(error),
+            None => {
+                if self.fate.happens(faults.short) && is_of(fd, Kind::Stream) {
+                    envelope.seal_at_most(1 + self.fate.below(envelope.bytes().len()));
+                }
+                envelope.send(fd.as_fd())
+            }
+        };
+        match &result {
+            Ok(count) => self.note("sent", Some(token), *count),
+            Err(error) => self.note_error("not sent", token, error),
+        }
+        result
+    }
+
+    fn receive(&mut self, token: Token, fd: &Fd, want: Want) -> Attempt {
+        let faults = self.fate.faults();
+        if let Some(number) = self.interruption(faults) {
+            self.note_error("receive ends", token, &error(number));
+            return Attempt::Home(Outcome::Arrived(Err(error(number))));
+        }
+        if self.lies(fd, faults) {
+            self.note("says falsely that this is the end", Some(token), 0);
+            return Attempt::Home(Outcome::Arrived(Ok(nothing())));
+        }
+        let mut any = false;
+        for _ in 0..1 + self.fate.below(BURST_MAX) {
+            let arrival = match receive_now(&self.ground, fd, want.room) {
+                Now::Arrived(arrival) => self.cut(token, arrival, faults),
+                Now::Starved => return Attempt::Starve,
+                Now::Empty if any => return Attempt::More,
+                Now::Empty => return Attempt::Later,
+                Now::Failed(error) => {
+                    self.note_error("receive fails", token, &error);
+                    return Attempt::Home(Outcome::Arrived(Err(error)));
+                }
+            };
+            if !want.many || arrival.nothing {
+                return Attempt::Home(Outcome::Arrived(Ok(arrival)));
+            }
+            if self.fate.happens(faults.ended_early) {
+                self.note("stream ends early", Some(token), 0);
+                return Attempt::Home(Outcome::Arrived(Ok(arrival)));
+            }
+            any = true;
+            self.untold.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
+        }
+        Attempt::More
+    }
+
+    /// Why a receive ends without having looked.
+    fn interruption(&self, faults: Faults) -> Option<i32> {
+        if self.fate.happens(faults.interrupted) {
+            return Some(if self.fate.happens(500) { errno::ENOBUFS } else { errno::EINTR });
+        }
+        self.fate.happens(faults.reset).then_some(errno::ECONNRESET)
+    }
+
+    /// Whether this receive says zero before its time. The kernel does so when a message and the end came
+    /// between its look at the queue and its look for the end.
+    fn lies(&mut self, fd: &Fd, faults: Faults) -> bool {
+        if faults.false_end == 0 {
+            return false;
+        }
+        let number = fd.watch().get().map_or_else(
+            || {
+                let number = self.known.insert(Known { lied: false });
+                fd.watch().set(u32::try_from(number).ok());
+                number
+            },
+            |number| number as usize,
+        );
+        let ended = sys::poll_now(fd.as_fd(), ready::HUNG_UP).is_ok_and(|mask| mask & ready::HUNG_UP != 0);
+        let seqpacket = is_of(fd, Kind::SeqPacket);
+        if !ended || !seqpacket || self.known[number].lied || !self.fate.happens(faults.false_end) {
+            return false;
+        }
+        self.known[number].lied = true;
+        true
+    }
+
+    /// The kernel had no room for all descriptors of this message, in some cases.
+    fn cut(&self, token: Token, mut arrival: Arrival, faults: Faults) -> Arrival {
+        let count = arrival.message.descriptors();
+        self.note("arrived", Some(token), arrival.message.bytes().len());
+        if count > 0 && self.fate.happens(faults.descriptors_lost) {
+            let kept = self.fate.below(count);
+            self.note("descriptors lost", Some(token), count - kept);
+            arrival.message.keep_descriptors(kept);
+            arrival.control_lost = true;
+        }
+        arrival
+    }
+
+    /// Tells some of what has happened: of different tokens in any order, of one token in the order in which
+    /// it happened.
+    fn tell(&mut self, home: &mut Vec<Completion>) {
+        let faults = self.fate.faults();
+        let mut count = self.untold.len();
+        if count > 0 && self.fate.happens(faults.untold) {
+            count = self.fate.below(count + 1);
+        }
+        for _ in 0..count {
+            let chosen = match faults.untold {
+                0 => 0,
+                _ => self.fate.below(self.untold.len()),
+            };
+            let token = self.untold[chosen].token;
+            let first = self.untold.iter().position(|completion| completion.token == token);
+            home.push(self.untold.remove(first.expect("the chosen one at least")));
+        }
+    }
+
+    /// Nothing happens any more without somebody else, or without time.
+    fn rest(&mut self, sleep: Sleep) {
+        let due = match sleep {
+            // Nobody has asked for how long; and there will be another turn.
+            Sleep::Not => return,
+            Sleep::For(time) => Some(self.fate.now() + time),
+            Sleep::Forever => None,
+        };
+        if self.fate.conducted.get() {
+            self.fate.parties.borrow_mut()[self.party] = Standing { idle: true, due, dead: false };
+            return;
+        }
+        match due {
+            Some(moment) => self.fate.pass_until(moment),
+            None => panic!("asleep for ever, and nobody else is there\n{}", self.fate),
+        }
+    }
+}
+
+fn is_of(fd: &Fd, kind: Kind) -> bool {
+    matches!(sys::unix_kind(fd.as_fd()), Ok(Some(found)) if found == kind)
+}
+
+fn error(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+fn nothing() -> Arrival {
+    let message = Received::owned(Vec::new(), Control::default());
+    Arrival { message, bytes_lost: false, control_lost: false, nothing: true }
+}
