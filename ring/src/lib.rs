@@ -62,6 +62,7 @@ mod op;
 mod reactor;
 mod remote;
 mod request;
+mod room;
 #[cfg(feature = "script")]
 #[doc(hidden)]
 pub mod script;
@@ -82,6 +83,7 @@ pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
+pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket, socket_cookie};
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

@@ -441,6 +441,23 @@ fn file_system(fd: BorrowedFd<'_>) -> Option<i64> {
     Some(system.f_type as i64)
 }
 
+// -- memory ---------------------------------------------------------------------------------------------
+
+/// Tells the kernel that this memory had better be in huge pages. Only advice: nothing is said if it cannot.
+pub(crate) fn prefer_huge_pages(memory: &mut [mem::MaybeUninit<u8>]) {
+    const HUGE_PAGE_BYTES: usize = 2 << 20;
+    let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    let Some(whole) = memory.len().checked_sub(start).map(|length| length & !(HUGE_PAGE_BYTES - 1)) else {
+        return;
+    };
+    let Some(memory) = memory.get_mut(start..start + whole).filter(|memory| !memory.is_empty()) else {
+        return;
+    };
+    // SAFETY: whole pages that are ours; which pages hold them changes nothing that can be read there.
+    // Kept honest by `room.rs::a_room_holds_what_is_put_into_it`.
+    let _ = unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
+}
+
 // -- inheritance ----------------------------------------------------------------------------------------
 
 /// Whether the number is open, and if so whether it is closed on exec.
