@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::clock::Clock;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::request::{Completion, Requests, Token};
 use crate::sys::{self, Half};
@@ -32,6 +32,7 @@ pub(crate) mod script;
 pub(crate) mod uring;
 
 use epoll::Epoll;
+pub(crate) use epoll::Now;
 #[cfg(feature = "script")]
 use script::{Fate, Script};
 #[cfg(feature = "uring")]
@@ -296,6 +297,17 @@ impl Driver {
             Driver::Epoll(epoll) => epoll.turn(requests, sleep, home),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.turn(requests, sleep, home),
+        }
+    }
+
+    /// Receives one message now, without a token, where nothing else receives for this descriptor.
+    pub(crate) fn take(&mut self, fd: &Fd, room: Room) -> Now {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.take_now(fd, room),
+            Driver::Epoll(epoll) => epoll.take_now(fd, room),
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.take_now(fd, room),
         }
     }
 

@@ -84,6 +84,8 @@ pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
 pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
-pub use socket::{Accepting, Exchange, ExchangeError, Readiness, Receive, Sending, Socket, socket_cookie};
+pub use socket::{
+    Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
+};
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

@@ -19,7 +19,7 @@ use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
-use crate::driver::{Driver, Ground, Sleep};
+use crate::driver::{Driver, Ground, Now, Sleep};
 use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
@@ -44,6 +44,9 @@ const RETRY_LAST: Duration = Duration::from_millis(32);
 
 /// How long a closed socket may hold back its last messages for a peer that does not receive.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
+
+/// How often a queue is looked into for one message before others have their turn.
+const LOOKS_MAX: usize = 16;
 
 /// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that
 /// ends.
@@ -204,6 +207,14 @@ pub(crate) enum Done {
     Sent(Result<(), SendError>),
     Ready(io::Result<u32>),
     Accepted(io::Result<OwnedFd>),
+}
+
+/// What a look for one message found.
+pub(crate) enum OneTaken {
+    Here(Result<Received, ReceiveError>),
+    Nothing,
+    /// There may be one, but no descriptor is left for what it brings.
+    Starved,
 }
 
 /// Wakers to be woken, and to be dropped, when nothing is borrowed.
@@ -796,6 +807,30 @@ impl Core {
     pub(crate) fn has_nothing_arrived(&self, key: usize) -> bool {
         let inbox = &self.channels[key].inbox;
         inbox.arrived.is_empty() && !inbox.ended
+    }
+
+    /// Takes the next message out of the queue, now or not at all, and only this one: for a socket on which
+    /// other processes receive too.
+    pub(crate) fn take_one(&mut self, key: usize, woken: &mut Woken) -> OneTaken {
+        // Each look may find something that is no message: an empty packet, a reset, half an end.
+        for _ in 0..LOOKS_MAX {
+            if let Some(result) = self.take_arrived(key) {
+                return OneTaken::Here(result);
+            }
+            self.ask_for_credentials(key);
+            let channel = &self.channels[key];
+            match self.driver.take(&channel.fd, channel.room) {
+                Now::Arrived(arrival) => self.arrived(key, Ok(arrival), false, woken),
+                Now::Failed(error) => self.arrived(key, Err(error), false, woken),
+                Now::Starved => return OneTaken::Starved,
+                Now::Empty => break,
+            }
+            self.channels[key].inbox.wanted = false;
+        }
+        match self.take_arrived(key) {
+            Some(result) => OneTaken::Here(result),
+            None => OneTaken::Nothing,
+        }
     }
 
     /// Starts receiving before anybody asks.

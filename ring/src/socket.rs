@@ -12,11 +12,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::driver::STARVED_RETRY;
 use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
-use crate::op::Done;
-use crate::reactor::Reactor;
+use crate::op::{Done, OneTaken};
+use crate::reactor::{Reactor, Sleep};
 use crate::request::Request;
 use crate::sys::{self, SocketOption, ready};
 
@@ -293,6 +294,68 @@ impl Socket {
             && sys::poll_now(self.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
     }
 
+    /// The next message of a socket on which other processes receive too: it is taken out of the queue only
+    /// while this is awaited, and only this one. [`receive`](Socket::receive), which may take a message that
+    /// nobody here wants yet, and `stream`, which takes all it finds, would keep from the others what they
+    /// could have had.
+    ///
+    /// ```
+    /// use ring::{Executor, Kind, Reactor, Socket};
+    ///
+    /// let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// // Two workers, in one process here.
+    /// let workers = [Socket::wrap(&reactor, far.try_clone()?)?, Socket::wrap(&reactor, far)?];
+    /// Executor::new(&reactor).block_on(async {
+    ///     near.send("first").await?;
+    ///     near.send("second").await?;
+    ///     assert_eq!(workers[0].take_one().await?.bytes(), b"first");
+    ///     assert_eq!(workers[1].take_one().await?.bytes(), b"second");
+    ///     Ok::<(), Box<dyn std::error::Error>>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// It is not for a socket that also receives in another way. One message is taken for each time the
+    /// socket was found readable. With no descriptors left for what a message may bring it waits.
+    pub fn take_one(&self) -> TakeOne<'_> {
+        TakeOne { socket: self, look: Look::default() }
+    }
+
+    /// As [`take_one`](Socket::take_one), for futures written by hand. Whoever drops the [`Look`] stops
+    /// waiting.
+    pub fn poll_take_one(
+        &self,
+        look: &mut Look,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Received, ReceiveError>> {
+        loop {
+            if let Some(pause) = &mut look.pause {
+                std::task::ready!(Pin::new(pause).poll(context));
+                look.pause = None;
+            }
+            let Some((reactor, waiter)) = &look.asked else {
+                // Readiness first, also for the second message: between two of them others have their chance.
+                let ready = |fd| Request::Ready { fd, interest: ready::READ };
+                let waiter = self.reactor.with(|core, _| core.ask(self.channel, ready));
+                look.asked = Some((self.reactor.clone(), waiter));
+                continue;
+            };
+            let told = reactor.with(|core, woken| core.poll_waiter(*waiter, context.waker(), woken));
+            let told = std::task::ready!(told);
+            look.asked = None;
+            if let Done::Ready(Err(error)) = told {
+                return Poll::Ready(Err(ReceiveError::Io(error)));
+            }
+            match self.reactor.with(|core, woken| core.take_one(self.channel, woken)) {
+                OneTaken::Here(result) => return Poll::Ready(result),
+                // Somebody else was faster.
+                OneTaken::Nothing => {}
+                OneTaken::Starved => look.pause = Some(self.reactor.sleep(STARVED_RETRY)),
+            }
+        }
+    }
+
     /// From now on receives without being asked: one request brings messages until the socket is dropped.
     /// With 64 messages or 1 MiB waiting for [`receive`](Socket::receive) it pauses.
     pub fn stream(&self) {
@@ -460,6 +523,44 @@ impl Future for Receive<'_> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.socket.poll_receive(context)
+    }
+}
+
+/// The next message, taken only while this is awaited. Made by [`Socket::take_one`].
+#[must_use = "a message is taken only when this is awaited"]
+pub struct TakeOne<'a> {
+    socket: &'a Socket,
+    look: Look,
+}
+
+impl Future for TakeOne<'_> {
+    type Output = Result<Received, ReceiveError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let socket = self.socket;
+        socket.poll_take_one(&mut self.look, context)
+    }
+}
+
+/// What somebody who [takes one message at a time](Socket::poll_take_one) waits for.
+#[derive(Default)]
+pub struct Look {
+    asked: Option<(Reactor, usize)>,
+    /// Without descriptors there is no use in looking for a while.
+    pause: Option<Sleep>,
+}
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Look").field("asked", &self.asked.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if let Some((reactor, waiter)) = self.asked.take() {
+            reactor.with(|core, woken| core.abandon(waiter, woken));
+        }
     }
 }
 

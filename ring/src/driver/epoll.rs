@@ -85,6 +85,10 @@ impl Epoll {
         self.cancelled.push(token);
     }
 
+    pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
+        receive_now(&self.ground, fd, room)
+    }
+
     pub(crate) fn forget(&mut self, fd: &Fd) {
         let Some(number) = fd.watch().take() else { return };
         let watch = self.watches.remove(number as usize);
@@ -279,7 +283,7 @@ impl Epoll {
 }
 
 /// What a receive that does not wait found.
-pub(super) enum Now {
+pub(crate) enum Now {
     Arrived(Arrival),
     Empty,
     Starved,

@@ -19,7 +19,7 @@ use slab::Slab;
 use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
 use super::{Ground, STARVED_RETRY, Sleep};
 use crate::clock::Clock;
-use crate::envelope::{Control, Envelope};
+use crate::envelope::{Control, Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::message::Received;
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
@@ -318,6 +318,26 @@ impl Script {
         envelope.send(fd.as_fd())
     }
 
+    pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
+        let faults = self.fate.faults();
+        // Another process may always be faster.
+        if self.is_dead() || self.fate.happens(faults.full) {
+            return Now::Empty;
+        }
+        if self.fate.happens(faults.reset) {
+            return Now::Failed(error(errno::ECONNRESET));
+        }
+        if self.lies(fd, faults) {
+            self.note("says falsely that this is the end", None, 0);
+            return Now::Arrived(nothing());
+        }
+        self.fate.stir();
+        match receive_now(&self.ground, fd, room) {
+            Now::Arrived(arrival) => Now::Arrived(self.cut(None, arrival, faults)),
+            other => other,
+        }
+    }
+
     pub(crate) fn shut_down(&mut self, fd: &Fd) {
         if !self.is_dead() {
             self.note("shuts down", None, 0);
@@ -499,7 +519,7 @@ impl Script {
         let mut any = false;
         for _ in 0..1 + self.fate.below(BURST_MAX) {
             let arrival = match receive_now(&self.ground, fd, want.room) {
-                Now::Arrived(arrival) => self.cut(token, arrival, faults),
+                Now::Arrived(arrival) => self.cut(Some(token), arrival, faults),
                 Now::Starved => return Attempt::Starve,
                 Now::Empty if any => return Attempt::More,
                 Now::Empty => return Attempt::Later,
@@ -553,12 +573,12 @@ impl Script {
     }
 
     /// The kernel had no room for all descriptors of this message, in some cases.
-    fn cut(&self, token: Token, mut arrival: Arrival, faults: Faults) -> Arrival {
+    fn cut(&self, token: Option<Token>, mut arrival: Arrival, faults: Faults) -> Arrival {
         let count = arrival.message.descriptors();
-        self.note("arrived", Some(token), arrival.message.bytes().len());
+        self.note("arrived", token, arrival.message.bytes().len());
         if count > 0 && self.fate.happens(faults.descriptors_lost) {
             let kept = self.fate.below(count);
-            self.note("descriptors lost", Some(token), count - kept);
+            self.note("descriptors lost", token, count - kept);
             arrival.message.keep_descriptors(kept);
             arrival.control_lost = true;
         }

@@ -506,6 +506,10 @@ impl Uring {
         Ok(Arrival { message, bytes_lost, control_lost, nothing })
     }
 
+    pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
+        receive_now(&self.ground, fd, room)
+    }
+
     /// The socket is readable: takes one message with a plain call, or several if it streams.
     fn take(
         &mut self,
