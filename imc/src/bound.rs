@@ -6,10 +6,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use ring::{Credentials, Reactor, ReceiveError, Received, SendError, Socket};
+use ring::{Credentials, Look, Reactor, ReceiveError, Received, SendError, Socket};
 
 use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
 
@@ -114,8 +115,8 @@ impl BoundSocket {
         BoundSocket { socket, confirming: Cell::new(false), violations: Cell::default() }
     }
 
-    /// Takes the bound end that this process was started with. Nobody else may hold it. That it is not rather
-    /// the address cannot be seen.
+    /// Takes the bound end that this process was started with. Nobody else may hold it, unless it is
+    /// [shared](BoundSocket::set_shared). That it is not rather the address cannot be seen.
     ///
     /// # Errors
     /// Anything but a connected AF_UNIX socket of type SEQPACKET is refused and closed.
@@ -141,20 +142,57 @@ impl BoundSocket {
     /// As `accept`.
     pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<Result<Arrival, AcceptError>> {
         loop {
-            let judged = match ready!(self.socket.poll_receive(context)) {
-                Ok(message) => self.judge(message),
-                Err(ReceiveError::Closed) => return Poll::Ready(Err(AcceptError::Gone)),
-                Err(ReceiveError::Io(error)) => return Poll::Ready(Err(AcceptError::Io(error))),
-                Err(ReceiveError::DescriptorsLost(message)) => Err(Violation::of_what_is_left(&message)),
-                // Truncated, and so much longer than one byte.
-                Err(_) => Err(Violation::WrongMessage),
-            };
-            match judged {
-                Ok(arrival) => {
-                    self.confirm(&arrival.socket);
-                    return Poll::Ready(Ok(arrival));
-                }
-                Err(violation) => self.count(violation),
+            if let Some(accepted) = self.admit(ready!(self.socket.poll_receive(context))) {
+                return Poll::Ready(accepted);
+            }
+        }
+    }
+
+    /// As [`accept`](BoundSocket::accept), for a bound socket that is [shared](BoundSocket::set_shared): a
+    /// request is taken from the queue only while this is awaited, and only this one.
+    ///
+    /// # Errors
+    /// As `accept`.
+    pub async fn accept_one(&self) -> Result<Arrival, AcceptError> {
+        let mut look = Look::default();
+        poll_fn(|context| self.poll_accept_one(&mut look, context)).await
+    }
+
+    /// As [`accept_one`](BoundSocket::accept_one), for futures written by hand. Whoever drops the [`Look`]
+    /// stops waiting.
+    ///
+    /// # Errors
+    /// As `accept`.
+    pub fn poll_accept_one(
+        &self,
+        look: &mut Look,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Arrival, AcceptError>> {
+        loop {
+            if let Some(accepted) = self.admit(ready!(self.socket.poll_take_one(look, context))) {
+                return Poll::Ready(accepted);
+            }
+        }
+    }
+
+    /// What came, if it is a connection or the end; anything else is counted.
+    fn admit(&self, received: Result<Received, ReceiveError>) -> Option<Result<Arrival, AcceptError>> {
+        let judged = match received {
+            Ok(message) => self.judge(message),
+            Err(ReceiveError::Closed) => return Some(Err(AcceptError::Gone)),
+            Err(ReceiveError::Io(error)) => return Some(Err(AcceptError::Io(error))),
+            Err(ReceiveError::DescriptorsLost(message)) => Err(Violation::of_what_is_left(&message)),
+            // Truncated, and so much longer than one byte.
+            Err(_) => Err(Violation::WrongMessage),
+        };
+        match judged {
+            Ok(arrival) => {
+                self.confirm(&arrival.socket);
+                Some(Ok(arrival))
+            }
+            Err(violation) => {
+                self.count(violation);
+                None
             }
         }
     }
@@ -197,6 +235,30 @@ impl BoundSocket {
     /// [wait for it](crate::SocketAddress::connect_confirmed). All clients must know. Off at first.
     pub fn set_confirming(&self, confirming: bool) {
         self.confirming.set(confirming);
+    }
+
+    /// Whether other processes hold this bound socket too, and accept from it. Then dropping it here is not
+    /// the end of it: requests go on waiting for the others. Off at first.
+    ///
+    /// ```
+    /// # use imc::{AcceptError, Arrival, BoundSocket};
+    /// // In each of several workers that have inherited one bound socket.
+    /// async fn accept_for_me(bound: &BoundSocket) -> Result<Arrival, AcceptError> {
+    ///     bound.set_shared(true);
+    ///     bound.accept_one().await
+    /// }
+    /// ```
+    pub fn set_shared(&self, shared: bool) {
+        self.socket.set_private(!shared);
+    }
+
+    /// A duplicate of the bound end, for another process that is to accept from it too. Say
+    /// [`set_shared`](BoundSocket::set_shared) on both sides.
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
     }
 
     /// What holders of the address did wrong so far.

@@ -453,6 +453,31 @@ on_each_driver! {
         drop(limit);
     }
 
+    fn acceptors_that_share_a_bound_socket_take_one_each(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        let sibling = BoundSocket::from_fd(reactor, bound.share().unwrap()).unwrap();
+        bound.set_shared(true);
+        sibling.set_shared(true);
+        settle(reactor, async {
+            let clients = [address.connect().await.unwrap(), address.connect().await.unwrap()];
+            let servers = [bound.accept_one().await.unwrap(), sibling.accept_one().await.unwrap()];
+            for (client, server) in clients.iter().zip(&servers) {
+                client.send("hello").await.unwrap();
+                assert_eq!(server.socket.receive().await.unwrap().bytes(), b"hello");
+                assert_eq!(server.who.credentials.unwrap().pid, std::process::id() as i32);
+            }
+        });
+        drop(bound);
+        let client = settle(reactor, address.connect()).unwrap();
+        settle(reactor, async {
+            client.send("still here").await.unwrap();
+            let server = sibling.accept_one().await.unwrap().socket;
+            assert_eq!(server.receive().await.unwrap().bytes(), b"still here");
+        });
+        drop(address);
+        assert!(matches!(settle(reactor, sibling.accept_one()), Err(AcceptError::Gone)));
+    }
+
     fn a_full_queue_keeps_no_descriptor_here(reactor: &Reactor) {
         let (_bound, address) = bound_socket(reactor).unwrap();
         let census = Census::take();

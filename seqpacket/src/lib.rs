@@ -100,6 +100,7 @@ mod parcel;
 mod plain;
 mod served;
 mod session;
+mod shared;
 mod waiting;
 pub mod wire;
 
@@ -117,3 +118,4 @@ pub use plain::{
     PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, PlainCall, PlainContinuation,
     PlainIncoming, PlainMailbox, PlainObject, PlainViolations, plain_object,
 };
+pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};

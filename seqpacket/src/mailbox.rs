@@ -12,11 +12,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use imc::{AcceptError, Arrival, BoundSocket, WrapError};
-use ring::{Companion, Credentials, Reactor};
+use ring::{Companion, Credentials, Look, Reactor, Sleep};
 use slab::Slab;
 
 use crate::incoming::Incoming;
@@ -26,6 +26,11 @@ use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, PACKET_BYTES_MAX, RefusedReason, Windows,
 };
+
+/// Where several processes serve an object: so long one that has just attached a client leaves the next to
+/// the others, if no call comes. A client mostly calls at once, and then this one is busy; without the pause
+/// whoever runs first would attach all that wait.
+pub(crate) const FRESH_MAX: Duration = Duration::from_millis(10);
 
 /// What a server promises its clients, and how many it takes.
 ///
@@ -136,6 +141,10 @@ struct State {
     by_hand: Place,
     /// Acceptors that wait for a session to end.
     crowd: Waiting,
+    /// Of the acceptor that takes what others could take only while somebody here awaits calls.
+    acceptor: Option<Waker>,
+    /// A client has attached, and nobody has taken a call since: the next is left to others for a moment.
+    fresh: bool,
 }
 
 /// One bound socket and the companion that accepts from it.
@@ -159,22 +168,39 @@ enum MadeFor {
 
 impl Mailbox {
     pub(crate) fn new(reactor: &Reactor, bound: BoundSocket, options: MailboxOptions) -> Mailbox {
-        let shared = Rc::new(Shared {
+        let mailbox = Mailbox::empty(reactor, options);
+        mailbox.shared.accept_from(bound, MadeFor::Everybody);
+        mailbox
+    }
+
+    /// One that attaches clients only while somebody awaits calls, since other processes could.
+    pub(crate) fn beside_others(
+        reactor: &Reactor,
+        bound: &Rc<BoundSocket>,
+        options: MailboxOptions,
+    ) -> Mailbox {
+        let mailbox = Mailbox::empty(reactor, options);
+        mailbox.shared.accept_beside_others(bound);
+        mailbox
+    }
+
+    fn empty(reactor: &Reactor, options: MailboxOptions) -> Mailbox {
+        let shared = Shared {
             reactor: reactor.clone(),
             options,
             hello: options.hello(),
             state: RefCell::new(State::default()),
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
-        });
-        shared.accept_from(bound, MadeFor::Everybody);
-        Mailbox { shared }
+        };
+        Mailbox { shared: Rc::new(shared) }
     }
 
     /// From an inherited or received descriptor: the bound end of an object with sessions.
     ///
     /// Another process may hold a copy, to serve the object when this one has died. While this one serves it,
-    /// nobody else may; and when the mailbox is dropped the object ends for all.
+    /// nobody else may; and when the mailbox is dropped the object ends for all. Where several are to serve,
+    /// each has a [`SharedMailbox`](crate::SharedMailbox).
     ///
     /// # Errors
     /// Not a connected SEQPACKET socket. It has been closed.
@@ -217,14 +243,18 @@ impl Mailbox {
             if more {
                 state.turn.push_back(key);
             }
+            state.fresh = false;
             return Poll::Ready(Some(Incoming::new(served, taken)));
         }
         if state.addresses.is_empty() && state.sessions.is_empty() {
             return Poll::Ready(None);
         }
         let old = state.waiting.keep(place, context.waker());
+        let acceptor = state.acceptor.take();
         drop(state);
         drop(old);
+        // Somebody awaits calls now.
+        wake(acceptor);
         Poll::Pending
     }
 
@@ -311,7 +341,7 @@ impl Drop for Mailbox {
         let mut state = self.shared.state.borrow_mut();
         let addresses = std::mem::take(&mut state.addresses);
         let sessions = std::mem::take(&mut state.sessions);
-        let waiting = (state.waiting.take_all(), state.crowd.take_all());
+        let waiting = (state.waiting.take_all(), state.crowd.take_all(), state.acceptor.take());
         state.turn.clear();
         drop(state);
         // Their companions hold the mailbox's inside; with them goes what they hold.
@@ -425,10 +455,7 @@ impl Shared {
     /// Accepts from one bound socket until all copies of its address are closed. Gives back its number.
     fn accept_from(self: &Rc<Shared>, bound: BoundSocket, made_for: MadeFor) -> u64 {
         let bound = Rc::new(bound);
-        let mut state = self.state.borrow_mut();
-        state.addresses_ever += 1;
-        let number = state.addresses_ever;
-        state.asked_for += usize::from(made_for == MadeFor::Client);
+        let number = self.number_address();
         // Now, and not when the companion first runs: the kernel tells who sent a request only of those sent
         // after it was asked to.
         let first = bound.poll_accept(&mut Context::from_waker(Waker::noop()));
@@ -437,9 +464,32 @@ impl Shared {
             accept_all(&shared, &accepting, number, first).await;
             drop(shared.close_address(number));
         });
+        self.add_address(number, bound, made_for, companion);
+        number
+    }
+
+    /// Accepts from a bound socket that other processes accept from too.
+    fn accept_beside_others(self: &Rc<Shared>, bound: &Rc<BoundSocket>) {
+        let number = self.number_address();
+        let (shared, accepting) = (Rc::clone(self), Rc::clone(bound));
+        let companion = self.reactor.companion(async move {
+            accept_while_awaited(&shared, &accepting, number).await;
+            drop(shared.close_address(number));
+        });
+        self.add_address(number, Rc::clone(bound), MadeFor::Everybody, companion);
+    }
+
+    fn number_address(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.addresses_ever += 1;
+        state.addresses_ever
+    }
+
+    fn add_address(&self, number: u64, bound: Rc<BoundSocket>, made_for: MadeFor, companion: Companion) {
+        let mut state = self.state.borrow_mut();
+        state.asked_for += usize::from(made_for == MadeFor::Client);
         let address = Address { bound, made_for, sessions: 0, _companion: companion };
         state.addresses.insert(number, address);
-        number
     }
 
     fn close_address(&self, number: u64) -> Option<Address> {
@@ -491,21 +541,32 @@ impl Shared {
     /// Waits for room for one more session through this address.
     async fn room(&self, number: u64) {
         let mut place = Place::default();
-        poll_fn(|context| {
-            let mut state = self.state.borrow_mut();
-            let Some(address) = state.addresses.get(&number) else { return Poll::Ready(()) };
-            let most = match address.made_for {
-                MadeFor::Everybody => self.options.sessions,
-                MadeFor::Holder | MadeFor::Client => self.options.granted_sessions,
-            };
-            if address.sessions < most && state.sessions.len() < self.options.sessions {
-                return Poll::Ready(());
-            }
-            // Acceptors run as companions: nobody's code is dropped with their wakers.
-            state.crowd.keep(&mut place, context.waker());
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|context| self.poll_room(number, &mut place, context)).await;
+    }
+
+    fn poll_room(&self, number: u64, place: &mut Place, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        let Some(address) = state.addresses.get(&number) else { return Poll::Ready(()) };
+        let most = match address.made_for {
+            MadeFor::Everybody => self.options.sessions,
+            MadeFor::Holder | MadeFor::Client => self.options.granted_sessions,
+        };
+        if address.sessions < most && state.sessions.len() < self.options.sessions {
+            return Poll::Ready(());
+        }
+        // Acceptors run as companions: nobody's code is dropped with their wakers.
+        state.crowd.keep(place, context.waker());
+        Poll::Pending
+    }
+
+    /// Ready while somebody awaits calls.
+    fn poll_awaited(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if !state.waiting.is_empty() {
+            return Poll::Ready(());
+        }
+        state.acceptor = Some(context.waker().clone());
+        Poll::Pending
     }
 
     fn attach(self: &Rc<Shared>, arrival: Arrival, number: u64) {
@@ -516,6 +577,7 @@ impl Shared {
         let Some(address) = state.addresses.get_mut(&number) else { return };
         address.sessions += 1;
         self.attached_ever.set(self.attached_ever.get() + 1);
+        state.fresh = true;
         let entry = state.sessions.vacant_entry();
         let client = Client { key: entry.key(), address: number, credentials };
         entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, self.hello, client));
@@ -590,6 +652,30 @@ async fn accept_all(shared: &Rc<Shared>, bound: &BoundSocket, number: u64, first
                 shared.attach(arrival, number);
             }
             // Nobody holds the address; or the kernel has ended the bound socket.
+            Err(_) => return,
+        }
+    }
+}
+
+/// Beside other processes that accept too: a request is taken only while somebody here awaits calls and there
+/// is room, one at a time, and what is not awaited here stays in the queue for the others.
+async fn accept_while_awaited(shared: &Rc<Shared>, bound: &BoundSocket, number: u64) {
+    let (mut look, mut place) = (Look::default(), Place::default());
+    let mut pause: Option<Sleep> = None;
+    loop {
+        let accepted = poll_fn(|context| {
+            ready!(shared.poll_awaited(context));
+            ready!(shared.poll_room(number, &mut place, context));
+            if shared.state.borrow().fresh {
+                let pause = pause.get_or_insert_with(|| shared.reactor.sleep(FRESH_MAX));
+                ready!(Pin::new(pause).poll(context));
+            }
+            bound.poll_accept_one(&mut look, context)
+        })
+        .await;
+        pause = None;
+        match accepted {
+            Ok(arrival) => shared.attach(arrival, number),
             Err(_) => return,
         }
     }

@@ -129,7 +129,7 @@ struct Shared {
 }
 
 impl Object {
-    fn new(reactor: &Reactor, address: SocketAddress, options: ObjectOptions) -> Object {
+    pub(crate) fn new(reactor: &Reactor, address: SocketAddress, options: ObjectOptions) -> Object {
         Object(Rc::new(Shared {
             reactor: reactor.clone(),
             address: Rc::new(address),

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytemuck::AnyBitPattern;
 use imc::{ConnectedSocket, WrapError};
 use ring::{
-    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError,
-    Sending, Sleep, Socket,
+    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, Received,
+    SendError, Sending, Sleep, Socket,
 };
 
 use crate::error::{AnswerError, CallError, Part};
@@ -293,6 +293,19 @@ impl PlainMailbox {
         Ok(PlainMailbox::from_socket(socket))
     }
 
+    /// On a socket from which other processes take calls too: nothing is received before somebody asks.
+    pub(crate) fn beside_others(socket: Socket) -> PlainMailbox {
+        socket.set_private(false);
+        socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
+        socket.ask_for_credentials();
+        PlainMailbox { socket, violations: Cell::new(PlainViolations::default()) }
+    }
+
+    /// A copy of the end, for another process that takes calls from it.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
+
     fn from_socket(socket: Socket) -> PlainMailbox {
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
         // From now on, and not when the first call is awaited: the kernel tells who sent a call only of those
@@ -313,19 +326,32 @@ impl PlainMailbox {
     /// One task at a time: of several that wait only the last is woken.
     pub async fn next(&self) -> Option<PlainIncoming> {
         loop {
-            match self.socket.receive().await {
-                Ok(received) => {
-                    if let Some(call) = self.open(Parcel::whole_of(received)) {
-                        return Some(call);
-                    }
-                }
-                Err(ReceiveError::Truncated(_)) => self.count(|violations| violations.truncated += 1),
-                Err(ReceiveError::DescriptorsLost(_)) => {
-                    self.count(|violations| violations.descriptors_lost += 1);
-                }
-                Err(_) => return None,
+            if let Some(end) = self.admit(self.socket.receive().await) {
+                return end;
             }
         }
+    }
+
+    /// As [`next`](PlainMailbox::next), on a socket from which others take calls too.
+    pub(crate) async fn next_beside_others(&self) -> Option<PlainIncoming> {
+        loop {
+            if let Some(end) = self.admit(self.socket.take_one().await) {
+                return end;
+            }
+        }
+    }
+
+    /// What came, if it is a call or the end; anything else is counted.
+    fn admit(&self, received: Result<Received, ReceiveError>) -> Option<Option<PlainIncoming>> {
+        match received {
+            Ok(received) => return self.open(Parcel::whole_of(received)).map(Some),
+            Err(ReceiveError::Truncated(_)) => self.count(|violations| violations.truncated += 1),
+            Err(ReceiveError::DescriptorsLost(_)) => {
+                self.count(|violations| violations.descriptors_lost += 1);
+            }
+            Err(_) => return Some(None),
+        }
+        None
     }
 
     fn open(&self, (mut parcel, who): (Parcel, Option<Credentials>)) -> Option<PlainIncoming> {

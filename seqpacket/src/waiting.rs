@@ -35,6 +35,11 @@ impl Waiting {
         self.kept.remove(&place.0?)
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
     /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
     pub(crate) fn take_all(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.kept).into_values().collect()
