@@ -1,4 +1,4 @@
-//! What may be under way on a session at one time: three windows and what is taken out of them.
+//! What may be under way on a session at one time: four windows and what is taken out of them.
 //!
 //! This file owns the arithmetic that client and server must do alike. The client reserves before it sends a
 //! call and releases when the final frame arrives; the server reserves when the call arrives and releases
@@ -8,16 +8,19 @@
 
 use thiserror::Error;
 
-use crate::wire::{HEADER_BYTES, Header, Kind, Malformed, REFUSED_BYTES, Resource, Size, Windows};
+use crate::wire::{
+    EXTENSION_BYTES, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, REFUSED_BYTES, Resource, Windows,
+};
 
 /// The windows of one session and what is taken out of them.
 ///
 /// ```
 /// use seqpacket::credit::{Account, Cost, Short};
-/// use seqpacket::wire::{Resource, Size, Windows};
+/// use seqpacket::wire::{Hello, Resource, Size, Windows};
 ///
-/// let mut account = Account::new(Windows { calls: 1, ..Windows::default() });
-/// let cost = Cost::of_call(Size::of_bytes(3)?, Size::of_bytes(64)?);
+/// let hello = Hello { windows: Windows { calls: 1, ..Windows::default() }, ..Hello::default() };
+/// let mut account = Account::new(hello.windows);
+/// let cost = Cost::of_call(&hello.call(7, Size::of_bytes(3)?, Size::of_bytes(64)?, None), &hello);
 /// account.try_reserve(cost)?;
 /// assert_eq!(account.try_reserve(cost), Err(Short::Now(Resource::Calls)));
 /// account.release(cost);
@@ -42,6 +45,7 @@ impl Account {
         self.taken.calls += cost.calls;
         self.taken.bytes += cost.bytes;
         self.taken.descriptors += cost.descriptors;
+        self.taken.large_bytes += cost.large_bytes;
         self.check();
         Ok(())
     }
@@ -67,9 +71,11 @@ impl Account {
         assert!(cost.calls <= self.taken.calls, "released more calls than were reserved");
         assert!(cost.bytes <= self.taken.bytes, "released more bytes than were reserved");
         assert!(cost.descriptors <= self.taken.descriptors, "released more descriptors than were reserved");
+        assert!(cost.large_bytes <= self.taken.large_bytes, "released more large bytes than were reserved");
         self.taken.calls -= cost.calls;
         self.taken.bytes -= cost.bytes;
         self.taken.descriptors -= cost.descriptors;
+        self.taken.large_bytes -= cost.large_bytes;
         self.check();
     }
 
@@ -104,6 +110,7 @@ impl Account {
             calls: self.windows.calls - self.taken.calls,
             bytes: self.windows.bytes - self.taken.bytes,
             descriptors: self.windows.descriptors - self.taken.descriptors,
+            large_bytes: self.windows.large_bytes - self.taken.large_bytes,
         }
     }
 
@@ -111,11 +118,13 @@ impl Account {
         assert!(self.taken.calls <= self.windows.calls);
         assert!(self.taken.bytes <= self.windows.bytes);
         assert!(self.taken.descriptors <= self.windows.descriptors);
+        assert!(self.taken.large_bytes <= self.windows.large_bytes);
         // A cost without a call is never made, so an account without calls that still misses something has
         // lost it.
         if self.taken.calls == 0 {
             assert_eq!(self.taken.bytes, 0, "bytes taken by no call");
             assert_eq!(self.taken.descriptors, 0, "descriptors taken by no call");
+            assert_eq!(self.taken.large_bytes, 0, "large bytes taken by no call");
         }
     }
 }
@@ -126,34 +135,41 @@ pub struct Cost {
     calls: u32,
     bytes: u32,
     descriptors: u32,
+    large_bytes: u32,
 }
 
 impl Cost {
-    const NOTHING: Cost = Cost { calls: 0, bytes: 0, descriptors: 0 };
+    const NOTHING: Cost = Cost { calls: 0, bytes: 0, descriptors: 0, large_bytes: 0 };
 
-    /// A call that carries `message` and has room for `answer`: both frames, both sets of descriptors. The
-    /// final frame is never counted shorter than a REFUSED, since that is what any call may end with.
-    pub fn of_call(message: Size, answer: Size) -> Cost {
-        let frames = HEADER_BYTES + message.bytes() + HEADER_BYTES + answer.bytes().max(REFUSED_BYTES);
-        // `Size` bounds both payloads by one packet and both counts by 253: far from the ends of a u32.
+    /// A call or a grant on the session of this HELLO: the frames that open the call and its answer, with
+    /// what is in them, and its descriptors. The final frame is never counted shorter than a REFUSED, since
+    /// that is what any call may end with. What follows in parts is large, and so is the room for it.
+    pub fn of_call(opening: &Opening, hello: &Hello) -> Cost {
+        let room = opening.answer();
+        let answer_bytes = match hello.is_large_room(room) {
+            true => EXTENSION_BYTES,
+            false => room.bytes().max(REFUSED_BYTES),
+        };
+        let large_room = if hello.is_large_room(room) { room.bytes() as u32 } else { 0 };
         Cost {
             calls: 1,
-            bytes: frames as u32,
+            // Two packets at most: far from the ends of a u32.
+            bytes: (HEADER_BYTES + HEADER_BYTES + answer_bytes) as u32 + opening.header.length,
             // Those of the answer fill the caller's table, which the caller bounds itself.
-            descriptors: message.descriptors() as u32,
+            descriptors: opening.message().descriptors() as u32,
+            // `Size` bounds each by half of a u32.
+            large_bytes: opening.total().unwrap_or(0) + large_room,
         }
     }
 
     /// What a frame takes, as its receiver sees it; `None` for kinds that take nothing.
-    pub fn of(header: &Header) -> Option<Cost> {
-        matches!(header.kind, Kind::Call | Kind::Grant)
-            .then(|| Cost::of_call(header.message(), header.answer()))
+    pub fn of(opening: &Opening, hello: &Hello) -> Option<Cost> {
+        matches!(opening.header.kind, Kind::Call | Kind::Grant).then(|| Cost::of_call(opening, hello))
     }
 
-    /// A GRANT: no bytes but the frames'.
+    /// A GRANT: no bytes but the frames', on every session.
     pub fn of_grant() -> Cost {
-        let header = Header::grant(0);
-        Cost::of_call(header.message(), header.answer())
+        Cost::of_call(&Header::grant(0).into(), &Hello::default())
     }
 
     /// Calls: 1 for whatever one frame takes.
@@ -171,8 +187,14 @@ impl Cost {
         self.descriptors
     }
 
+    /// Bytes of large messages.
+    pub fn large_bytes(self) -> u32 {
+        self.large_bytes
+    }
+
     fn all_of(windows: Windows) -> Cost {
-        Cost { calls: windows.calls, bytes: windows.bytes, descriptors: windows.descriptors }
+        let Windows { calls, bytes, descriptors, large_bytes } = windows;
+        Cost { calls, bytes, descriptors, large_bytes }
     }
 
     /// The first resource of which this is more than `windows` has.
@@ -183,6 +205,8 @@ impl Cost {
             Some(Resource::Bytes)
         } else if self.descriptors > windows.descriptors {
             Some(Resource::Descriptors)
+        } else if self.large_bytes > windows.large_bytes {
+            Some(Resource::LargeBytes)
         } else {
             None
         }
@@ -208,72 +232,116 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::wire::{Hello, PAYLOAD_BYTES_MAX};
+    use crate::wire::{PAYLOAD_BYTES_MAX, Size};
 
     fn size(bytes: usize, descriptors: usize) -> Size {
         Size::of_bytes(bytes).unwrap().with_descriptors(descriptors).unwrap()
     }
 
+    /// On a session of the usual packets.
+    fn cost(message: Size, answer: Size) -> Cost {
+        let hello = Hello::default();
+        Cost::of_call(&hello.call(9, message, answer, None), &hello)
+    }
+
     #[test]
     fn a_call_costs_both_frames_and_its_own_descriptors() {
-        let cost = Cost::of_call(size(3, 1), size(64, 2));
+        let cost = cost(size(3, 1), size(64, 2));
         assert_eq!((cost.calls(), cost.bytes(), cost.descriptors()), (1, 16 + 3 + 16 + 64, 1));
     }
 
     #[test]
+    fn a_large_message_costs_its_bytes_apart_and_only_its_opening_among_the_small() {
+        let seen = |cost: Cost| (cost.bytes(), cost.large_bytes());
+        assert_eq!(seen(cost(size(65_520, 0), size(65_520, 0))), (2 * 65_536, 0));
+        assert_eq!(seen(cost(size(65_521, 0), size(64, 0))), (32 + 16 + 64, 65_521));
+        assert_eq!(seen(cost(size(3, 0), size(65_521, 0))), (16 + 3 + 32, 65_521));
+        assert_eq!(seen(cost(size(1 << 20, 0), size(1 << 21, 0))), (32 + 32, 3 << 20));
+        let largest = cost(Size::LARGEST, Size::LARGEST);
+        assert_eq!(seen(largest), (64, 2 * crate::wire::MESSAGE_BYTES_MAX as u32));
+    }
+
+    #[test]
+    fn a_deadline_costs_what_it_takes_in_the_packet() {
+        let hello = Hello::default();
+        let call = |bytes| {
+            let time_left = Some(std::time::Duration::from_secs(1));
+            let cost = Cost::of_call(&hello.call(9, size(bytes, 0), size(64, 0), time_left), &hello);
+            (cost.bytes(), cost.large_bytes())
+        };
+        assert_eq!(call(3), (16 + 16 + 3 + 16 + 64, 0));
+        assert_eq!(call(65_505), (32 + 16 + 64, 65_505));
+    }
+
+    #[test]
+    fn the_largest_messages_fit_the_smallest_window_a_hello_may_promise_them() {
+        let windows = Windows { calls: 1, bytes: 2 * 65_536, descriptors: 16, large_bytes: 200_000 };
+        let hello = Hello { windows, message_bytes_max: 100_000, ..Hello::default() };
+        assert_eq!(hello.check(), Ok(()));
+        let mut account = Account::new(windows);
+        assert_eq!(account.try_reserve(cost(size(100_000, 16), size(100_000, 0))), Ok(()));
+        assert_eq!(account.free().large_bytes, 0);
+    }
+
+    #[test]
     fn a_call_without_room_for_an_answer_can_still_be_refused() {
-        assert_eq!(Cost::of_call(Size::NONE, Size::NONE).bytes(), 33);
-        assert_eq!(Cost::of_call(Size::NONE, size(1, 0)).bytes(), 33);
-        assert_eq!(Cost::of_call(Size::NONE, size(2, 0)).bytes(), 34);
+        assert_eq!(cost(Size::NONE, Size::NONE).bytes(), 33);
+        assert_eq!(cost(Size::NONE, size(1, 0)).bytes(), 33);
+        assert_eq!(cost(Size::NONE, size(2, 0)).bytes(), 34);
     }
 
     #[test]
     fn both_sides_see_the_same_cost() {
         let (message, answer) = (size(5, 1), size(7, 2));
-        assert_eq!(Cost::of(&Header::call(9, message, answer)), Some(Cost::of_call(message, answer)));
-        assert_eq!(Cost::of(&Header::grant(9)), Some(Cost::of_grant()));
+        let seen = |header: Header| Cost::of(&header.into(), &Hello::default());
+        assert_eq!(seen(Header::call(9, message, answer)), Some(cost(message, answer)));
+        assert_eq!(seen(Header::grant(9)), Some(Cost::of_grant()));
         assert_eq!((Cost::of_grant().bytes(), Cost::of_grant().descriptors()), (33, 0));
     }
 
     #[test]
     fn frames_that_start_no_call_cost_nothing() {
         let answer = Header::answer_to(9, size(5, 1));
-        for header in [Header::cancel(9), Header::dropped(9), Header::goodbye(), answer] {
-            assert_eq!(Cost::of(&header), None);
+        for header in [Header::cancel(9), Header::dropped(9), Header::part(9, 1), Header::goodbye(), answer] {
+            assert_eq!(Cost::of(&header.into(), &Hello::default()), None);
         }
     }
 
     #[test]
     fn the_largest_call_and_answer_fit_the_smallest_window_a_hello_may_promise() {
-        let hello =
-            Hello { windows: Windows { calls: 1, bytes: 2 * 65_536, descriptors: 16 }, ..Hello::default() };
+        let windows = Windows { calls: 1, bytes: 2 * 65_536, descriptors: 16, large_bytes: 0 };
+        let hello = Hello { windows, message_bytes_max: 65_520, ..Hello::default() };
         assert_eq!(hello.check(), Ok(()));
         let mut account = Account::new(hello.windows);
-        let largest = Cost::of_call(size(PAYLOAD_BYTES_MAX, 16), size(PAYLOAD_BYTES_MAX, 0));
+        let largest = cost(size(PAYLOAD_BYTES_MAX, 16), size(PAYLOAD_BYTES_MAX, 0));
         assert_eq!(account.try_reserve(largest), Ok(()));
-        assert_eq!(account.free(), Windows { calls: 0, bytes: 0, descriptors: 0 });
+        let nothing = Windows { calls: 0, bytes: 0, descriptors: 0, large_bytes: 0 };
+        assert_eq!(account.free(), nothing);
     }
 
     #[test]
     fn what_can_never_fit_is_named_before_what_is_only_full() {
-        let mut account = Account::new(Windows { calls: 1, bytes: 1_000, descriptors: 2 });
-        account.try_reserve(Cost::of_call(size(10, 0), size(10, 0))).unwrap();
-        let fits = Cost::of_call(size(10, 0), size(10, 0));
-        let bytes = Cost::of_call(size(1_000, 0), size(10, 0));
-        let descriptors = Cost::of_call(size(10, 3), size(10, 1));
+        let mut account = Account::new(Windows { calls: 1, bytes: 1_000, descriptors: 2, large_bytes: 0 });
+        account.try_reserve(cost(size(10, 0), size(10, 0))).unwrap();
+        let fits = cost(size(10, 0), size(10, 0));
+        let bytes = cost(size(1_000, 0), size(10, 0));
+        let descriptors = cost(size(10, 3), size(10, 1));
+        let large = cost(size(65_521, 0), size(10, 1));
         assert_eq!(account.try_reserve(fits), Err(Short::Now(Resource::Calls)));
         assert_eq!(account.try_reserve(bytes), Err(Short::Never(Resource::Bytes)));
         assert_eq!(account.try_reserve(descriptors), Err(Short::Never(Resource::Descriptors)));
+        assert_eq!(account.try_reserve(large), Err(Short::Never(Resource::LargeBytes)));
     }
 
     #[test]
     fn a_window_that_shrinks_changes_nothing() {
-        let windows = Windows { calls: 2, bytes: 1_000, descriptors: 2 };
+        let windows = Windows { calls: 2, bytes: 1_000, descriptors: 2, large_bytes: 9 };
         let mut account = Account::new(windows);
         for (smaller, resource) in [
             (Windows { calls: 1, bytes: 2_000, ..windows }, Resource::Calls),
             (Windows { bytes: 999, ..windows }, Resource::Bytes),
             (Windows { descriptors: 0, ..windows }, Resource::Descriptors),
+            (Windows { large_bytes: 8, ..windows }, Resource::LargeBytes),
         ] {
             assert_eq!(account.grow(smaller), Err(Malformed::WindowShrunk(resource)));
             assert_eq!(account.windows(), windows);
@@ -298,15 +366,14 @@ mod tests {
     }
 
     fn any_size() -> impl Strategy<Value = Size> {
-        (0..400_usize, 0..4_usize).prop_map(|(bytes, descriptors)| size(bytes, descriptors))
+        let bytes = prop_oneof![4 => 0..400_usize, 1 => 65_500..70_000_usize];
+        (bytes, 0..4_usize).prop_map(|(bytes, descriptors)| size(bytes, descriptors))
     }
 
     fn any_windows() -> impl Strategy<Value = Windows> {
-        (0..6_u32, 0..2_000_u32, 0..12_u32).prop_map(|(calls, bytes, descriptors)| Windows {
-            calls,
-            bytes,
-            descriptors,
-        })
+        (0..6_u32, 0..2_000_u32, 0..12_u32, 0..300_000_u32).prop_map(
+            |(calls, bytes, descriptors, large_bytes)| Windows { calls, bytes, descriptors, large_bytes },
+        )
     }
 
     fn any_step() -> impl Strategy<Value = Step> {
@@ -329,6 +396,7 @@ mod tests {
                 (Resource::Calls, self.windows.calls, Cost::calls as fn(Cost) -> u32),
                 (Resource::Bytes, self.windows.bytes, Cost::bytes),
                 (Resource::Descriptors, self.windows.descriptors, Cost::descriptors),
+                (Resource::LargeBytes, self.windows.large_bytes, Cost::large_bytes),
             ];
             let never = rows.iter().find(|(_, window, of)| of(cost) > *window);
             let now = rows.iter().find(|(_, window, of)| {
@@ -342,6 +410,7 @@ mod tests {
             windows.calls >= self.windows.calls
                 && windows.bytes >= self.windows.bytes
                 && windows.descriptors >= self.windows.descriptors
+                && windows.large_bytes >= self.windows.large_bytes
         }
     }
 
@@ -356,7 +425,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Reserve { message, answer } => {
-                        let cost = Cost::of_call(message, answer);
+                        let cost = cost(message, answer);
                         prop_assert_eq!(account.try_reserve(cost).err(), model.short(cost));
                         if model.short(cost).is_none() {
                             model.under_way.push(cost);
@@ -385,10 +454,10 @@ mod tests {
         }
 
         #[test]
-        fn windows_of_any_size_never_overflow(windows in any::<[u32; 3]>()) {
-            let [calls, bytes, descriptors] = windows;
-            let mut account = Account::new(Windows { calls, bytes, descriptors });
-            let largest = Cost::of_call(Size::LARGEST, Size::LARGEST);
+        fn windows_of_any_size_never_overflow(windows in any::<[u32; 4]>()) {
+            let [calls, bytes, descriptors, large_bytes] = windows;
+            let mut account = Account::new(Windows { calls, bytes, descriptors, large_bytes });
+            let largest = cost(Size::LARGEST, Size::LARGEST);
             for _ in 0..100 {
                 if account.try_reserve(largest).is_err() {
                     break;

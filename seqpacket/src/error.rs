@@ -35,6 +35,7 @@ impl std::fmt::Display for Part {
 /// | `Dropped` | yes | yes | only if seeing it twice does no harm |
 /// | `Cancelled` | yes | yes | only if seeing it twice does no harm |
 /// | `Deadline` | perhaps | perhaps | only if seeing it twice does no harm |
+/// | `Expired` | yes | no | yes, with more time |
 /// | `Refused` | yes | not by the handler | yes, though it will be refused again |
 /// | `TooLarge(Call)` | no | no | not before it is smaller |
 /// | `TooLarge(Answer)` | yes | yes, and answered | with more room, if seeing it twice does no harm |
@@ -43,6 +44,7 @@ impl std::fmt::Display for Part {
 /// | `DescriptorsLost(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
 /// | `OutOfDescriptors(Call)` | no | no | yes, later |
 /// | `OutOfDescriptors(Answer)` | yes | perhaps | only if seeing it twice does no harm |
+/// | `OutOfMemory` | yes | not by the handler | yes, later |
 /// | `WouldBlock` | no | no | yes, later |
 /// | `Malformed` | perhaps | perhaps | no: the other side does not speak this protocol |
 /// | `Io` | perhaps | perhaps | only if seeing it twice does no harm |
@@ -61,6 +63,10 @@ pub enum CallError {
     /// The caller's own deadline has passed, and the call has been withdrawn. It may have been seen.
     #[error("the deadline has passed; the call may have been seen")]
     Deadline,
+    /// The caller's own deadline had passed before anybody took the call, says the server. It has not been
+    /// seen.
+    #[error("the deadline had passed before the call was taken")]
+    Expired,
     /// The server refuses as a matter of policy. The handler has not seen the call.
     #[error("refused by the server's policy; the call has not been handled")]
     Refused,
@@ -80,6 +86,9 @@ pub enum CallError {
     /// of this user are in flight; nothing was sent), or for the server to answer with.
     #[error("out of descriptors for the {0}")]
     OutOfDescriptors(Part),
+    /// The server had no memory for a call as large. The handler has not seen it.
+    #[error("the server is out of memory; the call has not been handled")]
+    OutOfMemory,
     /// It would have to wait. Only [`Object::try_call`](crate::Object::try_call) says so, and a call when
     /// [`CALLS_QUEUED_MAX`](crate::CALLS_QUEUED_MAX) others wait already.
     #[error("the call would have to wait")]
@@ -113,6 +122,8 @@ impl CallError {
             CallError::Gone
             | CallError::WouldBlock
             | CallError::Refused
+            | CallError::Expired
+            | CallError::OutOfMemory
             | CallError::TooLarge(Part::Call)
             | CallError::DescriptorsLost(Part::Call)
             | CallError::OutOfDescriptors(Part::Call) => false,
@@ -164,6 +175,8 @@ impl CallError {
             RefusedReason::OutOfDescriptors => CallError::OutOfDescriptors(Part::Answer),
             RefusedReason::Cancelled => CallError::Cancelled,
             RefusedReason::Leaving => CallError::Gone,
+            RefusedReason::Expired => CallError::Expired,
+            RefusedReason::OutOfMemory => CallError::OutOfMemory,
         }
     }
 }
@@ -193,12 +206,13 @@ pub enum AnswerError {
 mod tests {
     use super::*;
 
-    fn one_of_each() -> [CallError; 15] {
+    fn one_of_each() -> [CallError; 17] {
         [
             CallError::Gone,
             CallError::Dropped,
             CallError::Cancelled,
             CallError::Deadline,
+            CallError::Expired,
             CallError::Refused,
             CallError::TooLarge(Part::Call),
             CallError::TooLarge(Part::Answer),
@@ -207,6 +221,7 @@ mod tests {
             CallError::DescriptorsLost(Part::Answer),
             CallError::OutOfDescriptors(Part::Call),
             CallError::OutOfDescriptors(Part::Answer),
+            CallError::OutOfMemory,
             CallError::WouldBlock,
             CallError::Malformed("malformed"),
             CallError::Io(io::Error::other("something else")),

@@ -24,7 +24,8 @@ use crate::object::deadline;
 use crate::served::{Client, Over, Served, Session};
 use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
-    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, PACKET_BYTES_MAX, RefusedReason, Windows,
+    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason,
+    Windows,
 };
 
 /// Where several processes serve an object: so long one that has just attached a client leaves the next to
@@ -84,8 +85,14 @@ impl MailboxOptions {
             calls: self.calls.max(1),
             bytes: self.bytes.max(2 * PACKET_BYTES_MAX as u32),
             descriptors: self.descriptors.max(call_descriptors_max),
+            large_bytes: 0,
         };
-        Hello { windows, call_descriptors_max, packet_bytes_max: PACKET_BYTES_MAX as u32 }
+        Hello {
+            windows,
+            call_descriptors_max,
+            packet_bytes_max: PACKET_BYTES_MAX as u32,
+            message_bytes_max: PAYLOAD_BYTES_MAX as u32,
+        }
     }
 }
 

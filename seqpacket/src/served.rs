@@ -18,7 +18,7 @@ use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::parcel::Parcel;
 use crate::waiting::wake;
-use crate::wire::{self, Arrived, FromClient, Header, Hello, RefusedReason, Size};
+use crate::wire::{self, Arrived, Body, FromClient, Header, Hello, Opening, RefusedReason, Size};
 
 /// A session and the companion that serves it: held by the mailbox and by every call taken from it.
 pub(crate) struct Served {
@@ -163,9 +163,10 @@ impl Session {
         let mut result = Ok(());
         for frame in wire::frames(packet.bytes(), arrived) {
             result = frame.map_err(|_| Over::Malformed).and_then(|frame| {
-                self.hello.admits(&frame.header).map_err(|_| Over::Malformed)?;
+                let opening = frame.opening();
+                self.hello.admits(&opening).map_err(|_| Over::Malformed)?;
                 let said = frame.from_client().map_err(|_| Over::Malformed)?;
-                self.frame(said, frame.header, &packet, &mut descriptors)
+                self.frame(said, &opening, &packet, &mut descriptors)
             });
             if result.is_err() {
                 break;
@@ -178,13 +179,14 @@ impl Session {
     fn frame(
         &self,
         said: FromClient<'_>,
-        header: Header,
+        opening: &Opening,
         packet: &Rc<Received>,
         descriptors: &mut Parcel,
     ) -> Result<(), Over> {
         match said {
-            FromClient::Call { number, payload, descriptors: declared, missing, answer } => {
-                self.begin(number, Cost::of_call(header.message(), answer))?;
+            FromClient::Call { number, body, descriptors: declared, missing, answer, .. } => {
+                let Body::Whole(payload) = body else { return Err(Over::Malformed) };
+                self.begin(number, Cost::of_call(opening, &self.hello))?;
                 if missing > 0 {
                     drop(std::mem::take(descriptors));
                     self.refuse(number, RefusedReason::DescriptorsLost);
@@ -203,8 +205,9 @@ impl Session {
             }
             FromClient::Grant { number } => {
                 self.begin(number, Cost::of_grant())?;
-                self.grant(number, header.answer());
+                self.grant(number, opening.answer());
             }
+            FromClient::Part { .. } => return Err(Over::Malformed),
             FromClient::Cancel { number } => self.cancel(number),
             FromClient::Goodbye => {
                 let again = std::mem::replace(&mut self.state.borrow_mut().client_leaving, true);

@@ -20,7 +20,9 @@ use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::Parcel;
 use crate::waiting::{Place, Waiting, wake};
-use crate::wire::{self, Arrived, FromServer, Header, Hello, Kind, Malformed, PACKET_BYTES_MAX, Size};
+use crate::wire::{
+    self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX, Size,
+};
 
 /// Voids in the queue are swept out when they are so many, and more than half of it.
 const VOIDS_KEPT_MAX: usize = 32;
@@ -131,9 +133,9 @@ enum Stage {
     Queued(Outgoing),
     /// Queued, and then withdrawn: gone when its turn comes, or when the queue is swept.
     Void,
-    Sent(Header),
+    Sent(UnderWay),
     /// The caller is gone; the number is not free before its final frame.
-    Withdrawn(Header),
+    Withdrawn(UnderWay),
     Done(Result<Parcel, CallError>),
 }
 
@@ -141,13 +143,37 @@ enum Stage {
 struct Outgoing {
     bytes: Vec<u8>,
     descriptors: Vec<Fd>,
-    header: Header,
+    number: u32,
+    asked: Asked,
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Call { message: Size, room: Size },
+    Grant,
+}
+
+impl Asked {
+    /// The frame that asks, on the session of this HELLO.
+    fn opening(self, number: u32, hello: &Hello) -> Opening {
+        match self {
+            Asked::Call { message, room } => hello.call(number, message, room, None),
+            Asked::Grant => Header::grant(number).into(),
+        }
+    }
+}
+
+/// What is known of a call that was sent.
+#[derive(Clone, Copy)]
+struct UnderWay {
+    opening: Opening,
+    cost: Cost,
 }
 
 /// Whether a call can be sent.
 enum Verdict {
-    /// With this header.
-    Now(Header),
+    /// So.
+    Now(UnderWay),
     Later,
     Never(CallError),
 }
@@ -156,13 +182,13 @@ impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
     pub(crate) fn call(&self, message: Message, room: Size) -> Result<usize, CallError> {
-        let header = header_of(&message, room)?;
+        let asked = call_of(&message, room)?;
         let (bytes, descriptors) = message.into_parts();
-        self.enqueue(Outgoing { bytes, descriptors, header })
+        self.enqueue(Outgoing { bytes, descriptors, number: 0, asked })
     }
 
     pub(crate) fn grant(&self) -> Result<usize, CallError> {
-        self.enqueue(Outgoing { bytes: Vec::new(), descriptors: Vec::new(), header: Header::grant(0) })
+        self.enqueue(Outgoing { bytes: Vec::new(), descriptors: Vec::new(), number: 0, asked: Asked::Grant })
     }
 
     fn enqueue(&self, mut outgoing: Outgoing) -> Result<usize, CallError> {
@@ -179,7 +205,7 @@ impl Session {
         let entry = state.calls.vacant_entry();
         let key = entry.key();
         // The slot's key is the number: free again when the slot is, which is after the final frame.
-        outgoing.header.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
+        outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
         entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None });
         state.queued.push_back(key);
         let woken = state.advance(&self.options);
@@ -191,9 +217,9 @@ impl Session {
     /// Whether a call would have to wait. What can never be sent need not: the call itself says so.
     pub(crate) fn would_wait(&self, message: &Message, room: Size) -> bool {
         let state = self.state.borrow();
-        let Ok(header) = header_of(message, room) else { return false };
+        let Ok(asked) = call_of(message, room) else { return false };
         let first = state.queued.len() == state.voids;
-        !first || matches!(state.judge(header, &self.options), Verdict::Later)
+        !first || matches!(state.judge(0, asked, &self.options), Verdict::Later)
     }
 
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
@@ -225,9 +251,9 @@ impl Session {
                 state.sweep();
             }
             Stage::Done(_) => removed = Some(state.calls.remove(key).stage),
-            Stage::Sent(header) => {
-                slot.stage = Stage::Withdrawn(header);
-                state.cancel(header.number);
+            Stage::Sent(under_way) => {
+                slot.stage = Stage::Withdrawn(under_way);
+                state.cancel(under_way.opening.header.number);
             }
             Stage::Void | Stage::Withdrawn(_) => unreachable!("withdrawn once"),
         }
@@ -392,7 +418,7 @@ impl State {
         let mut woken = Vec::new();
         while let Some(&key) = self.queued.front() {
             let verdict = match &self.calls[key].stage {
-                Stage::Queued(outgoing) => self.judge(outgoing.header, options),
+                Stage::Queued(outgoing) => self.judge(outgoing.number, outgoing.asked, options),
                 Stage::Void => {
                     self.voids -= 1;
                     self.queued.pop_front();
@@ -403,7 +429,7 @@ impl State {
             };
             match verdict {
                 Verdict::Later => break,
-                Verdict::Now(header) => self.send(key, header),
+                Verdict::Now(under_way) => self.send(key, under_way),
                 Verdict::Never(error) => {
                     let slot = &mut self.calls[key];
                     slot.stage = Stage::Done(Err(error));
@@ -415,7 +441,7 @@ impl State {
         woken
     }
 
-    fn judge(&self, mut header: Header, options: &ObjectOptions) -> Verdict {
+    fn judge(&self, number: u32, mut asked: Asked, options: &ObjectOptions) -> Verdict {
         let (hello, account) = match &self.phase {
             Phase::Open { hello, account, .. } => (hello, account),
             Phase::Attaching => return Verdict::Later,
@@ -424,32 +450,36 @@ impl State {
         if self.leaving {
             return Verdict::Never(CallError::Gone);
         }
-        // Room for more than a packet of this session holds would only take it from other calls.
-        header.answer_bytes = header.answer_bytes.min(hello.payload_bytes_max());
-        if hello.admits(&header).is_err() {
+        // Room for more than a message of this session holds would only take it from other calls.
+        if let Asked::Call { room, .. } = &mut asked {
+            *room = room.at_most_bytes(hello.payload_bytes_max());
+        }
+        let opening = asked.opening(number, hello);
+        if hello.admits(&opening).is_err() || opening.total().is_some() {
             return Verdict::Never(CallError::TooLarge(Part::Call));
         }
-        let together = self.awaited + header.answer().descriptors();
+        let cost = Cost::of_call(&opening, hello);
+        let together = self.awaited + opening.answer().descriptors();
         if self.awaited > 0 && together > options.answer_descriptors_together {
             return Verdict::Later;
         }
-        match account.room_for(cost_of(&header)) {
-            Ok(()) => Verdict::Now(header),
+        match account.room_for(cost) {
+            Ok(()) => Verdict::Now(UnderWay { opening, cost }),
             Err(Short::Now(_)) => Verdict::Later,
             Err(Short::Never(_)) => Verdict::Never(CallError::TooLarge(Part::Call)),
         }
     }
 
-    fn send(&mut self, key: usize, header: Header) {
-        let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(header));
+    fn send(&mut self, key: usize, under_way: UnderWay) {
+        let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(under_way));
         let Stage::Queued(Outgoing { bytes, descriptors, .. }) = stage else {
             unreachable!("looked at before")
         };
         let Phase::Open { account, .. } = &mut self.phase else { unreachable!("judged before") };
-        account.try_reserve(cost_of(&header)).expect("judged before");
-        self.awaited += header.answer().descriptors();
+        account.try_reserve(under_way.cost).expect("judged before");
+        self.awaited += under_way.opening.answer().descriptors();
         self.under_way += 1;
-        self.say(Some(key), &header.encode(), bytes, descriptors);
+        self.say(Some(key), &under_way.opening.encode(), bytes, descriptors);
     }
 
     fn cancel(&mut self, number: u32) {
@@ -494,8 +524,8 @@ impl State {
 
     /// A call with descriptors could not be sent.
     fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Vec<Waker>) {
-        if let Some(header) = self.header(key) {
-            self.finish(header, Err(CallError::from_send(error)), woken);
+        if let Some(under_way) = self.sent(key) {
+            self.finish(under_way, Err(CallError::from_send(error)), woken);
         }
     }
 
@@ -509,12 +539,15 @@ impl State {
         woken: &mut Vec<Waker>,
     ) -> Result<(), Malformed> {
         match frame {
-            FromServer::Answer { number, payload, descriptors: declared, missing } => {
-                let header = self.under_way(number, Kind::Answer)?;
+            FromServer::Answer { number, body, descriptors: declared, missing } => {
+                let under_way = self.under_way(number, Kind::Answer)?;
+                let Body::Whole(payload) = body else {
+                    return Err(Malformed::Midway { kind: Kind::Answer, number });
+                };
                 let size =
                     Size::of_bytes(payload.len()).and_then(|size| size.with_descriptors(declared.into()));
-                let fits = size.is_ok_and(|size| header.answer().holds(size));
-                let granted = header.kind != Kind::Grant || declared == 1;
+                let fits = size.is_ok_and(|size| under_way.opening.answer().holds(size));
+                let granted = under_way.opening.header.kind != Kind::Grant || declared == 1;
                 if !fits || !granted {
                     return Err(Malformed::Answer {
                         kind: Kind::Answer,
@@ -529,15 +562,15 @@ impl State {
                 }
                 let result =
                     if missing > 0 { Err(CallError::DescriptorsLost(Part::Answer)) } else { Ok(parcel) };
-                self.finish(header, result, woken);
+                self.finish(under_way, result, woken);
             }
             FromServer::Dropped { number } => {
-                let header = self.under_way(number, Kind::Dropped)?;
-                self.finish(header, Err(CallError::Dropped), woken);
+                let under_way = self.under_way(number, Kind::Dropped)?;
+                self.finish(under_way, Err(CallError::Dropped), woken);
             }
             FromServer::Refused { number, reason } => {
-                let header = self.under_way(number, Kind::Refused)?;
-                self.finish(header, Err(CallError::from_refusal(reason)), woken);
+                let under_way = self.under_way(number, Kind::Refused)?;
+                self.finish(under_way, Err(CallError::from_refusal(reason)), woken);
             }
             FromServer::Credit(windows) => {
                 let Phase::Open { account, .. } = &mut self.phase else { unreachable!("frames come later") };
@@ -545,26 +578,33 @@ impl State {
             }
             FromServer::Goodbye if self.leaving => return Err(Malformed::AfterGoodbye(Kind::Goodbye)),
             FromServer::Goodbye => self.leaving = true,
+            FromServer::Part { number, .. } => {
+                return Err(Malformed::Number { kind: Kind::Part, number });
+            }
+            FromServer::Elsewhere { number, .. } => {
+                return Err(Malformed::Number { kind: Kind::Elsewhere, number });
+            }
             FromServer::Hello(_) => return Err(Malformed::WrongSide(Kind::Hello)),
         }
         Ok(())
     }
 
-    /// The header of a call that awaits its final frame.
-    fn under_way(&self, number: u32, kind: Kind) -> Result<Header, Malformed> {
-        self.header(number as usize).ok_or(Malformed::Number { kind, number })
+    /// A call that awaits its final frame.
+    fn under_way(&self, number: u32, kind: Kind) -> Result<UnderWay, Malformed> {
+        self.sent(number as usize).ok_or(Malformed::Number { kind, number })
     }
 
-    fn header(&self, key: usize) -> Option<Header> {
+    fn sent(&self, key: usize) -> Option<UnderWay> {
         match self.calls.get(key).map(|slot| &slot.stage) {
-            Some(Stage::Sent(header) | Stage::Withdrawn(header)) => Some(*header),
+            Some(Stage::Sent(under_way) | Stage::Withdrawn(under_way)) => Some(*under_way),
             _ => None,
         }
     }
 
     /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
-    fn finish(&mut self, header: Header, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
-        let key = header.number as usize;
+    fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
+        let UnderWay { opening, cost } = under_way;
+        let key = opening.header.number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.
         self.sendings.retain(|(sender, _)| *sender != Some(key));
         let slot = &mut self.calls[key];
@@ -576,9 +616,9 @@ impl State {
             woken.extend(slot.waker.take());
         }
         self.under_way -= 1;
-        self.awaited -= header.answer().descriptors();
+        self.awaited -= opening.answer().descriptors();
         if let Phase::Open { account, .. } = &mut self.phase {
-            account.release(cost_of(&header));
+            account.release(cost);
         }
     }
 }
@@ -664,13 +704,8 @@ async fn receive_all(session: &Session, socket: &Socket) -> End {
     End::Gone
 }
 
-fn header_of(message: &Message, room: Size) -> Result<Header, CallError> {
+fn call_of(message: &Message, room: Size) -> Result<Asked, CallError> {
     let size = Size::of_bytes(message.bytes().len());
     let size = size.and_then(|size| size.with_descriptors(message.descriptors().len()));
-    size.map(|size| Header::call(0, size, room)).map_err(|_| CallError::TooLarge(Part::Call))
-}
-
-/// What a call or a grant takes out of the windows.
-fn cost_of(header: &Header) -> Cost {
-    Cost::of_call(header.message(), header.answer())
+    size.map(|message| Asked::Call { message, room }).map_err(|_| CallError::TooLarge(Part::Call))
 }

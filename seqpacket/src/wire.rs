@@ -7,6 +7,8 @@
 //! examples the tests below read, is in `PROTOCOL.md`.
 
 use std::fmt;
+use std::ops::Deref;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -23,6 +25,21 @@ pub const HEADER_BYTES: usize = 16;
 
 /// The largest payload of one frame: what a packet has left after one header.
 pub const PAYLOAD_BYTES_MAX: usize = PACKET_BYTES_MAX - HEADER_BYTES;
+
+/// What follows the header of a frame with [`Flags`], in front of its message: as long as the header, so that
+/// the message is as aligned as it would be without.
+pub const EXTENSION_BYTES: usize = 16;
+
+/// The largest message a HELLO may announce, less a byte 2 GiB: a window is a `u32` and must have room for
+/// two of them.
+pub const MESSAGE_BYTES_MAX: usize = u32::MAX as usize / 2;
+
+/// The largest message unless the server says otherwise: 64 MiB.
+pub const MESSAGE_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// Bytes of large messages under way, calls and room for answers together, unless the server says otherwise:
+/// the largest call beside the largest answer.
+pub const LARGE_WINDOW_DEFAULT: u32 = 2 * MESSAGE_BYTES_DEFAULT;
 
 /// Descriptors in one packet, and so in one frame. The kernel's own limit (`SCM_MAX_FD`): 254 is `EINVAL`.
 pub const DESCRIPTORS_MAX: usize = 253;
@@ -47,10 +64,10 @@ pub const MAGIC: [u8; 4] = *b"SRT1";
 pub const VERSION: u16 = 1;
 
 /// Payload of a HELLO.
-pub const HELLO_BYTES: usize = 28;
+pub const HELLO_BYTES: usize = 36;
 
 /// Payload of a CREDIT.
-pub const CREDIT_BYTES: usize = 12;
+pub const CREDIT_BYTES: usize = 16;
 
 /// Payload of a REFUSED.
 pub const REFUSED_BYTES: usize = 1;
@@ -70,6 +87,8 @@ const HELLO_OPENING_BYTES: usize = 8;
 // The defaults must be a HELLO that a client accepts, and every length must survive the trip through a u32.
 const _: () = assert!(PACKET_BYTES_MAX <= u32::MAX as usize / 2);
 const _: () = assert!(BYTES_WINDOW_DEFAULT as usize >= 2 * PACKET_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_DEFAULT as usize <= MESSAGE_BYTES_MAX);
+const _: () = assert!(LARGE_WINDOW_DEFAULT >= 2 * MESSAGE_BYTES_DEFAULT);
 const _: () = assert!(DESCRIPTORS_WINDOW_DEFAULT >= CALL_DESCRIPTORS_DEFAULT);
 const _: () = assert!(DESCRIPTORS_MAX <= u8::MAX as usize);
 
@@ -79,7 +98,7 @@ const _: () = assert!(DESCRIPTORS_MAX <= u8::MAX as usize);
 /// declare exactly those. The last item is an error if descriptors came that no frame declared.
 ///
 /// ```
-/// use seqpacket::wire::{self, Arrived, FromClient, Header, Size};
+/// use seqpacket::wire::{self, Arrived, Body, FromClient, Header, Size};
 ///
 /// let mut packet = Header::call(7, Size::of_bytes(3)?, Size::of_bytes(64)?).encode().to_vec();
 /// packet.extend_from_slice(b"add");
@@ -87,7 +106,7 @@ const _: () = assert!(DESCRIPTORS_MAX <= u8::MAX as usize);
 ///
 /// let mut frames = wire::frames(&packet, Arrived::Whole(0));
 /// let first = frames.next().unwrap()?.from_client()?;
-/// assert!(matches!(first, FromClient::Call { number: 7, payload: b"add", .. }));
+/// assert!(matches!(first, FromClient::Call { number: 7, body: Body::Whole(b"add"), .. }));
 /// let second = frames.next().unwrap()?.from_client()?;
 /// assert!(matches!(second, FromClient::Cancel { number: 6 }));
 /// assert!(frames.next().is_none());
@@ -159,9 +178,16 @@ impl<'a> Frames<'a> {
         let Some((payload, rest)) = rest.split_at_checked(header.length as usize) else {
             return Err(Malformed::PayloadCut { length: header.length, left: rest.len() });
         };
+        let (extension, payload) = match payload.split_first_chunk() {
+            Some((extension, payload)) if header.flags.any() => {
+                (Some(Extension::parse(extension, header.flags)?), payload)
+            }
+            // A header with flags and less payload than that has been refused above.
+            _ => (None, payload),
+        };
         let missing = self.claim(header.descriptors)?;
         self.rest = rest;
-        Ok(Frame { header, payload, missing })
+        Ok(Frame { header, extension, payload, missing })
     }
 
     /// Gives the packet's descriptors to the frame that declares them; says how many of them did not arrive.
@@ -202,37 +228,62 @@ impl<'a> Frames<'a> {
 pub struct Frame<'a> {
     /// What the header says.
     pub header: Header,
-    /// Exactly `header.length` bytes.
+    /// What follows it on a frame with flags.
+    pub extension: Option<Extension>,
+    /// What follows those: exactly `header.length` bytes together with the extension.
     pub payload: &'a [u8],
     /// How many of `header.descriptors` were lost on arrival.
     pub missing: u8,
 }
 
 impl<'a> Frame<'a> {
+    /// The frame without its payload.
+    pub fn opening(&self) -> Opening {
+        Opening { header: self.header, extension: self.extension }
+    }
+
+    fn body(&self) -> Body<'a> {
+        match self.opening().total() {
+            Some(total) => Body::Large { total },
+            None => Body::Whole(self.payload),
+        }
+    }
+
     /// The frame as a client may send it.
     pub fn from_client(self) -> Result<FromClient<'a>, Malformed> {
-        let Frame { header, payload, missing } = self;
+        let Frame { header, payload, missing, .. } = self;
         let Header { number, descriptors, .. } = header;
         match header.kind {
-            Kind::Call => {
-                Ok(FromClient::Call { number, payload, descriptors, missing, answer: header.answer() })
-            }
+            Kind::Call => Ok(FromClient::Call {
+                number,
+                body: self.body(),
+                descriptors,
+                missing,
+                answer: header.answer(),
+                time_left: self.opening().time_left(),
+            }),
+            Kind::Part => Ok(FromClient::Part { number, payload }),
             Kind::Cancel => Ok(FromClient::Cancel { number }),
             Kind::Grant => Ok(FromClient::Grant { number }),
             Kind::Goodbye => Ok(FromClient::Goodbye),
-            kind @ (Kind::Hello | Kind::Answer | Kind::Dropped | Kind::Credit | Kind::Refused) => {
-                Err(Malformed::WrongSide(kind))
-            }
+            kind @ (Kind::Hello
+            | Kind::Answer
+            | Kind::Dropped
+            | Kind::Credit
+            | Kind::Refused
+            | Kind::Elsewhere) => Err(Malformed::WrongSide(kind)),
         }
     }
 
     /// The frame as a server may send it; the payload of a HELLO, CREDIT or REFUSED is parsed here, once.
     pub fn from_server(self) -> Result<FromServer<'a>, Malformed> {
-        let Frame { header, payload, missing } = self;
+        let Frame { header, payload, missing, .. } = self;
         let Header { number, descriptors, .. } = header;
         match header.kind {
             Kind::Hello => Ok(FromServer::Hello(Hello::parse(payload)?)),
-            Kind::Answer => Ok(FromServer::Answer { number, payload, descriptors, missing }),
+            Kind::Answer => Ok(FromServer::Answer { number, body: self.body(), descriptors, missing }),
+            Kind::Part => Ok(FromServer::Part { number, payload }),
+            Kind::Elsewhere => Ok(FromServer::Elsewhere { number, missing }),
             Kind::Dropped => Ok(FromServer::Dropped { number }),
             Kind::Credit => Ok(FromServer::Credit(Windows::parse(payload)?)),
             Kind::Refused => Ok(FromServer::Refused { number, reason: RefusedReason::parse(payload)? }),
@@ -251,13 +302,22 @@ pub enum FromClient<'a> {
         /// Chosen by the client, free again after the final frame.
         number: u32,
         /// Opaque.
-        payload: &'a [u8],
+        body: Body<'a>,
         /// How many of the packet's descriptors belong to the call: all of them, or none.
         descriptors: u8,
         /// How many of those were lost here. Not zero: REFUSED with [`RefusedReason::DescriptorsLost`].
         missing: u8,
         /// What the caller has reserved for the answer.
         answer: Size,
+        /// How long the caller would still wait when it wrote this; `None` if it has not said.
+        time_left: Option<Duration>,
+    },
+    /// The next bytes of a large call.
+    Part {
+        /// The call.
+        number: u32,
+        /// One byte at least.
+        payload: &'a [u8],
     },
     /// The caller withdrew. The number still ends with one final frame.
     Cancel {
@@ -283,11 +343,25 @@ pub enum FromServer<'a> {
     Answer {
         /// The call it ends.
         number: u32,
-        /// Opaque.
-        payload: &'a [u8],
+        /// Opaque. A large answer ends its call with its last part.
+        body: Body<'a>,
         /// How many of the packet's descriptors belong to the answer: all of them, or none.
         descriptors: u8,
         /// How many of those were lost here.
+        missing: u8,
+    },
+    /// The next bytes of a large answer; the last ones are final.
+    Part {
+        /// The call it answers.
+        number: u32,
+        /// One byte at least.
+        payload: &'a [u8],
+    },
+    /// Whoever answers will do so over the descriptor of this frame; final.
+    Elsewhere {
+        /// The call it ends.
+        number: u32,
+        /// 1 if the descriptor was lost here.
         missing: u8,
     },
     /// Nobody will answer; final. The call may have been seen.
@@ -308,6 +382,18 @@ pub enum FromServer<'a> {
     Goodbye,
 }
 
+/// The message of a call or an answer, as far as it is in the frame that opens it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// All of it.
+    Whole(&'a [u8]),
+    /// It follows in parts.
+    Large {
+        /// So many bytes, all parts together.
+        total: u32,
+    },
+}
+
 /// The sixteen bytes before a payload, checked on the way in and on the way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -321,24 +407,24 @@ pub struct Header {
     pub descriptors: u8,
     /// Descriptors the caller has reserved for the answer.
     pub answer_descriptors: u8,
-    /// Bytes of payload the caller has reserved for the answer.
+    /// What the first bytes of the payload say beyond this.
+    pub flags: Flags,
+    /// Bytes of message the caller has reserved for the answer.
     pub answer_bytes: u32,
 }
 
 impl Header {
     /// Reads a header and checks all that can be checked without its payload.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
-        let [length, number, [kind, descriptors, answer_descriptors, reserved], answer_bytes]: [[u8; 4]; 4] =
+        let [length, number, [kind, descriptors, answer_descriptors, flags], answer_bytes]: [[u8; 4]; 4] =
             bytemuck::cast(*bytes);
-        if reserved != 0 {
-            return Err(Malformed::Reserved(reserved));
-        }
         let header = Header {
             length: u32::from_le_bytes(length),
             number: u32::from_le_bytes(number),
             kind: Kind::try_from(kind)?,
             descriptors,
             answer_descriptors,
+            flags: Flags::parse(flags)?,
             answer_bytes: u32::from_le_bytes(answer_bytes),
         };
         header.check()?;
@@ -354,12 +440,13 @@ impl Header {
         bytemuck::cast([
             self.length.to_le_bytes(),
             self.number.to_le_bytes(),
-            [self.kind as u8, self.descriptors, self.answer_descriptors, 0],
+            [self.kind as u8, self.descriptors, self.answer_descriptors, self.flags.byte()],
             self.answer_bytes.to_le_bytes(),
         ])
     }
 
-    /// A call that carries `message` and has room for `answer`.
+    /// A call that carries `message` and has room for `answer`. One that needs more than this header, because
+    /// it is large or says how long its caller waits, is [`Hello::call`].
     pub fn call(number: u32, message: Size, answer: Size) -> Header {
         Header {
             length: message.bytes,
@@ -370,13 +457,23 @@ impl Header {
         }
     }
 
-    /// The answer to call `number`.
+    /// The answer to call `number`. A large one is [`Hello::answer_to`].
     pub fn answer_to(number: u32, message: Size) -> Header {
         Header {
             length: message.bytes,
             descriptors: message.descriptors,
             ..Header::bare(Kind::Answer, number)
         }
+    }
+
+    /// The next `bytes` of the large call or answer `number`.
+    pub fn part(number: u32, bytes: u32) -> Header {
+        Header { length: bytes, ..Header::bare(Kind::Part, number) }
+    }
+
+    /// The answer to call `number` comes over the descriptor that goes with this.
+    pub fn elsewhere(number: u32) -> Header {
+        Header { descriptors: 1, ..Header::bare(Kind::Elsewhere, number) }
     }
 
     /// Nobody will answer call `number`.
@@ -399,38 +496,59 @@ impl Header {
         Header::bare(Kind::Goodbye, 0)
     }
 
-    /// What the frame carries.
-    pub fn message(&self) -> Size {
-        Size { bytes: self.length, descriptors: self.descriptors }
-    }
-
     /// What the caller has reserved for the answer; [`Size::NONE`] on frames that await none.
     pub fn answer(&self) -> Size {
         Size { bytes: self.answer_bytes, descriptors: self.answer_descriptors }
     }
 
     fn bare(kind: Kind, number: u32) -> Header {
-        Header { length: 0, number, kind, descriptors: 0, answer_descriptors: 0, answer_bytes: 0 }
+        Header {
+            length: 0,
+            number,
+            kind,
+            descriptors: 0,
+            answer_descriptors: 0,
+            flags: Flags::NONE,
+            answer_bytes: 0,
+        }
     }
 
     /// The rules of one header. Fields that mean nothing on a kind must be zero, so that they can mean
     /// something one day and so that two implementations cannot disagree about a byte without noticing.
     fn check(&self) -> Result<(), Malformed> {
-        let Header { length, number, kind, descriptors, answer_descriptors, answer_bytes } = *self;
-        if !kind.allows_length(length as usize) {
+        let Header { length, number, kind, descriptors, answer_descriptors, flags, answer_bytes } = *self;
+        let flags_are_right = match kind {
+            Kind::Call => true,
+            Kind::Answer => !flags.deadline,
+            _ => flags == Flags::NONE,
+        };
+        if !flags_are_right {
+            return Err(Malformed::FrameFlags { kind, flags: flags.byte() });
+        }
+        let extended = match flags {
+            Flags { large: true, .. } => length as usize == EXTENSION_BYTES,
+            Flags { deadline: true, .. } => length as usize >= EXTENSION_BYTES,
+            Flags::NONE => true,
+        };
+        if !kind.allows_length(length as usize) || !extended {
             return Err(Malformed::Length { kind, length });
         }
         if number != 0 && !kind.is_about_a_call() {
             return Err(Malformed::Number { kind, number });
         }
-        if descriptors != 0 && !kind.carries_descriptors() {
+        let descriptors_are_right = match kind {
+            Kind::Call | Kind::Answer => true,
+            Kind::Elsewhere => descriptors == 1,
+            _ => descriptors == 0,
+        };
+        if !descriptors_are_right {
             return Err(Malformed::Descriptors { kind, descriptors });
         }
         if usize::from(descriptors.max(answer_descriptors)) > DESCRIPTORS_MAX {
             return Err(Malformed::TooManyDescriptors(descriptors.max(answer_descriptors)));
         }
         let answer_is_right = match kind {
-            Kind::Call => answer_bytes as usize <= PAYLOAD_BYTES_MAX,
+            Kind::Call => answer_bytes as usize <= MESSAGE_BYTES_MAX,
             Kind::Grant => answer_bytes == 0 && answer_descriptors == 1,
             _ => answer_bytes == 0 && answer_descriptors == 0,
         };
@@ -438,6 +556,143 @@ impl Header {
             return Err(Malformed::Answer { kind, answer_bytes, answer_descriptors });
         }
         Ok(())
+    }
+}
+
+/// What a call or an answer has beyond its header. With any of these an [`Extension`] comes before the
+/// message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flags {
+    /// The message does not fit a packet. It follows in parts.
+    pub large: bool,
+    /// The call says how long its caller waits.
+    pub deadline: bool,
+}
+
+impl Flags {
+    /// None of them: no extension.
+    pub const NONE: Flags = Flags { large: false, deadline: false };
+
+    /// Whether there is an extension.
+    pub fn any(self) -> bool {
+        self != Flags::NONE
+    }
+
+    fn parse(byte: u8) -> Result<Flags, Malformed> {
+        match byte {
+            0..=3 => Ok(Flags { large: byte & 1 != 0, deadline: byte & 2 != 0 }),
+            unknown => Err(Malformed::UnknownFlags(unknown)),
+        }
+    }
+
+    fn byte(self) -> u8 {
+        u8::from(self.large) | u8::from(self.deadline) << 1
+    }
+}
+
+/// The sixteen bytes that follow the header of a frame with [`Flags`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// Bytes of the whole message; 0 if it is not large.
+    pub total: u32,
+    /// Microseconds the caller would still wait when this was written; 0 if it has not said.
+    pub time_left_us: u64,
+}
+
+impl Extension {
+    fn parse(bytes: &[u8; EXTENSION_BYTES], flags: Flags) -> Result<Extension, Malformed> {
+        let [total, time_left_us]: [[u8; 8]; 2] = bytemuck::cast(*bytes);
+        let (total, time_left_us) = (u64::from_le_bytes(total), u64::from_le_bytes(time_left_us));
+        if total > MESSAGE_BYTES_MAX as u64 || (total == 0) == flags.large {
+            return Err(Malformed::Total(total));
+        }
+        if time_left_us != 0 && !flags.deadline {
+            return Err(Malformed::TimeLeft(time_left_us));
+        }
+        Ok(Extension { total: total as u32, time_left_us })
+    }
+
+    fn encode(&self) -> [u8; EXTENSION_BYTES] {
+        bytemuck::cast([u64::from(self.total).to_le_bytes(), self.time_left_us.to_le_bytes()])
+    }
+}
+
+/// A frame without its payload: the header, and the extension where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The header.
+    pub header: Header,
+    /// There if the header has flags.
+    pub extension: Option<Extension>,
+}
+
+impl Opening {
+    /// The bytes in front of the message.
+    ///
+    /// # Panics
+    /// If a peer would call them [`Malformed`].
+    pub fn encode(&self) -> OpeningBytes {
+        assert_eq!(self.extension.is_some(), self.header.flags.any(), "an extension belongs to flags");
+        let mut opening = OpeningBytes { bytes: [0; HEADER_BYTES + EXTENSION_BYTES], length: HEADER_BYTES };
+        opening.bytes[..HEADER_BYTES].copy_from_slice(&self.header.encode());
+        if let Some(extension) = &self.extension {
+            let bytes = extension.encode();
+            assert_eq!(
+                Extension::parse(&bytes, self.header.flags),
+                Ok(*extension),
+                "an extension for no peer"
+            );
+            opening.bytes[HEADER_BYTES..].copy_from_slice(&bytes);
+            opening.length += EXTENSION_BYTES;
+        }
+        opening
+    }
+
+    /// The message that is opened: all of it, with what follows in parts.
+    pub fn message(&self) -> Size {
+        let extension_bytes = if self.extension.is_some() { EXTENSION_BYTES as u32 } else { 0 };
+        let bytes = self.total().unwrap_or(self.header.length.saturating_sub(extension_bytes));
+        Size { bytes, descriptors: self.header.descriptors }
+    }
+
+    /// What the caller has reserved for the answer.
+    pub fn answer(&self) -> Size {
+        self.header.answer()
+    }
+
+    /// How many bytes follow in parts; `None` if the message is whole.
+    pub fn total(&self) -> Option<u32> {
+        self.extension.filter(|_| self.header.flags.large).map(|extension| extension.total)
+    }
+
+    /// How long the caller would still wait when this was written; `None` if it has not said.
+    pub fn time_left(&self) -> Option<Duration> {
+        let extension = self.extension.filter(|_| self.header.flags.deadline);
+        extension.map(|extension| Duration::from_micros(extension.time_left_us))
+    }
+}
+
+impl From<Header> for Opening {
+    /// # Panics
+    /// If the header has flags, and so is not all of it.
+    fn from(header: Header) -> Opening {
+        assert!(!header.flags.any(), "a header with flags has an extension");
+        Opening { header, extension: None }
+    }
+}
+
+/// What an [`Opening`] looks like on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct OpeningBytes {
+    bytes: [u8; HEADER_BYTES + EXTENSION_BYTES],
+    length: usize,
+}
+
+impl Deref for OpeningBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 
@@ -464,33 +719,36 @@ pub enum Kind {
     Grant = 8,
     /// Either way: no more calls.
     Goodbye = 9,
+    /// Either way: the next bytes of a large call or answer.
+    Part = 10,
+    /// Server to client, with a descriptor over which somebody will answer; final.
+    Elsewhere = 11,
 }
 
 impl Kind {
-    /// Whether a frame of this kind ends the number it carries.
+    /// Whether a frame of this kind ends the number it carries; a large answer does so with its last part.
     pub fn is_final(self) -> bool {
-        matches!(self, Kind::Answer | Kind::Dropped | Kind::Refused)
+        matches!(self, Kind::Answer | Kind::Dropped | Kind::Refused | Kind::Elsewhere)
     }
 
     fn is_about_a_call(self) -> bool {
         match self {
             Kind::Call | Kind::Answer | Kind::Dropped | Kind::Cancel | Kind::Refused | Kind::Grant => true,
+            Kind::Part | Kind::Elsewhere => true,
             Kind::Hello | Kind::Credit | Kind::Goodbye => false,
         }
-    }
-
-    fn carries_descriptors(self) -> bool {
-        matches!(self, Kind::Call | Kind::Answer)
     }
 
     fn allows_length(self, bytes: usize) -> bool {
         match self {
             Kind::Call | Kind::Answer => bytes <= PAYLOAD_BYTES_MAX,
+            // A part without a byte would be progress for ever.
+            Kind::Part => (1..=PAYLOAD_BYTES_MAX).contains(&bytes),
             // A later version may say more; the reader shall find its version before it finds its length.
             Kind::Hello => (HELLO_OPENING_BYTES..=PAYLOAD_BYTES_MAX).contains(&bytes),
             Kind::Credit => bytes == CREDIT_BYTES,
             Kind::Refused => bytes == REFUSED_BYTES,
-            Kind::Dropped | Kind::Cancel | Kind::Grant | Kind::Goodbye => bytes == 0,
+            Kind::Dropped | Kind::Cancel | Kind::Grant | Kind::Goodbye | Kind::Elsewhere => bytes == 0,
         }
     }
 }
@@ -509,6 +767,8 @@ impl TryFrom<u8> for Kind {
             7 => Ok(Kind::Refused),
             8 => Ok(Kind::Grant),
             9 => Ok(Kind::Goodbye),
+            10 => Ok(Kind::Part),
+            11 => Ok(Kind::Elsewhere),
             unknown => Err(Malformed::Kind(unknown)),
         }
     }
@@ -527,19 +787,21 @@ impl fmt::Display for Kind {
             Kind::Refused => "REFUSED",
             Kind::Grant => "GRANT",
             Kind::Goodbye => "GOODBYE",
+            Kind::Part => "PART",
+            Kind::Elsewhere => "ELSEWHERE",
         })
     }
 }
 
-/// A payload and its descriptors by size, never more than one frame holds: of a message, or of the room kept
-/// for an answer.
+/// A message by size, its descriptors included, or the room kept for one: never more than a HELLO may
+/// announce.
 ///
 /// ```
-/// use seqpacket::wire::{Oversize, PAYLOAD_BYTES_MAX, Size};
+/// use seqpacket::wire::{MESSAGE_BYTES_MAX, Oversize, Size};
 ///
 /// let room = Size::of_bytes(4_096)?.with_descriptors(1)?;
 /// assert!(room.holds(Size::of_bytes(12)?));
-/// assert_eq!(Size::of_bytes(PAYLOAD_BYTES_MAX + 1), Err(Oversize::Bytes));
+/// assert_eq!(Size::of_bytes(MESSAGE_BYTES_MAX + 1), Err(Oversize::Bytes));
 /// # Ok::<(), Oversize>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -553,11 +815,14 @@ impl Size {
     pub const NONE: Size = Size { bytes: 0, descriptors: 0 };
 
     /// The most one frame holds.
-    pub const LARGEST: Size = Size { bytes: PAYLOAD_BYTES_MAX as u32, descriptors: DESCRIPTORS_MAX as u8 };
+    pub const OF_A_FRAME: Size = Size { bytes: PAYLOAD_BYTES_MAX as u32, descriptors: DESCRIPTORS_MAX as u8 };
+
+    /// The most there can be.
+    pub const LARGEST: Size = Size { bytes: MESSAGE_BYTES_MAX as u32, descriptors: DESCRIPTORS_MAX as u8 };
 
     /// So many bytes and no descriptors.
     pub fn of_bytes(bytes: usize) -> Result<Size, Oversize> {
-        if bytes > PAYLOAD_BYTES_MAX {
+        if bytes > MESSAGE_BYTES_MAX {
             return Err(Oversize::Bytes);
         }
         Ok(Size { bytes: bytes as u32, descriptors: 0 })
@@ -571,7 +836,7 @@ impl Size {
         Ok(Size { descriptors: descriptors as u8, ..self })
     }
 
-    /// Bytes of payload.
+    /// Bytes.
     pub fn bytes(self) -> usize {
         self.bytes as usize
     }
@@ -581,18 +846,23 @@ impl Size {
         usize::from(self.descriptors)
     }
 
+    /// The same descriptors and no more bytes than that.
+    pub fn at_most_bytes(self, bytes: u32) -> Size {
+        Size { bytes: self.bytes.min(bytes), ..self }
+    }
+
     /// Whether `message` fits into this room.
     pub fn holds(self, message: Size) -> bool {
         message.bytes <= self.bytes && message.descriptors <= self.descriptors
     }
 }
 
-/// Why no frame can hold a message. Found before anything is sent.
+/// Why no session can carry a message. Found before anything is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Oversize {
-    /// More than [`PAYLOAD_BYTES_MAX`] bytes.
-    #[error("more than {PAYLOAD_BYTES_MAX} bytes")]
+    /// More than [`MESSAGE_BYTES_MAX`] bytes.
+    #[error("more than {MESSAGE_BYTES_MAX} bytes")]
     Bytes,
     /// More than [`DESCRIPTORS_MAX`] descriptors.
     #[error("more than {DESCRIPTORS_MAX} descriptors")]
@@ -606,7 +876,7 @@ pub enum Oversize {
 ///
 /// let hello = Hello { windows: Windows { calls: 32, ..Windows::default() }, ..Hello::default() };
 /// hello.check()?;
-/// assert_eq!(hello.frame().len(), 44);
+/// assert_eq!(hello.frame().len(), 52);
 /// # Ok::<(), seqpacket::wire::Malformed>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -617,6 +887,9 @@ pub struct Hello {
     pub call_descriptors_max: u32,
     /// The largest packet either side sends on this session.
     pub packet_bytes_max: u32,
+    /// The largest message either side sends. No more than [`payload_bytes_max`](Hello::payload_bytes_max):
+    /// nothing is large here.
+    pub message_bytes_max: u32,
 }
 
 impl Default for Hello {
@@ -625,6 +898,7 @@ impl Default for Hello {
             windows: Windows::default(),
             call_descriptors_max: CALL_DESCRIPTORS_DEFAULT,
             packet_bytes_max: PACKET_BYTES_MAX as u32,
+            message_bytes_max: MESSAGE_BYTES_DEFAULT,
         }
     }
 }
@@ -647,14 +921,18 @@ impl Hello {
         if flags != 0 {
             return Err(Malformed::Flags(flags));
         }
-        let (&[calls, bytes, descriptors, call_descriptors_max, packet_bytes_max], []) = (promises, rest)
+        let (
+            &[calls, bytes, descriptors, large, call_descriptors_max, packet_bytes_max, message_bytes_max],
+            [],
+        ) = (promises, rest)
         else {
             return Err(Malformed::length(Kind::Hello, payload));
         };
         let hello = Hello {
-            windows: Windows::of([calls, bytes, descriptors]),
+            windows: Windows::of([calls, bytes, descriptors, large]),
             call_descriptors_max: u32::from_le_bytes(call_descriptors_max),
             packet_bytes_max: u32::from_le_bytes(packet_bytes_max),
+            message_bytes_max: u32::from_le_bytes(message_bytes_max),
         };
         hello.check()?;
         Ok(hello)
@@ -680,16 +958,87 @@ impl Hello {
         if self.windows.descriptors < self.call_descriptors_max {
             return Err(Malformed::WindowTooSmall(Resource::Descriptors));
         }
+        let messages = self.payload_bytes_max()..=MESSAGE_BYTES_MAX as u32;
+        if !messages.contains(&self.message_bytes_max) {
+            return Err(Malformed::MessageBytes(self.message_bytes_max));
+        }
+        let largest_two = if self.carries_large() { 2 * self.message_bytes_max } else { 0 };
+        if self.windows.large_bytes < largest_two {
+            return Err(Malformed::WindowTooSmall(Resource::LargeBytes));
+        }
         Ok(())
+    }
+
+    /// Opens a call on this session: whole if it fits a packet beside what it says of its caller's patience,
+    /// and large otherwise. Nothing but its size decides. Time left is said in whole microseconds.
+    ///
+    /// ```
+    /// use seqpacket::wire::{Hello, Size};
+    ///
+    /// let hello = Hello::default();
+    /// assert_eq!(hello.call(7, Size::of_bytes(65_520)?, Size::NONE, None).total(), None);
+    /// assert_eq!(hello.call(7, Size::of_bytes(65_521)?, Size::NONE, None).total(), Some(65_521));
+    /// # Ok::<(), seqpacket::wire::Oversize>(())
+    /// ```
+    pub fn call(&self, number: u32, message: Size, answer: Size, time_left: Option<Duration>) -> Opening {
+        let header = Header {
+            descriptors: message.descriptors,
+            answer_descriptors: answer.descriptors,
+            answer_bytes: answer.bytes,
+            ..Header::bare(Kind::Call, number)
+        };
+        self.open(header, message, time_left)
+    }
+
+    /// Opens the answer to call `number`: whole if it fits a packet, and large otherwise.
+    pub fn answer_to(&self, number: u32, message: Size) -> Opening {
+        let header = Header { descriptors: message.descriptors, ..Header::bare(Kind::Answer, number) };
+        self.open(header, message, None)
+    }
+
+    fn open(&self, header: Header, message: Size, time_left: Option<Duration>) -> Opening {
+        let deadline = time_left.is_some();
+        let large = message.bytes > self.whole_bytes_max(deadline);
+        let flags = Flags { large, deadline };
+        let extension = flags.any().then(|| Extension {
+            total: if large { message.bytes } else { 0 },
+            // A u64 of microseconds is half a million years.
+            time_left_us: time_left.map_or(0, |time| time.as_micros().try_into().unwrap_or(u64::MAX)),
+        });
+        let length = if flags.any() { EXTENSION_BYTES as u32 } else { 0 };
+        let length = if large { length } else { length + message.bytes };
+        Opening { header: Header { length, flags, ..header }, extension }
+    }
+
+    /// The largest message that goes into the packet that opens it.
+    fn whole_bytes_max(&self, deadline: bool) -> u32 {
+        self.payload_bytes_max() - if deadline { EXTENSION_BYTES as u32 } else { 0 }
+    }
+
+    /// Whether messages may be larger than a packet.
+    pub fn carries_large(&self) -> bool {
+        self.message_bytes_max > self.payload_bytes_max()
+    }
+
+    /// Whether room for an answer is for a large one.
+    pub fn is_large_room(&self, answer: Size) -> bool {
+        answer.bytes > self.payload_bytes_max()
     }
 
     /// Whether a frame keeps to what this HELLO promised. The sender asks before sending and the receiver
     /// after receiving; [`Header::parse`] knows only the limits that hold on every session.
-    pub fn admits(&self, header: &Header) -> Result<(), Malformed> {
+    pub fn admits(&self, opening: &Opening) -> Result<(), Malformed> {
+        let header = &opening.header;
         if header.length > self.payload_bytes_max() {
             return Err(Malformed::Length { kind: header.kind, length: header.length });
         }
-        if header.answer_bytes > self.payload_bytes_max() {
+        // What would fit a packet is not large: one way to say each thing.
+        if let Some(total) = opening.total()
+            && (total <= self.whole_bytes_max(header.flags.deadline) || total > self.message_bytes_max)
+        {
+            return Err(Malformed::Total(total.into()));
+        }
+        if header.answer_bytes > self.message_bytes_max {
             return Err(Malformed::Answer {
                 kind: header.kind,
                 answer_bytes: header.answer_bytes,
@@ -719,9 +1068,10 @@ impl Hello {
         bytes[16..20].copy_from_slice(&MAGIC);
         bytes[20..22].copy_from_slice(&VERSION.to_le_bytes());
         // 22..24 are the flags, of which version 1 has none.
-        bytes[24..36].copy_from_slice(&self.windows.encode());
-        bytes[36..40].copy_from_slice(&self.call_descriptors_max.to_le_bytes());
-        bytes[40..44].copy_from_slice(&self.packet_bytes_max.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.windows.encode());
+        bytes[40..44].copy_from_slice(&self.call_descriptors_max.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.packet_bytes_max.to_le_bytes());
+        bytes[48..52].copy_from_slice(&self.message_bytes_max.to_le_bytes());
         bytes
     }
 }
@@ -731,11 +1081,13 @@ impl Hello {
 pub struct Windows {
     /// Calls, grants included.
     pub calls: u32,
-    /// Frame bytes of the calls and room for their answers.
+    /// Frame bytes of the calls and room for their answers, large messages not counted.
     pub bytes: u32,
     /// Descriptors sent with the calls. Those of the answers fill the client's table, and the client sees to
     /// that itself.
     pub descriptors: u32,
+    /// Bytes of large calls, and of room for large answers.
+    pub large_bytes: u32,
 }
 
 impl Default for Windows {
@@ -744,6 +1096,7 @@ impl Default for Windows {
             calls: CALLS_WINDOW_DEFAULT,
             bytes: BYTES_WINDOW_DEFAULT,
             descriptors: DESCRIPTORS_WINDOW_DEFAULT,
+            large_bytes: LARGE_WINDOW_DEFAULT,
         }
     }
 }
@@ -752,7 +1105,7 @@ impl Windows {
     /// Reads the payload of a CREDIT. That it only grows is checked where the old windows are known.
     pub fn parse(payload: &[u8]) -> Result<Windows, Malformed> {
         match payload.as_chunks::<4>() {
-            (&[calls, bytes, descriptors], []) => Ok(Windows::of([calls, bytes, descriptors])),
+            (&[calls, bytes, descriptors, large], []) => Ok(Windows::of([calls, bytes, descriptors, large])),
             _ => Err(Malformed::length(Kind::Credit, payload)),
         }
     }
@@ -766,16 +1119,18 @@ impl Windows {
         bytes
     }
 
-    fn of([calls, bytes, descriptors]: [[u8; 4]; 3]) -> Windows {
+    fn of([calls, bytes, descriptors, large_bytes]: [[u8; 4]; 4]) -> Windows {
         Windows {
             calls: u32::from_le_bytes(calls),
             bytes: u32::from_le_bytes(bytes),
             descriptors: u32::from_le_bytes(descriptors),
+            large_bytes: u32::from_le_bytes(large_bytes),
         }
     }
 
     fn encode(&self) -> [u8; CREDIT_BYTES] {
-        bytemuck::cast([self.calls.to_le_bytes(), self.bytes.to_le_bytes(), self.descriptors.to_le_bytes()])
+        let Windows { calls, bytes, descriptors, large_bytes } = *self;
+        bytemuck::cast([calls, bytes, descriptors, large_bytes].map(u32::to_le_bytes))
     }
 }
 
@@ -802,6 +1157,12 @@ pub enum RefusedReason {
     /// The call crossed the server's GOODBYE; it was not shown to anybody, so trying elsewhere is safe.
     #[error("the server had said goodbye")]
     Leaving = 6,
+    /// The caller's time had passed before anybody took the call; it was not shown to anybody.
+    #[error("the deadline had passed before the call was taken")]
+    Expired = 7,
+    /// The server has no memory left for a call as large; it was not shown to anybody.
+    #[error("the server is out of memory")]
+    OutOfMemory = 8,
 }
 
 impl RefusedReason {
@@ -817,6 +1178,8 @@ impl RefusedReason {
             4 => Ok(RefusedReason::OutOfDescriptors),
             5 => Ok(RefusedReason::Cancelled),
             6 => Ok(RefusedReason::Leaving),
+            7 => Ok(RefusedReason::Expired),
+            8 => Ok(RefusedReason::OutOfMemory),
             unknown => Err(Malformed::Reason(unknown)),
         }
     }
@@ -831,7 +1194,7 @@ impl RefusedReason {
     }
 }
 
-/// One of the three things a window counts.
+/// One of the four things a window counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resource {
@@ -841,6 +1204,8 @@ pub enum Resource {
     Bytes,
     /// Descriptors sent.
     Descriptors,
+    /// Bytes of large messages sent and reserved.
+    LargeBytes,
 }
 
 impl fmt::Display for Resource {
@@ -849,6 +1214,7 @@ impl fmt::Display for Resource {
             Resource::Calls => "calls",
             Resource::Bytes => "bytes",
             Resource::Descriptors => "descriptors",
+            Resource::LargeBytes => "bytes of large messages",
         })
     }
 }
@@ -883,9 +1249,37 @@ pub enum Malformed {
     /// No such kind.
     #[error("unknown kind {0}")]
     Kind(u8),
-    /// Byte 11 of a header is not zero.
-    #[error("reserved byte is {0}")]
-    Reserved(u8),
+    /// Flags on a header that nobody knows.
+    #[error("unknown flags {0:#04x}")]
+    UnknownFlags(u8),
+    /// Flags on a kind that has none, or not these.
+    #[error("{kind} with flags {flags:#04x}")]
+    FrameFlags {
+        /// The kind.
+        kind: Kind,
+        /// What it had.
+        flags: u8,
+    },
+    /// The length of a large message that is none, or too large, or of a message that is not large.
+    #[error("a message of {0} bytes in all")]
+    Total(u64),
+    /// Time left on a frame that does not say so.
+    #[error("{0} microseconds left without a deadline")]
+    TimeLeft(u64),
+    /// More parts than the message has bytes.
+    #[error("a part beyond the end of message {0}")]
+    Beyond(u32),
+    /// A frame that ends a call whose message, or whose answer, is not complete, and may not end it so.
+    #[error("{kind} in the middle of a large message, number {number}")]
+    Midway {
+        /// What came.
+        kind: Kind,
+        /// Of which call.
+        number: u32,
+    },
+    /// What came with ELSEWHERE is not a connected SEQPACKET socket.
+    #[error("an answer from elsewhere over something else than a socket")]
+    Elsewhere,
     /// The other side sends these.
     #[error("{0} from the wrong side")]
     WrongSide(Kind),
@@ -958,6 +1352,9 @@ pub enum Malformed {
     /// A HELLO whose calls carry more than [`DESCRIPTORS_MAX`].
     #[error("calls of at most {0} descriptors")]
     CallDescriptors(u32),
+    /// A HELLO whose messages are smaller than its packets, or larger than [`MESSAGE_BYTES_MAX`].
+    #[error("messages of at most {0} bytes")]
+    MessageBytes(u32),
     /// A window that the largest call of its session does not fit.
     #[error("a window too small for its own calls: {0}")]
     WindowTooSmall(Resource),
@@ -1034,6 +1431,8 @@ mod tests {
     /// The bytes the library writes for a well-formed example of the document.
     fn written(name: &str) -> Option<Vec<u8>> {
         let larger = Windows { calls: 512, bytes: 36 << 20, ..Windows::default() };
+        let hello = Hello::default();
+        let part = |number, bytes: &[u8]| with_payload(Header::part(number, bytes.len() as u32), bytes);
         let packet = match name {
             "hello" => Hello::default().frame().to_vec(),
             "two-calls" => [
@@ -1052,6 +1451,22 @@ mod tests {
             "goodbye" => Header::goodbye().encode().to_vec(),
             "grant" => Header::grant(9).encode().to_vec(),
             "granted" => Header::answer_to(9, size(0, 1)).encode().to_vec(),
+            "call-with-deadline" => {
+                let time_left = Some(Duration::from_millis(250));
+                let opening = hello.call(7, size(3, 0), size(64, 0), time_left).encode();
+                [&opening[..], b"add"].concat()
+            }
+            "large-call" => hello.call(7, size(100_000, 1), size(8 << 20, 0), None).encode().to_vec(),
+            "large-call-with-deadline" => {
+                let time_left = Some(Duration::from_secs(30));
+                hello.call(7, size(65_505, 0), Size::NONE, time_left).encode().to_vec()
+            }
+            "part" => part(7, b"more"),
+            "large-answer" => hello.answer_to(7, size(8 << 20, 0)).encode().to_vec(),
+            "parts-of-two-answers" => {
+                [part(7, b"lastly"), part(8, b"and so"), Header::dropped(9).encode().to_vec()].concat()
+            }
+            "elsewhere" => Header::elsewhere(7).encode().to_vec(),
             _ => return None,
         };
         Some(packet)
@@ -1059,30 +1474,29 @@ mod tests {
 
     /// What reading such an example must give.
     fn meant(name: &str) -> Option<Vec<Said<'static>>> {
-        let add =
-            FromClient::Call { number: 7, payload: b"add", descriptors: 0, missing: 0, answer: size(64, 0) };
-        let open = FromClient::Call {
-            number: 8,
-            payload: b"open",
-            descriptors: 1,
-            missing: 0,
-            answer: size(65_520, 2),
+        let call = |number, body, descriptors, answer, time_left| {
+            let (descriptors, missing) = (descriptors, 0);
+            Said::Client(FromClient::Call { number, body, descriptors, missing, answer, time_left })
         };
-        let answer =
-            |number, payload, descriptors| FromServer::Answer { number, payload, descriptors, missing: 0 };
-        let larger = Windows { calls: 512, bytes: 36 << 20, descriptors: 64 };
+        let add = call(7, Body::Whole(b"add"), 0, size(64, 0), None);
+        let open = call(8, Body::Whole(b"open"), 1, size(65_520, 2), None);
+        let answer = |number, body, descriptors| FromServer::Answer { number, body, descriptors, missing: 0 };
+        let whole = |number, payload, descriptors| answer(number, Body::Whole(payload), descriptors);
+        let large_bytes = 128 << 20;
+        let larger = Windows { calls: 512, bytes: 36 << 20, descriptors: 64, large_bytes };
         let hello = Hello {
-            windows: Windows { calls: 256, bytes: 18 << 20, descriptors: 64 },
+            windows: Windows { calls: 256, bytes: 18 << 20, descriptors: 64, large_bytes },
             call_descriptors_max: 16,
             packet_bytes_max: 65_536,
+            message_bytes_max: 64 << 20,
         };
         Some(match name {
             "hello" => vec![Said::Server(FromServer::Hello(hello))],
-            "two-calls" => vec![Said::Client(add), Said::Client(open)],
+            "two-calls" => vec![add, open],
             "answers" => {
-                vec![Said::Server(answer(7, b"42", 0)), Said::Server(FromServer::Dropped { number: 8 })]
+                vec![Said::Server(whole(7, b"42", 0)), Said::Server(FromServer::Dropped { number: 8 })]
             }
-            "answer-with-descriptors" => vec![Said::Server(answer(8, b"", 2))],
+            "answer-with-descriptors" => vec![Said::Server(whole(8, b"", 2))],
             "refused" => {
                 vec![Said::Server(FromServer::Refused { number: 8, reason: RefusedReason::DescriptorsLost })]
             }
@@ -1090,7 +1504,22 @@ mod tests {
             "credit" => vec![Said::Server(FromServer::Credit(larger))],
             "goodbye" => vec![Said::Server(FromServer::Goodbye)],
             "grant" => vec![Said::Client(FromClient::Grant { number: 9 })],
-            "granted" => vec![Said::Server(answer(9, b"", 1))],
+            "granted" => vec![Said::Server(whole(9, b"", 1))],
+            "call-with-deadline" => {
+                vec![call(7, Body::Whole(b"add"), 0, size(64, 0), Some(Duration::from_millis(250)))]
+            }
+            "large-call" => vec![call(7, Body::Large { total: 100_000 }, 1, size(8 << 20, 0), None)],
+            "large-call-with-deadline" => {
+                vec![call(7, Body::Large { total: 65_505 }, 0, Size::NONE, Some(Duration::from_secs(30)))]
+            }
+            "part" => vec![Said::Client(FromClient::Part { number: 7, payload: b"more" })],
+            "large-answer" => vec![Said::Server(answer(7, Body::Large { total: 8 << 20 }, 0))],
+            "parts-of-two-answers" => vec![
+                Said::Server(FromServer::Part { number: 7, payload: b"lastly" }),
+                Said::Server(FromServer::Part { number: 8, payload: b"and so" }),
+                Said::Server(FromServer::Dropped { number: 9 }),
+            ],
+            "elsewhere" => vec![Said::Server(FromServer::Elsewhere { number: 7, missing: 0 })],
             _ => return None,
         })
     }
@@ -1136,7 +1565,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(checked, 10, "an example is gone from the document, or came without its test");
+        assert_eq!(checked, 17, "an example is gone from the document, or came without its test");
     }
 
     #[test]
@@ -1149,12 +1578,20 @@ mod tests {
             .collect();
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     }
 
     #[test]
     fn the_document_states_the_limits_of_the_code() {
-        let with_commas = |n: usize| format!("{},{:03}", n / 1000, n % 1000);
+        let with_commas = |n: usize| {
+            let digits = n.to_string();
+            let groups: Vec<&str> =
+                digits.as_bytes().rchunks(3).rev().map(|g| str::from_utf8(g).unwrap()).collect();
+            groups.join(",")
+        };
+        let largest = format!("| `MESSAGE_BYTES_MAX` | {} bytes |", with_commas(MESSAGE_BYTES_MAX));
+        assert!(DOCUMENT.contains(&largest));
+        assert!(DOCUMENT.contains(&with_commas(MESSAGE_BYTES_DEFAULT as usize)));
         assert!(
             DOCUMENT.contains(&format!("| `PACKET_BYTES_MAX` | {} bytes |", with_commas(PACKET_BYTES_MAX)))
         );
@@ -1250,8 +1687,8 @@ mod tests {
 
     #[test]
     fn each_side_refuses_what_only_it_may_send() {
-        let frame = |header| Frame { header, payload: b"", missing: 0 };
-        for header in [Header::answer_to(1, Size::NONE), Header::dropped(1)] {
+        let frame = |header| Frame { header, extension: None, payload: b"", missing: 0 };
+        for header in [Header::answer_to(1, Size::NONE), Header::dropped(1), Header::elsewhere(1)] {
             assert_eq!(frame(header).from_client(), Err(Malformed::WrongSide(header.kind)));
         }
         for header in [Header::call(1, Size::NONE, Size::NONE), Header::cancel(1), Header::grant(1)] {
@@ -1276,7 +1713,8 @@ mod tests {
         let grant = Header::grant(7).encode();
         assert_eq!(spoil(cancel, 0, 1), Malformed::Length { kind: Kind::Cancel, length: 1 });
         assert_eq!(spoil(cancel, 9, 1), Malformed::Descriptors { kind: Kind::Cancel, descriptors: 1 });
-        assert_eq!(spoil(cancel, 11, 128), Malformed::Reserved(128));
+        assert_eq!(spoil(cancel, 11, 128), Malformed::UnknownFlags(128));
+        assert_eq!(spoil(cancel, 11, 1), Malformed::FrameFlags { kind: Kind::Cancel, flags: 1 });
         assert_eq!(spoil(goodbye, 7, 1), Malformed::Number { kind: Kind::Goodbye, number: 1 << 24 });
         assert_eq!(
             spoil(cancel, 10, 1),
@@ -1286,12 +1724,113 @@ mod tests {
             assert!(matches!(spoil(grant, at, value), Malformed::Answer { kind: Kind::Grant, .. }));
         }
         assert_eq!(spoil(cancel, 8, 0), Malformed::Kind(0));
-        assert_eq!(spoil(cancel, 8, 10), Malformed::Kind(10));
+        assert_eq!(spoil(cancel, 8, 12), Malformed::Kind(12));
     }
 
     #[test]
-    fn room_for_an_answer_ends_where_a_packet_ends() {
-        let mut header = Header::call(1, Size::LARGEST, Size::LARGEST);
+    fn only_calls_and_answers_are_large_and_only_calls_have_a_deadline() {
+        let flagged = |header: Header, flags| Header { flags, length: 16, ..header }.check();
+        let (large, deadline) =
+            (Flags { large: true, deadline: false }, Flags { large: false, deadline: true });
+        let call = Header::call(1, Size::NONE, Size::NONE);
+        let answer = Header::answer_to(1, Size::NONE);
+        for (header, flags) in [(call, large), (call, deadline), (answer, large)] {
+            assert_eq!(flagged(header, flags), Ok(()));
+        }
+        for (header, flags) in
+            [(answer, deadline), (Header::part(1, 16), large), (Header::grant(1), deadline)]
+        {
+            assert!(matches!(flagged(header, flags), Err(Malformed::FrameFlags { .. })));
+        }
+    }
+
+    #[test]
+    fn a_flag_promises_an_extension_and_large_nothing_else() {
+        let call = |length, large, deadline| {
+            let header = Header::call(1, Size::NONE, Size::NONE);
+            Header { flags: Flags { large, deadline }, length, ..header }.check()
+        };
+        assert_eq!(call(16, true, true), Ok(()));
+        assert_eq!(call(17, false, true), Ok(()));
+        for (length, large, deadline) in [(15, true, false), (17, true, true), (15, false, true)] {
+            assert_eq!(call(length, large, deadline), Err(Malformed::Length { kind: Kind::Call, length }));
+        }
+    }
+
+    #[test]
+    fn an_extension_says_what_its_flags_announce_and_nothing_else() {
+        let flags = |large, deadline| Flags { large, deadline };
+        let read = |total: u64, time: u64, flags| {
+            Extension::parse(&bytemuck::cast([total.to_le_bytes(), time.to_le_bytes()]), flags)
+        };
+        let most = MESSAGE_BYTES_MAX as u64;
+        let extension = |total, time_left_us| Ok(Extension { total, time_left_us });
+        assert_eq!(read(most, 0, flags(true, false)), extension(most as u32, 0));
+        assert_eq!(read(most, 5, flags(true, true)), extension(most as u32, 5));
+        assert_eq!(read(0, u64::MAX, flags(false, true)), extension(0, u64::MAX));
+        assert_eq!(read(most + 1, 0, flags(true, false)), Err(Malformed::Total(most + 1)));
+        assert_eq!(read(0, 0, flags(true, false)), Err(Malformed::Total(0)));
+        assert_eq!(read(1, 0, flags(false, true)), Err(Malformed::Total(1)));
+        assert_eq!(read(most, 1, flags(true, false)), Err(Malformed::TimeLeft(1)));
+    }
+
+    #[test]
+    fn a_message_is_large_where_a_packet_ends_and_a_deadline_moves_that_end() {
+        let hello = Hello { packet_bytes_max: 4_096, ..Hello::default() };
+        let time = Some(Duration::from_secs(1));
+        for (bytes, time_left, total) in
+            [(4_080, None, None), (4_081, None, Some(4_081)), (4_064, time, None), (4_065, time, Some(4_065))]
+        {
+            let opening = hello.call(1, size(bytes, 2), Size::NONE, time_left);
+            assert_eq!((opening.total(), opening.time_left()), (total, time_left));
+            assert_eq!(opening.message(), size(bytes, 2));
+            assert_eq!(hello.admits(&opening), Ok(()));
+        }
+        assert_eq!(hello.answer_to(1, size(4_080, 0)).total(), None);
+        assert_eq!(hello.answer_to(1, size(4_081, 0)).total(), Some(4_081));
+    }
+
+    #[test]
+    fn what_fits_a_packet_is_not_large_and_what_no_session_holds_is_refused() {
+        let hello = Hello { message_bytes_max: 100_000, ..Hello::default() };
+        let large = |total, deadline| {
+            let header = Header { length: 16, ..Header::call(1, Size::NONE, Size::NONE) };
+            let header = Header { flags: Flags { large: true, deadline }, ..header };
+            hello.admits(&Opening { header, extension: Some(Extension { total, time_left_us: 0 }) })
+        };
+        for (total, deadline) in [(65_521, false), (65_505, true), (100_000, false), (100_000, true)] {
+            assert_eq!(large(total, deadline), Ok(()));
+        }
+        for (total, deadline) in [(65_520, false), (65_504, true), (100_001, false), (1, true)] {
+            assert_eq!(large(total, deadline), Err(Malformed::Total(total.into())));
+        }
+    }
+
+    #[test]
+    fn a_session_whose_messages_fit_its_packets_carries_nothing_large() {
+        let hello = Hello { message_bytes_max: 65_520, ..Hello::default() };
+        assert_eq!((hello.check(), hello.carries_large()), (Ok(()), false));
+        assert!(hello.admits(&hello.call(1, size(65_521, 0), Size::NONE, None)).is_err());
+        assert!(hello.admits(&hello.answer_to(1, size(65_521, 0))).is_err());
+        let room = Header::call(1, Size::NONE, size(65_521, 0));
+        assert!(matches!(hello.admits(&room.into()), Err(Malformed::Answer { .. })));
+    }
+
+    #[test]
+    fn a_part_has_a_byte_and_an_answer_from_elsewhere_a_descriptor() {
+        assert_eq!(Header::part(1, 0).check(), Err(Malformed::Length { kind: Kind::Part, length: 0 }));
+        assert_eq!(Header::part(1, PAYLOAD_BYTES_MAX as u32).check(), Ok(()));
+        for descriptors in [0, 2] {
+            let header = Header { descriptors, ..Header::elsewhere(1) };
+            assert_eq!(header.check(), Err(Malformed::Descriptors { kind: Kind::Elsewhere, descriptors }));
+        }
+        let part = Header { descriptors: 1, ..Header::part(1, 5) };
+        assert_eq!(part.check(), Err(Malformed::Descriptors { kind: Kind::Part, descriptors: 1 }));
+    }
+
+    #[test]
+    fn room_for_an_answer_ends_where_messages_end() {
+        let mut header = Header::call(1, Size::OF_A_FRAME, Size::LARGEST);
         assert_eq!(Header::parse(&header.encode()), Ok(header));
         header.answer_bytes += 1;
         assert!(matches!(header.check(), Err(Malformed::Answer { .. })));
@@ -1301,12 +1840,12 @@ mod tests {
     }
 
     #[test]
-    fn a_size_ends_where_a_frame_ends() {
+    fn a_size_ends_where_messages_end() {
         assert_eq!(
-            Size::of_bytes(PAYLOAD_BYTES_MAX).unwrap().with_descriptors(DESCRIPTORS_MAX),
+            Size::of_bytes(MESSAGE_BYTES_MAX).unwrap().with_descriptors(DESCRIPTORS_MAX),
             Ok(Size::LARGEST)
         );
-        assert_eq!(Size::of_bytes(PAYLOAD_BYTES_MAX + 1), Err(Oversize::Bytes));
+        assert_eq!(Size::of_bytes(MESSAGE_BYTES_MAX + 1), Err(Oversize::Bytes));
         assert_eq!(Size::NONE.with_descriptors(DESCRIPTORS_MAX + 1), Err(Oversize::Descriptors));
     }
 
@@ -1317,6 +1856,10 @@ mod tests {
         let two_packets = 2 * PACKET_BYTES_MAX as u32;
         assert_eq!(windows(Windows { bytes: two_packets, ..good.windows }).check(), Ok(()));
         assert_eq!(windows(Windows { calls: 1, descriptors: 16, ..good.windows }).check(), Ok(()));
+        let two_messages = Windows { large_bytes: 200_000, ..good.windows };
+        assert_eq!(Hello { message_bytes_max: 100_000, ..windows(two_messages) }.check(), Ok(()));
+        let nothing_large = Windows { large_bytes: 0, ..good.windows };
+        assert_eq!(Hello { message_bytes_max: 65_520, ..windows(nothing_large) }.check(), Ok(()));
         for (bad, error) in [
             (
                 windows(Windows { bytes: two_packets - 1, ..good.windows }),
@@ -1327,15 +1870,22 @@ mod tests {
                 windows(Windows { descriptors: 15, ..good.windows }),
                 Malformed::WindowTooSmall(Resource::Descriptors),
             ),
+            (
+                Hello { message_bytes_max: 100_001, ..windows(two_messages) },
+                Malformed::WindowTooSmall(Resource::LargeBytes),
+            ),
+            (Hello { message_bytes_max: 65_519, ..good }, Malformed::MessageBytes(65_519)),
+            (Hello { message_bytes_max: 1 << 31, ..good }, Malformed::MessageBytes(1 << 31)),
             (Hello { packet_bytes_max: 4_095, ..good }, Malformed::PacketBytes(4_095)),
             (Hello { packet_bytes_max: 65_537, ..good }, Malformed::PacketBytes(65_537)),
             (Hello { call_descriptors_max: 254, ..good }, Malformed::CallDescriptors(254)),
         ] {
             assert_eq!(bad.check(), Err(error));
             let mut payload = good.frame()[HEADER_BYTES..].to_vec();
-            payload[8..20].copy_from_slice(&bad.windows.encode());
-            payload[20..24].copy_from_slice(&bad.call_descriptors_max.to_le_bytes());
-            payload[24..].copy_from_slice(&bad.packet_bytes_max.to_le_bytes());
+            payload[8..24].copy_from_slice(&bad.windows.encode());
+            payload[24..28].copy_from_slice(&bad.call_descriptors_max.to_le_bytes());
+            payload[28..32].copy_from_slice(&bad.packet_bytes_max.to_le_bytes());
+            payload[32..].copy_from_slice(&bad.message_bytes_max.to_le_bytes());
             assert_eq!(Hello::parse(&payload), Err(error));
         }
     }
@@ -1351,23 +1901,28 @@ mod tests {
         assert_eq!(spoil(0), Malformed::Magic([b'S' ^ 0x80, b'R', b'T', b'1']));
         assert_eq!(spoil(4), Malformed::Version(0x81));
         assert_eq!(spoil(7), Malformed::Flags(0x8000));
-        for bytes in [0, 7, 8, 27] {
+        for bytes in [0, 7, 8, 35] {
             assert!(matches!(Hello::parse(&good[..bytes]), Err(Malformed::Length { .. })));
         }
         let longer = [&good[..], &[0]].concat();
-        assert_eq!(Hello::parse(&longer), Err(Malformed::Length { kind: Kind::Hello, length: 29 }));
+        assert_eq!(Hello::parse(&longer), Err(Malformed::Length { kind: Kind::Hello, length: 37 }));
     }
 
     #[test]
     fn a_session_admits_what_its_hello_promised_and_no_more() {
-        let hello = Hello { packet_bytes_max: 4_096, call_descriptors_max: 2, ..Hello::default() };
-        let call = |message, answer| hello.admits(&Header::call(1, message, answer));
+        let hello = Hello {
+            packet_bytes_max: 4_096,
+            call_descriptors_max: 2,
+            message_bytes_max: 4_080,
+            ..Hello::default()
+        };
+        let call = |message, answer| hello.admits(&Header::call(1, message, answer).into());
         assert_eq!(call(size(4_080, 2), size(4_080, 253)), Ok(()));
         assert!(matches!(call(size(4_081, 0), Size::NONE), Err(Malformed::Length { .. })));
         assert!(matches!(call(Size::NONE, size(4_081, 0)), Err(Malformed::Answer { .. })));
         assert_eq!(call(size(0, 3), Size::NONE), Err(Malformed::TooManyDescriptors(3)));
         // How many come back is between the caller's reserve and the answer.
-        assert_eq!(hello.admits(&Header::answer_to(1, size(0, 3))), Ok(()));
+        assert_eq!(hello.admits(&Header::answer_to(1, size(0, 3)).into()), Ok(()));
     }
 
     #[test]
@@ -1386,8 +1941,33 @@ mod tests {
         (0..=300_usize, 0..=DESCRIPTORS_MAX).prop_map(|(bytes, descriptors)| size(bytes, descriptors))
     }
 
+    /// A message that may be large on a session of small packets.
+    fn any_message() -> impl Strategy<Value = Size> {
+        prop_oneof![any_size(), (4_000..=100_000_usize).prop_map(|bytes| size(bytes, 0))]
+    }
+
+    const SMALL_PACKETS: Hello = Hello {
+        windows: Windows { calls: 256, bytes: 1 << 20, descriptors: 64, large_bytes: 1 << 20 },
+        call_descriptors_max: 253,
+        packet_bytes_max: 4_096,
+        message_bytes_max: 100_000,
+    };
+
+    fn opened(number: u32, message: Size, answer: Size, time_left_ms: Option<u32>) -> Vec<u8> {
+        let time_left = time_left_ms.map(|time| Duration::from_millis(time.into()));
+        let opening = SMALL_PACKETS.call(number, message, answer, time_left);
+        assert_eq!((opening.message(), opening.answer()), (message, answer));
+        let payload = opening.total().map_or(message.bytes(), |_| 0);
+        [&opening.encode()[..], &vec![0xa5; payload]].concat()
+    }
+
     fn any_windows() -> impl Strategy<Value = Windows> {
-        any::<[u32; 3]>().prop_map(|[calls, bytes, descriptors]| Windows { calls, bytes, descriptors })
+        any::<[u32; 4]>().prop_map(|[calls, bytes, descriptors, large_bytes]| Windows {
+            calls,
+            bytes,
+            descriptors,
+            large_bytes,
+        })
     }
 
     /// Any frame of the library's own making, whole.
@@ -1398,12 +1978,21 @@ mod tests {
             (number(), any_size(), any_size())
                 .prop_map(move |(n, message, answer)| whole(Header::call(n, message, answer))),
             (number(), any_size()).prop_map(move |(n, message)| whole(Header::answer_to(n, message))),
+            (number(), any_size(), any_message(), proptest::option::of(any::<u32>()))
+                .prop_map(move |(n, message, answer, time)| opened(n, message, answer, time)),
+            (number(), any_message()).prop_map(move |(n, answer)| {
+                let opening = SMALL_PACKETS.answer_to(n, answer);
+                let payload = opening.total().map_or(answer.bytes(), |_| 0);
+                [&opening.encode()[..], &vec![0xa5; payload]].concat()
+            }),
+            (number(), 1..=300_u32).prop_map(move |(n, bytes)| whole(Header::part(n, bytes))),
+            number().prop_map(|n| Header::elsewhere(n).encode().to_vec()),
             number().prop_map(|n| Header::dropped(n).encode().to_vec()),
             number().prop_map(|n| Header::cancel(n).encode().to_vec()),
             number().prop_map(|n| Header::grant(n).encode().to_vec()),
             Just(Header::goodbye().encode().to_vec()),
             any_windows().prop_map(|windows| windows.frame().to_vec()),
-            (number(), 1..=6_u8)
+            (number(), 1..=8_u8)
                 .prop_map(|(n, byte)| RefusedReason::parse(&[byte]).unwrap().frame(n).to_vec()),
             Just(Hello::default().frame().to_vec()),
         ]
@@ -1424,15 +2013,17 @@ mod tests {
                 continue;
             };
             // A frame that was accepted is one that we would write in the same way.
-            assert_eq!(packet[consumed..][..HEADER_BYTES], frame.header.encode());
-            consumed += HEADER_BYTES;
+            let opening = frame.opening().encode();
+            assert_eq!(packet[consumed..][..opening.len()], *opening);
+            consumed += opening.len();
             assert_eq!(packet[consumed..][..frame.payload.len()], *frame.payload);
             consumed += frame.payload.len();
             assert!(frame.missing <= frame.header.descriptors);
             let (client, server) = (frame.from_client(), frame.from_server());
-            // GOODBYE is the one frame that both may send.
-            assert!(client.is_err() || server.is_err() || frame.header.kind == Kind::Goodbye);
-            let _ = Hello::default().admits(&frame.header);
+            // These are the frames that both may send.
+            let of_both = matches!(frame.header.kind, Kind::Goodbye | Kind::Part);
+            assert!(client.is_err() || server.is_err() || of_both);
+            let _ = Hello::default().admits(&frame.opening());
         }
         assert!(ended || consumed == packet.len(), "a packet without an error is read to its last byte");
     }
@@ -1483,13 +2074,14 @@ mod tests {
             for frame in &mut written {
                 match descriptors {
                     0 => descriptors = usize::from(frame[9]),
+                    _ if frame[8] == Kind::Elsewhere as u8 => *frame = Header::dropped(1).encode().to_vec(),
                     _ => frame[9] = 0,
                 }
             }
             let packet = written.concat();
             let arrived = Arrived::Whole(descriptors);
             let read: Vec<Vec<u8>> = frames(&packet, arrived)
-                .map(|frame| frame.map(|frame| with_payload(frame.header, frame.payload)))
+                .map(|frame| frame.map(|frame| [&frame.opening().encode()[..], frame.payload].concat()))
                 .collect::<Result<_, _>>()
                 .unwrap();
             prop_assert_eq!(read, written);
@@ -1500,8 +2092,9 @@ mod tests {
             windows in any_windows(),
             call_descriptors_max in 0..=260_u32,
             packet_bytes_max in 4_000..=66_000_u32,
+            message_bytes_max in prop_oneof![4_000..=200_000_u32, any::<u32>()],
         ) {
-            let hello = Hello { windows, call_descriptors_max, packet_bytes_max };
+            let hello = Hello { windows, call_descriptors_max, packet_bytes_max, message_bytes_max };
             if hello.check().is_ok() {
                 prop_assert_eq!(Hello::parse(&hello.frame()[HEADER_BYTES..]), Ok(hello));
             }
@@ -1510,13 +2103,14 @@ mod tests {
         #[test]
         fn a_header_is_read_as_it_was_written_or_not_at_all(
             bytes in any::<[u8; HEADER_BYTES]>(),
-            kind in 0..12_u8,
+            kind in 0..14_u8,
+            flags in 0..5_u8,
         ) {
             // Most random headers fail at once; small fields reach the later rules.
             let mut small = bytes;
             small[1..4].fill(0);
             small[8] = kind;
-            small[11] = 0;
+            small[11] = flags;
             small[13..].fill(0);
             for bytes in [bytes, small] {
                 if let Ok(header) = Header::parse(&bytes) {

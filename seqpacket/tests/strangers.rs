@@ -457,7 +457,7 @@ on_each_driver! {
             while let Some(packet) = session.hear() {
                 assert!(packet.bytes.len() <= 4_096);
                 for frame in seqpacket::wire::frames(&packet.bytes, seqpacket::wire::Arrived::Whole(0)) {
-                    hello.admits(&frame.unwrap().header).unwrap();
+                    hello.admits(&frame.unwrap().opening()).unwrap();
                 }
                 heard.extend(said_by_client(&packet));
             }
