@@ -7,7 +7,7 @@
 // Lengths in a `msghdr` are `size_t` with glibc and `socklen_t` with musl.
 #![allow(clippy::unnecessary_cast)]
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -92,30 +92,9 @@ impl Envelope {
 
     /// Writes the one SCM_RIGHTS message and says how long it is.
     fn write_control(&mut self) -> usize {
-        let data = mem::size_of_val(&[0 as RawFd]) * self.descriptors.len();
-        let length = CONTROL_HEADER + align(data);
         self.control.clear();
-        self.control.resize(length.div_ceil(mem::size_of::<u64>()), 0);
-        // SAFETY: all zeroes is a valid `cmsghdr`. Kept honest by
-        // `descriptors.rs::many_descriptors_arrive_in_order`.
-        let mut header: libc::cmsghdr = unsafe { mem::zeroed() };
-        header.cmsg_len = (CONTROL_HEADER + data) as _;
-        header.cmsg_level = libc::SOL_SOCKET;
-        header.cmsg_type = libc::SCM_RIGHTS;
-        let start = self.control.as_mut_ptr().cast::<u8>();
-        // SAFETY: `control` has at least `length` bytes, of which the header is the first few.
-        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
-        unsafe { start.cast::<libc::cmsghdr>().write(header) };
-        for (place, fd) in self.descriptors.iter().enumerate() {
-            let offset = CONTROL_HEADER + place * mem::size_of::<RawFd>();
-            // SAFETY: `offset` and the four bytes after it are within `length`.
-            // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
-            let slot = unsafe { start.add(offset) };
-            // SAFETY: as above; a `RawFd` is written where no alignment is promised.
-            // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
-            unsafe { slot.cast::<RawFd>().write_unaligned(fd.as_fd().as_raw_fd()) };
-        }
-        length
+        self.control.resize(rights_bytes(self.descriptors.len()).div_ceil(mem::size_of::<u64>()), 0);
+        write_rights(&mut self.control, self.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()))
     }
 
     /// The sealed header, for a driver to show to the kernel.
@@ -154,6 +133,37 @@ const CONTROL_HEADER: usize = align(mem::size_of::<libc::cmsghdr>());
 
 const fn align(length: usize) -> usize {
     length.next_multiple_of(mem::size_of::<usize>())
+}
+
+/// How long control data with so many descriptors is.
+const fn rights_bytes(descriptors: usize) -> usize {
+    CONTROL_HEADER + align(mem::size_of::<RawFd>() * descriptors)
+}
+
+/// Writes one SCM_RIGHTS message with these descriptors and says how long it is.
+fn write_rights(into: &mut [u64], numbers: impl ExactSizeIterator<Item = RawFd>) -> usize {
+    let length = rights_bytes(numbers.len());
+    assert!(length <= mem::size_of_val(into));
+    // SAFETY: all zeroes is a valid `cmsghdr`. Kept honest by
+    // `descriptors.rs::many_descriptors_arrive_in_order`.
+    let mut header: libc::cmsghdr = unsafe { mem::zeroed() };
+    header.cmsg_len = (CONTROL_HEADER + mem::size_of::<RawFd>() * numbers.len()) as _;
+    header.cmsg_level = libc::SOL_SOCKET;
+    header.cmsg_type = libc::SCM_RIGHTS;
+    let start = into.as_mut_ptr().cast::<u8>();
+    // SAFETY: `into` has at least `length` bytes, of which the header is the first few.
+    // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+    unsafe { start.cast::<libc::cmsghdr>().write(header) };
+    for (place, number) in numbers.enumerate() {
+        let offset = CONTROL_HEADER + place * mem::size_of::<RawFd>();
+        // SAFETY: `offset` and the four bytes after it are within `length`.
+        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        let slot = unsafe { start.add(offset) };
+        // SAFETY: as above; a `RawFd` is written where no alignment is promised.
+        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        unsafe { slot.cast::<RawFd>().write_unaligned(number) };
+    }
+    length
 }
 
 /// What a receive is ready to take besides bytes.
@@ -263,8 +273,43 @@ pub(crate) struct Taken {
     pub(crate) control_lost: bool,
 }
 
+/// Sends parts as one packet, now, without waiting and without a signal, with descriptors that stay ours.
+pub(crate) fn send_parts(
+    fd: BorrowedFd<'_>,
+    parts: &[IoSlice<'_>],
+    descriptors: &[impl AsFd],
+) -> io::Result<usize> {
+    assert!(descriptors.len() <= DESCRIPTORS_MAX);
+    // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
+    // `blocking.rs::a_message_of_parts_arrives_whole_with_its_descriptors`.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    // An `IoSlice` is an `iovec`; the kernel reads it and what it points at.
+    header.msg_iov = parts.as_ptr().cast_mut().cast();
+    header.msg_iovlen = parts.len() as _;
+    let mut control = [0_u64; CONTROL_WORDS_MAX];
+    if !descriptors.is_empty() {
+        let numbers = descriptors.iter().map(|fd| fd.as_fd().as_raw_fd());
+        header.msg_controllen = write_rights(&mut control, numbers) as _;
+        header.msg_control = control.as_mut_ptr().cast();
+    }
+    // SAFETY: everything the header points at is borrowed for the length of the call.
+    // Kept honest by `blocking.rs::a_message_of_parts_arrives_whole_with_its_descriptors`.
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, SEND_FLAGS) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+}
+
 /// Receives now, without waiting.
 pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
+    receive_with(fd, into, room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
+}
+
+/// Receives, asleep in the kernel until there is something. Whoever has made the open description
+/// non-blocking, or given it a time limit, makes this say `WouldBlock`.
+pub(crate) fn receive_asleep(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
+    receive_with(fd, into, room, RECEIVE_FLAGS)
+}
+
+fn receive_with(fd: BorrowedFd<'_>, into: &mut [u8], room: Room, flags: libc::c_int) -> io::Result<Taken> {
     let mut control = [0_u64; CONTROL_WORDS_MAX];
     let control_bytes = room.bytes();
     assert!(control_bytes <= mem::size_of_val(&control));
@@ -276,7 +321,6 @@ pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Re
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control_bytes as _;
-    let flags = RECEIVE_FLAGS | libc::MSG_DONTWAIT;
     // SAFETY: the header points at memory of this frame and of `into`, with their true lengths.
     // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };

@@ -47,6 +47,7 @@
 // Without the uring driver there are things that nobody asks of the modules below it.
 #![cfg_attr(not(feature = "uring"), allow(dead_code, unused_variables))]
 
+pub mod blocking;
 mod budget;
 mod buffer;
 mod clock;
@@ -56,6 +57,7 @@ mod envelope;
 mod error;
 mod executor;
 mod fd;
+pub mod fork;
 pub mod inherit;
 mod message;
 mod op;

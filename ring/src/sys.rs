@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::fd::Kind;
@@ -248,6 +249,35 @@ pub(crate) fn poll_now(fd: BorrowedFd<'_>, interest: u32) -> io::Result<u32> {
     Ok(entry.revents as u16 as u32)
 }
 
+/// Sleeps until one descriptor is ready for what interests, and says for what; 0 when the time is over. `None`
+/// sleeps for ever.
+pub(crate) fn poll_within(fd: BorrowedFd<'_>, interest: u32, within: Option<Duration>) -> io::Result<u32> {
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: interest as libc::c_short, revents: 0 };
+    let time = within.map(|within| libc::timespec {
+        tv_sec: libc::time_t::try_from(within.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: within.subsec_nanos() as _,
+    });
+    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one entry, and it outlives the call, as the time does.
+    // Kept honest by `blocking.rs::a_receive_ends_at_its_deadline`.
+    check(unsafe { libc::ppoll(&raw mut entry, 1, time, std::ptr::null()) })?;
+    Ok(entry.revents as u16 as u32)
+}
+
+/// How long a receive that waits in the kernel waits at most, from now on. Belongs to the socket, whoever
+/// holds it.
+pub(crate) fn set_receive_timeout(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<()> {
+    let time = libc::timeval {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_usec: timeout.subsec_micros() as _,
+    };
+    let (from, length) = ((&raw const time).cast(), mem::size_of::<libc::timeval>() as libc::socklen_t);
+    // SAFETY: `time` has the `length` bytes the kernel reads.
+    // Kept honest by `blocking.rs::a_far_deadline_is_left_to_the_sockets_own_limit`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVTIMEO, from, length) })
+        .map(drop)
+}
+
 pub(crate) fn epoll_create() -> io::Result<OwnedFd> {
     // SAFETY: one integer. Kept honest by `driver.rs::each_driver_can_be_forced`.
     check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(own)
@@ -456,6 +486,54 @@ pub(crate) fn prefer_huge_pages(memory: &mut [mem::MaybeUninit<u8>]) {
     // SAFETY: whole pages that are ours; which pages hold them changes nothing that can be read there.
     // Kept honest by `room.rs::a_room_holds_what_is_put_into_it`.
     let _ = unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
+}
+
+// -- forks ----------------------------------------------------------------------------------------------
+
+/// A number that is 0 again in each child of a fork, for as long as the process lives.
+pub(crate) fn wiped_on_fork() -> io::Result<&'static AtomicU64> {
+    // The kernel rounds this up to a page.
+    let length = mem::size_of::<AtomicU64>();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, wherever the kernel likes.
+    // Kept honest by `fork.rs::a_child_is_another_generation`.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping just made, which nobody else knows.
+    // Kept honest by `fork.rs::a_child_is_another_generation`.
+    if let Err(error) = check(unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) }) {
+        // SAFETY: as above, and nobody has a reference into it.
+        // Kept honest by `fork.rs::without_the_page_a_child_is_another_generation_all_the_same`.
+        unsafe { libc::munmap(page, length) };
+        return Err(error);
+    }
+    // SAFETY: a page of zeroes, aligned as pages are, never unmapped, and used as this one atomic only.
+    // Kept honest by `fork.rs::a_child_is_another_generation`.
+    Ok(unsafe { &*page.cast::<AtomicU64>() })
+}
+
+/// The number of this process, as the kernel has it now.
+pub(crate) fn process_number() -> u32 {
+    std::process::id()
+}
+
+/// Runs `child` in a fork of this process and ends that with what it returns. The number of the child.
+pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: the child runs what a test gives it, on the one thread it has, and ends. Locks that other
+    // threads held stay locked there: the C library's allocator takes care of its own, and the test of the rest.
+    // Kept honest by `fork.rs::a_child_is_another_generation`.
+    let number = check(unsafe { libc::fork() })?;
+    if number > 0 {
+        return Ok(number);
+    }
+    // A panic must not unwind into the parent's test.
+    let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
+    // SAFETY: ends the process at once, without running anything of the parent's.
+    // Kept honest by `fork.rs::a_child_is_another_generation`.
+    unsafe { libc::_exit(status) }
 }
 
 // -- inheritance ----------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@
 
 pub mod body;
 mod census;
+mod fork;
 mod helper;
 mod role;
 mod sockets;
@@ -50,6 +51,7 @@ pub use rustix::io::Errno;
 
 pub use body::{BODY_TIME_MAX, End, Outcome};
 pub use census::Census;
+pub use fork::{Forked, fork};
 pub use helper::{HELPER_TIME_MAX, Helper};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};
@@ -61,5 +63,6 @@ pub use sockets::{
 pub use steps::{ends, poll_once, turn};
 pub use surroundings::{
     DescriptorLimit, NOBODY, become_nobody, leave_descriptors, limit_descriptors, refuse_io_uring,
+    refuse_wiping_on_fork,
 };
 pub use wait::{WAIT_TIME_MAX, wait_until};

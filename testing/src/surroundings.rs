@@ -9,7 +9,10 @@ use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
 
 use crate::census::Census;
 
@@ -34,6 +37,34 @@ pub fn refuse_io_uring(errno: Errno) {
     let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, arch).unwrap();
     let program = BpfProgram::try_from(filter).unwrap();
     apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
+}
+
+/// From now on the kernel refuses this thread, and what it starts, a page that is wiped on fork, as one before
+/// Linux 4.14 does.
+///
+/// # Panics
+/// If the machine does not let us install the filter.
+#[track_caller]
+pub fn refuse_wiping_on_fork() {
+    const MADV_WIPEONFORK: u64 = 18;
+    let advice =
+        SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, MADV_WIPEONFORK).unwrap();
+    let rules = vec![SeccompRule::new(vec![advice]).unwrap()];
+    let refusal = SeccompAction::Errno(Errno::INVAL.raw_os_error().unsigned_abs());
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let calls = BTreeMap::from([(madvise_number(arch), rules)]);
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, arch).unwrap();
+    let program = BpfProgram::try_from(filter).unwrap();
+    apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
+}
+
+/// An old call, with another number on each architecture.
+fn madvise_number(arch: TargetArch) -> i64 {
+    match arch {
+        TargetArch::x86_64 => 28,
+        TargetArch::aarch64 => 233,
+        TargetArch::riscv64 => 233,
+    }
 }
 
 /// Gives up root for good: this thread becomes [`NOBODY`], with no groups and no capabilities. Nothing

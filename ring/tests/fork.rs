@@ -1,0 +1,49 @@
+//! A forked child is told from its parent, and its children from both; with the page, and without it.
+#![allow(clippy::unwrap_used)]
+
+use ring::fork::{Notice, generation, notice};
+use testing::{fork, in_own_process, refuse_wiping_on_fork};
+
+/// Three generations: each differs from those before, and stays what it is.
+fn three_generations_differ() {
+    let first = generation();
+    fork(|| {
+        let second = generation();
+        assert_ne!(second, first);
+        assert_eq!(generation(), second);
+        fork(|| assert!(![first, second].contains(&generation()))).succeeded();
+        assert_eq!(generation(), second);
+    })
+    .succeeded();
+    assert_eq!(generation(), first);
+}
+
+in_own_process! {
+    fn a_child_is_another_generation() {
+        assert_eq!(notice(), Notice::WipedPage);
+        three_generations_differ();
+    }
+
+    fn without_the_page_a_child_is_another_generation_all_the_same() {
+        refuse_wiping_on_fork();
+        assert_eq!(notice(), Notice::ProcessNumber);
+        three_generations_differ();
+    }
+
+    fn a_child_forked_by_another_thread_is_noticed_by_a_handle_of_this_one() {
+        let first = generation();
+        let seen = std::thread::spawn(move || assert_eq!(generation(), first));
+        seen.join().unwrap();
+        std::thread::spawn(move || fork(|| assert_ne!(generation(), first)).succeeded()).join().unwrap();
+    }
+
+    fn threads_of_a_child_agree_on_its_generation() {
+        let first = generation();
+        fork(|| {
+            let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(generation)).collect();
+            let told: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            assert!(told.iter().all(|generation| *generation == told[0] && *generation != first));
+        })
+        .succeeded();
+    }
+}
