@@ -204,8 +204,8 @@ impl Socket {
         self.empty_packets.get()
     }
 
-    /// A duplicate of the descriptor, for another holder. The connection is not [private](Socket::set_private)
-    /// any more, unless that is said again.
+    /// A duplicate of the descriptor, for another holder. The connection is not
+    /// [private](Socket::set_private) any more, unless that is said again.
     ///
     /// # Errors
     /// The kernel's (out of descriptors).
@@ -691,7 +691,8 @@ pub enum ReceiveError {
 /// use ring::blocking::Outgoing;
 ///
 /// let (reader, writer) = std::io::pipe()?;
-/// let message = Outgoing::from("two ends").with_descriptor(std::os::fd::OwnedFd::from(reader)).lend(writer.as_fd());
+/// let given = std::os::fd::OwnedFd::from(reader);
+/// let message = Outgoing::from("two ends").with_descriptor(given).lend(writer.as_fd());
 /// assert_eq!((message.bytes().len(), message.descriptors().len()), (8, 2));
 /// assert_eq!(Outgoing::from(Message::from("as well")).bytes(), b"as well");
 /// # Ok::<(), std::io::Error>(())

@@ -77,8 +77,8 @@ fn watch() -> &'static Watch {
     WATCH.get_or_init(|| watch)
 }
 
-/// Generations given out in this line of processes. A child counts on from its parent's, so that no ancestor's
-/// generation comes again.
+/// Generations given out in this line of processes. A child counts on from its parent's, so that no
+/// ancestor's generation comes again.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
 fn of_page(mark: &AtomicU64) -> Generation {

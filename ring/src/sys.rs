@@ -249,8 +249,8 @@ pub(crate) fn poll_now(fd: BorrowedFd<'_>, interest: u32) -> io::Result<u32> {
     Ok(entry.revents as u16 as u32)
 }
 
-/// Sleeps until one descriptor is ready for what interests, and says for what; 0 when the time is over. `None`
-/// sleeps for ever.
+/// Sleeps until one descriptor is ready for what interests, and says for what; 0 when the time is over.
+/// `None` sleeps for ever.
 pub(crate) fn poll_within(fd: BorrowedFd<'_>, interest: u32, within: Option<Duration>) -> io::Result<u32> {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: interest as libc::c_short, revents: 0 };
     let time = within.map(|within| libc::timespec {
@@ -523,7 +523,7 @@ pub(crate) fn process_number() -> u32 {
 /// Runs `child` in a fork of this process and ends that with what it returns. The number of the child.
 pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     // SAFETY: the child runs what a test gives it, on the one thread it has, and ends. Locks that other
-    // threads held stay locked there: the C library's allocator takes care of its own, and the test of the rest.
+    // threads held stay locked there: the C library takes care of its own, and the test of the rest.
     // Kept honest by `fork.rs::a_child_is_another_generation`.
     let number = check(unsafe { libc::fork() })?;
     if number > 0 {

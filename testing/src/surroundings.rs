@@ -39,8 +39,8 @@ pub fn refuse_io_uring(errno: Errno) {
     apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
 }
 
-/// From now on the kernel refuses this thread, and what it starts, a page that is wiped on fork, as one before
-/// Linux 4.14 does.
+/// From now on the kernel refuses this thread, and what it starts, a page that is wiped on fork, as one
+/// before Linux 4.14 does.
 ///
 /// # Panics
 /// If the machine does not let us install the filter.
