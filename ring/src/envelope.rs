@@ -14,6 +14,7 @@ use std::ptr;
 
 use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd};
 use crate::message::{Credentials, Message};
+use crate::sys::UnixAddress;
 
 /// A message on its way out.
 pub(crate) struct Envelope {
@@ -120,6 +121,17 @@ impl Envelope {
         // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
         let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), self.header(), SEND_FLAGS) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+
+    /// The same, to a name.
+    pub(crate) fn send_to(&mut self, fd: BorrowedFd<'_>, to: &UnixAddress) -> io::Result<usize> {
+        // The kernel only reads it.
+        self.header.msg_name = (&raw const to.address).cast_mut().cast();
+        self.header.msg_namelen = to.length;
+        let result = self.send(fd);
+        self.header.msg_name = ptr::null_mut();
+        self.header.msg_namelen = 0;
+        result
     }
 }
 

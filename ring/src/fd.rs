@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use crate::closer;
+use crate::sys;
 
 /// The most descriptors one message carries. The kernel's limit (`SCM_MAX_FD`): a 254th is EINVAL.
 pub const DESCRIPTORS_MAX: usize = 253;
@@ -115,6 +116,12 @@ impl Drop for Held {
 /// files in memory are closed here; everything else is closed by threads of their own, started when needed.
 pub fn discard(fd: OwnedFd) {
     closer::close(fd);
+}
+
+/// Whether a descriptor is an AF_UNIX socket, of whatever type and in whatever state: what can have
+/// descriptors in its queue, and so be part of a cycle of them. Asks the kernel and changes nothing.
+pub fn is_unix_socket(fd: impl AsFd) -> bool {
+    sys::is_unix_socket(fd.as_fd())
 }
 
 /// The descriptors of one received message, in the order they were sent. Closes what nobody took.

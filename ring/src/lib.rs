@@ -37,7 +37,9 @@
 //! # Limits
 //!
 //! 65,536 bytes ([`PACKET_BYTES_MAX`]) and 253 descriptors ([`DESCRIPTORS_MAX`], a kernel limit; 16 unless a
-//! socket asks for more) in one message; 64 receive buffers unless configured.
+//! socket asks for more) in one message; 64 receive buffers unless configured. Packets of up to
+//! [`LARGE_PACKET_BYTES_MAX`] can be sent, and are received with a
+//! [verb of their own](Socket::receive_large).
 //!
 //! It does not know any protocol, does not use threads (but for a few that close what may be slow to close),
 //! does not open files, and is not `Send`: other threads hold a [`Remote`]. A reactor stays in the process
@@ -47,11 +49,13 @@
 // Without the uring driver there are things that nobody asks of the modules below it.
 #![cfg_attr(not(feature = "uring"), allow(dead_code, unused_variables))]
 
+mod beside;
 pub mod blocking;
 mod budget;
 mod buffer;
 mod clock;
 mod closer;
+mod datagram;
 mod driver;
 mod envelope;
 mod error;
@@ -60,6 +64,7 @@ mod fd;
 pub mod fork;
 pub mod inherit;
 mod message;
+mod name;
 mod op;
 mod reactor;
 mod remote;
@@ -76,13 +81,16 @@ mod timer;
 #[allow(dead_code)]
 mod wait;
 
+pub use beside::LARGE_PACKET_BYTES_MAX;
 #[doc(hidden)]
 pub use closer::{closer_busy, closer_idle};
+pub use datagram::Datagrams;
 pub use driver::{DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UnknownDriver};
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};
-pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
+pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard, is_unix_socket};
 pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
+pub use name::{AbstractName, NAME_BYTES_MAX};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
 pub use room::{HUGE_ROOM_BYTES_MIN, room_for};

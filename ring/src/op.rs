@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use crate::beside::LARGE_PACKET_BYTES_MAX;
 use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::clock::Clock;
@@ -474,7 +475,7 @@ impl Core {
         let mut envelope = Envelope::new(message);
         envelope.seal();
         let sent = match self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel) {
-            Err(SendError::TooLarge) if envelope.bytes().len() <= PACKET_BYTES_MAX => {
+            Err(SendError::TooLarge) if envelope.bytes().len() <= LARGE_PACKET_BYTES_MAX => {
                 channel.raise_send_buffer();
                 self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel)?
             }
@@ -606,7 +607,7 @@ impl Core {
             }
             // The packet belongs to the protocol, not to whoever shrank the buffer.
             SendError::TooLarge
-                if !channel.lane.raised && letter.envelope.bytes().len() <= PACKET_BYTES_MAX =>
+                if !channel.lane.raised && letter.envelope.bytes().len() <= LARGE_PACKET_BYTES_MAX =>
             {
                 channel.lane.raised = true;
                 channel.raise_send_buffer();
@@ -920,29 +921,43 @@ impl Core {
         woken.wake.extend(inbox.waker.take());
     }
 
-    fn deliver(&mut self, key: usize, arrival: Arrival, woken: &mut Woken) {
-        let low = self.pool.lent() > self.pool.count() / 4 * 3;
-        let channel = &mut self.channels[key];
+    /// What a receive beside the driver needs to know.
+    pub(crate) fn receiving(&self, key: usize) -> (Fd, Room) {
+        let channel = &self.channels[key];
+        (channel.fd.clone(), channel.room)
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// What is handed out of what arrived: no more descriptors than the socket takes, and nothing lost in
+    /// silence.
+    pub(crate) fn judge(&mut self, key: usize, arrival: Arrival) -> Result<Received, ReceiveError> {
         let mut message = arrival.message;
-        channel.inbox.nothings = 0;
         self.stats.descriptors_received += message.descriptors() as u64;
-        // Whoever keeps messages must not keep everybody's buffers.
-        if low {
-            message.detach();
-        }
-        let result = if arrival.bytes_lost {
+        let too_many = message.keep_descriptors(self.channels[key].room.descriptors);
+        if arrival.bytes_lost {
             self.stats.messages_truncated += 1;
-            message.keep_descriptors(channel.room.descriptors);
             Err(ReceiveError::Truncated(message))
-        } else if message.keep_descriptors(channel.room.descriptors) || arrival.control_lost {
+        } else if too_many || arrival.control_lost {
             self.stats.descriptors_lost += 1;
             Err(ReceiveError::DescriptorsLost(message))
         } else {
             self.stats.messages_received += 1;
-            channel.inbox.bytes += message.bytes().len();
             Ok(message)
-        };
-        let inbox = &mut channel.inbox;
+        }
+    }
+
+    fn deliver(&mut self, key: usize, mut arrival: Arrival, woken: &mut Woken) {
+        // Whoever keeps messages must not keep everybody's buffers.
+        if self.pool.lent() > self.pool.count() / 4 * 3 {
+            arrival.message.detach();
+        }
+        let result = self.judge(key, arrival);
+        let inbox = &mut self.channels[key].inbox;
+        inbox.nothings = 0;
+        inbox.bytes += result.as_ref().map_or(0, |message| message.bytes().len());
         inbox.arrived.push_back(result);
         inbox.wanted = false;
         woken.wake.extend(inbox.waker.take());
@@ -1137,6 +1152,7 @@ impl Channel {
 
     /// Another holder of the end may have shrunk it.
     fn raise_send_buffer(&self) {
+        // The kernel doubles it, for what it needs itself, and so the largest packet fits as well.
         let room = 2 * PACKET_BYTES_MAX as i32;
         let _ = sys::set_socket_option(self.fd.as_fd(), SocketOption::SendBuffer, room);
     }

@@ -12,14 +12,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::beside::Glance;
 use crate::driver::STARVED_RETRY;
 use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
+use crate::name::AbstractName;
 use crate::op::{Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
-use crate::request::Request;
-use crate::sys::{self, SocketOption, ready};
+use crate::request::{Arrival, Request};
+use crate::sys::{self, SocketOption, UnixAddress, ready};
 
 /// An AF_UNIX socket on a reactor.
 ///
@@ -74,11 +76,23 @@ impl Socket {
     /// # Errors
     /// The kernel's; `InvalidInput` for a path that does not fit a socket address (107 bytes).
     pub async fn connect(reactor: &Reactor, path: &Path, kind: Kind) -> io::Result<Socket> {
+        Socket::connect_to(reactor, UnixAddress::of_path(path)?, kind).await
+    }
+
+    /// Connects to a listener with an abstract name. A full backlog is awaited.
+    ///
+    /// # Errors
+    /// The kernel's: `ConnectionRefused` if nobody listens under that name.
+    pub async fn connect_abstract(reactor: &Reactor, name: &AbstractName, kind: Kind) -> io::Result<Socket> {
+        Socket::connect_to(reactor, name.address(), kind).await
+    }
+
+    async fn connect_to(reactor: &Reactor, address: UnixAddress, kind: Kind) -> io::Result<Socket> {
         let fd = sys::socket(kind)?;
         // AF_UNIX tells nobody when a backlog has room again.
         const RETRY: Duration = Duration::from_millis(1);
         loop {
-            match sys::connect(fd.as_fd(), path) {
+            match sys::connect(fd.as_fd(), &address) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor.sleep(RETRY).await,
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, true)),
@@ -92,12 +106,43 @@ impl Socket {
     /// # Errors
     /// The kernel's; `InvalidInput` for a path that does not fit a socket address (107 bytes).
     pub fn listen(reactor: &Reactor, path: &Path, kind: Kind) -> io::Result<Socket> {
+        Socket::listen_at(reactor, UnixAddress::of_path(path)?, kind, i32::MAX)
+    }
+
+    /// Binds to an abstract name, which nobody else may have, and listens. The kernel keeps one connection
+    /// more than `backlog` waiting, and no more than `net.core.somaxconn` allows.
+    ///
+    /// Whoever can guess or read the name (`/proc/net/unix`) in the same network namespace can connect.
+    ///
+    /// # Errors
+    /// The kernel's: `AddrInUse` if somebody has the name.
+    pub fn listen_abstract(
+        reactor: &Reactor,
+        name: &AbstractName,
+        kind: Kind,
+        backlog: u16,
+    ) -> io::Result<Socket> {
+        Socket::listen_at(reactor, name.address(), kind, i32::from(backlog))
+    }
+
+    fn listen_at(reactor: &Reactor, address: UnixAddress, kind: Kind, backlog: i32) -> io::Result<Socket> {
         let fd = sys::socket(kind)?;
-        sys::bind_and_listen(fd.as_fd(), path, i32::MAX)?;
+        sys::bind(fd.as_fd(), &address)?;
+        sys::listen(fd.as_fd(), backlog)?;
         Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
     }
 
-    fn new(reactor: &Reactor, fd: Fd, kind: Kind, private: bool) -> Socket {
+    /// One connection attempt to an abstract name, now.
+    ///
+    /// # Errors
+    /// The kernel's: `WouldBlock` if the backlog is full, `ConnectionRefused` if nobody listens.
+    pub fn try_connect_abstract(reactor: &Reactor, name: &AbstractName, kind: Kind) -> io::Result<Socket> {
+        let fd = sys::socket(kind)?;
+        sys::connect(fd.as_fd(), &name.address())?;
+        Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
+    }
+
+    pub(crate) fn new(reactor: &Reactor, fd: Fd, kind: Kind, private: bool) -> Socket {
         let channel = reactor.with(|core, _| core.open(fd.clone(), kind, private));
         Socket { reactor: reactor.clone(), channel, fd: Some(fd), kind }
     }
@@ -148,6 +193,15 @@ impl Socket {
         sys::set_socket_option(self.as_fd(), SocketOption::PassPidfd, 1)?;
         self.reactor.with(|core, _| core.set_pidfd(self.channel));
         Ok(())
+    }
+
+    /// Asks the kernel to let nobody send descriptors to this end any more (Linux 6.16): who tries is refused
+    /// (EPERM). Those that are queued already arrive. Every holder of this end can undo it.
+    ///
+    /// # Errors
+    /// The kernel cannot do it.
+    pub fn refuse_descriptors(&self) -> io::Result<()> {
+        sys::set_socket_option(self.as_fd(), SocketOption::PassRights, 0)
     }
 
     // -- sending ----------------------------------------------------------------------------------------
@@ -354,6 +408,14 @@ impl Socket {
                 OneTaken::Starved => look.pause = Some(self.reactor.sleep(STARVED_RETRY)),
             }
         }
+    }
+
+    pub(crate) fn glance(&self, scratch: &mut [u8]) -> Glance {
+        self.reactor.with(|core, _| core.glance(self.channel, scratch))
+    }
+
+    pub(crate) fn judge(&self, arrival: Arrival) -> Result<Received, ReceiveError> {
+        self.reactor.with(|core, _| core.judge(self.channel, arrival))
     }
 
     /// From now on receives without being asked: one request brings messages until the socket is dropped.

@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -71,6 +72,22 @@ pub(crate) fn socket(kind: Kind) -> io::Result<OwnedFd> {
     check(unsafe { libc::socket(libc::AF_UNIX, flags, 0) }).map(own)
 }
 
+/// An unconnected AF_UNIX socket for datagrams, close-on-exec.
+pub(crate) fn datagram_socket() -> io::Result<OwnedFd> {
+    // SAFETY: three integers. Kept honest by `datagrams.rs::an_empty_datagram_with_a_descriptor_arrives`.
+    check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }).map(own)
+}
+
+/// Whether it is an AF_UNIX socket for datagrams.
+pub(crate) fn is_datagram_socket(fd: BorrowedFd<'_>) -> bool {
+    is_unix_socket(fd) && socket_option(fd, SocketOption::Type).is_ok_and(|kind| kind == libc::SOCK_DGRAM)
+}
+
+/// Whether it is an AF_UNIX socket of any type.
+pub(crate) fn is_unix_socket(fd: BorrowedFd<'_>) -> bool {
+    socket_option(fd, SocketOption::Domain).is_ok_and(|domain| domain == libc::AF_UNIX)
+}
+
 fn socket_type(kind: Kind) -> libc::c_int {
     match kind {
         Kind::SeqPacket => libc::SOCK_SEQPACKET,
@@ -81,40 +98,62 @@ fn socket_type(kind: Kind) -> libc::c_int {
 /// The longest path an AF_UNIX address holds, in bytes.
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-fn unix_address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.is_empty() || bytes.len() > SOCKET_PATH_BYTES_MAX || bytes.contains(&0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a path a socket can have (1 to 107 bytes)",
-        ));
-    }
-    // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by
-    // `socket.rs::a_listener_is_connected_to_by_path`.
-    let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
-        *slot = *byte as libc::c_char;
-    }
-    let length = mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
-    Ok((address, length as libc::socklen_t))
+/// A name of AF_UNIX as the kernel wants it: a path, or an abstract name, which begins with a zero.
+pub(crate) struct UnixAddress {
+    pub(crate) address: libc::sockaddr_un,
+    pub(crate) length: libc::socklen_t,
 }
 
-/// Connects to the listener at `path`. `WouldBlock` when its backlog is full.
-pub(crate) fn connect(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    let (address, length) = unix_address(path)?;
-    let address = (&raw const address).cast();
+impl UnixAddress {
+    pub(crate) fn of_path(path: &Path) -> io::Result<UnixAddress> {
+        let bytes = path.as_os_str().as_bytes();
+        if bytes.is_empty() || bytes.len() > SOCKET_PATH_BYTES_MAX || bytes.contains(&0) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a path a socket can have (1 to 107 bytes)",
+            ));
+        }
+        // The zero after it counts.
+        Ok(UnixAddress::new(bytes, 0, bytes.len() + 1))
+    }
+
+    /// The caller has checked that it fits.
+    pub(crate) fn of_abstract_name(name: &[u8]) -> UnixAddress {
+        assert!(name.len() <= SOCKET_PATH_BYTES_MAX);
+        UnixAddress::new(name, 1, name.len() + 1)
+    }
+
+    fn new(bytes: &[u8], place: usize, length: usize) -> UnixAddress {
+        // SAFETY: all zeroes is a valid `sockaddr_un`. Kept honest by
+        // `socket.rs::a_listener_is_connected_to_by_path`.
+        let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (slot, byte) in address.sun_path[place..].iter_mut().zip(bytes) {
+            *slot = *byte as libc::c_char;
+        }
+        let length = mem::offset_of!(libc::sockaddr_un, sun_path) + length;
+        UnixAddress { address, length: length as libc::socklen_t }
+    }
+}
+
+/// Connects to the listener of that name. `WouldBlock` when its backlog is full.
+pub(crate) fn connect(fd: BorrowedFd<'_>, to: &UnixAddress) -> io::Result<()> {
+    let address = (&raw const to.address).cast();
     // SAFETY: `address` points at a whole `sockaddr_un`, and `length` is within it.
     // Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
-    check(unsafe { libc::connect(fd.as_raw_fd(), address, length) }).map(drop)
+    check(unsafe { libc::connect(fd.as_raw_fd(), address, to.length) }).map(drop)
 }
 
-/// Binds to `path` and listens.
-pub(crate) fn bind_and_listen(fd: BorrowedFd<'_>, path: &Path, backlog: i32) -> io::Result<()> {
-    let (address, length) = unix_address(path)?;
-    let address = (&raw const address).cast();
+/// Gives the socket a name.
+pub(crate) fn bind(fd: BorrowedFd<'_>, to: &UnixAddress) -> io::Result<()> {
+    let address = (&raw const to.address).cast();
     // SAFETY: as in `connect`. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
-    check(unsafe { libc::bind(fd.as_raw_fd(), address, length) })?;
+    check(unsafe { libc::bind(fd.as_raw_fd(), address, to.length) }).map(drop)
+}
+
+/// Lets others connect. The kernel keeps one connection more than `backlog` waiting, and no more than
+/// `net.core.somaxconn`.
+pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     // SAFETY: two integers. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
@@ -160,8 +199,13 @@ pub(crate) enum SocketOption {
     Listening,
     PassCredentials,
     PassPidfd,
+    /// Whether descriptors may be sent to it at all (Linux 6.16).
+    PassRights,
     SendBuffer,
 }
+
+/// Not in `libc` yet. The number of all architectures but Alpha, PA-RISC and SPARC.
+const SO_PASSRIGHTS: libc::c_int = 83;
 
 impl SocketOption {
     fn name(self) -> libc::c_int {
@@ -171,6 +215,7 @@ impl SocketOption {
             SocketOption::Listening => libc::SO_ACCEPTCONN,
             SocketOption::PassCredentials => libc::SO_PASSCRED,
             SocketOption::PassPidfd => libc::SO_PASSPIDFD,
+            SocketOption::PassRights => SO_PASSRIGHTS,
             SocketOption::SendBuffer => libc::SO_SNDBUF,
         }
     }
@@ -534,6 +579,116 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     // SAFETY: ends the process at once, without running anything of the parent's.
     // Kept honest by `fork.rs::a_child_is_another_generation`.
     unsafe { libc::_exit(status) }
+}
+
+// -- randomness -----------------------------------------------------------------------------------------
+
+/// Fills the bytes with what nobody can guess.
+pub(crate) fn random(mut into: &mut [u8]) -> io::Result<()> {
+    while !into.is_empty() {
+        // SAFETY: `into` has as many bytes as the kernel may write.
+        // Kept honest by `datagrams.rs::random_names_differ`.
+        let filled = unsafe { libc::getrandom(into.as_mut_ptr().cast(), into.len(), 0) };
+        match usize::try_from(filled) {
+            Ok(filled) => into = &mut into[filled..],
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
+}
+
+// -- files in memory ------------------------------------------------------------------------------------
+
+/// What cannot be done to a file in memory any more, by anybody.
+pub(crate) mod seal {
+    pub(crate) const SEAL: i32 = libc::F_SEAL_SEAL;
+    pub(crate) const SHRINK: i32 = libc::F_SEAL_SHRINK;
+    pub(crate) const GROW: i32 = libc::F_SEAL_GROW;
+    pub(crate) const WRITE: i32 = libc::F_SEAL_WRITE;
+    pub(crate) const FUTURE_WRITE: i32 = 0x10;
+}
+
+/// An empty file in memory that can be sealed, and not executed where the kernel knows that.
+pub(crate) fn memory_file() -> io::Result<OwnedFd> {
+    const NOEXEC_SEAL: libc::c_uint = 8;
+    const FLAGS: libc::c_uint = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let name = c"sendright".as_ptr();
+    // SAFETY: a string that ends in zero. Kept honest by
+    // `shared_memory.rs::what_one_mapping_writes_another_reads`.
+    match check(unsafe { libc::memfd_create(name, FLAGS | NOEXEC_SEAL) }) {
+        // Before Linux 6.3 nobody knew that files in memory could be executed.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            // SAFETY: as above. Kept honest by `shared_memory.rs::what_one_mapping_writes_another_reads`.
+            check(unsafe { libc::memfd_create(name, FLAGS) }).map(own)
+        }
+        result => result.map(own),
+    }
+}
+
+/// Gives a file so many zero bytes and the memory for them, now.
+pub(crate) fn allocate(fd: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    loop {
+        // SAFETY: integers only. Kept honest by `shared_memory.rs::fresh_memory_is_zero`.
+        match check(unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, bytes) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// The seals of a file in memory; an error for any other.
+pub(crate) fn seals(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: integers only. Kept honest by `shared_memory.rs::seals_are_told`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) })
+}
+
+pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
+    // SAFETY: integers only. Kept honest by `shared_memory.rs::seals_are_told`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
+/// The size in bytes of a file of tmpfs, which is where files in memory are; `None` for any other. Large
+/// pages have a file system of their own, and promise less.
+#[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
+pub(crate) fn memory_file_bytes(fd: BorrowedFd<'_>) -> Option<u64> {
+    let is_memory = file_system(fd).is_some_and(|system| system == libc::TMPFS_MAGIC as i64);
+    let stat = stat(fd).ok().filter(|_| is_memory)?;
+    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then(|| stat.st_size.unsigned_abs())
+}
+
+/// How a mapping may be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Reading,
+    ReadingAndWriting,
+}
+
+/// Maps the first `bytes` of a file, shared with everybody who maps it.
+pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize, access: Access) -> io::Result<NonNull<u8>> {
+    let protection = match access {
+        Access::Reading => libc::PROT_READ,
+        Access::ReadingAndWriting => libc::PROT_READ | libc::PROT_WRITE,
+    };
+    let (anywhere, number) = (std::ptr::null_mut(), fd.as_raw_fd());
+    // SAFETY: the kernel chooses a place where nothing is.
+    // Kept honest by `shared_memory.rs::what_one_mapping_writes_another_reads`.
+    let memory = unsafe { libc::mmap(anywhere, bytes, protection, libc::MAP_SHARED, number, 0) };
+    match NonNull::new(memory.cast::<u8>()) {
+        Some(place) if memory != libc::MAP_FAILED => Ok(place),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends a mapping.
+///
+/// # Safety
+/// It was made by [`map`] with as many bytes, and nothing refers to it any more.
+pub(crate) unsafe fn unmap(memory: NonNull<u8>, bytes: usize) {
+    // SAFETY: as the caller promises. Kept honest by
+    // `shared_memory.rs::memory_is_used_after_its_descriptor_is_closed`.
+    let _ = unsafe { libc::munmap(memory.as_ptr().cast(), bytes) };
 }
 
 // -- inheritance ----------------------------------------------------------------------------------------
