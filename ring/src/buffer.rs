@@ -1,15 +1,24 @@
-//! Receive buffers: one allocation, lent by number.
+//! Memory that others write to as well: receive buffers, which the kernel does, and mappings of files in
+//! memory, which other processes do.
 //!
-//! A buffer is in one of three places: on the free list, with the kernel (which may write to it at any time),
-//! or lent to somebody who reads it and gives it back by dropping the [`Lease`]. The pool knows no message.
+//! Receive buffers are one allocation, lent by number. One is in one of three places: on the free list, with
+//! the kernel (which may write to it at any time), or lent to somebody who reads it and gives it back by
+//! dropping the [`Lease`]. A [`Mapped`] file is seen as atomic words, because nothing keeps the other
+//! processes from writing while we look. Neither knows messages.
 
 use std::alloc::{self, Layout};
 use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::mem;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::message::PACKET_BYTES_MAX;
+use crate::sys::{self, Access, seal};
 
 /// In front of a multishot's payload stand its own header and the control data, for which there is room as
 /// for the widest message.
@@ -126,5 +135,137 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.lent.set(self.pool.lent.get() - 1);
         self.pool.put(self.number);
+    }
+}
+
+/// The size of a word, in bytes.
+pub(crate) const WORD: usize = mem::size_of::<usize>();
+
+/// The first so many bytes of a file, shared with everybody else who maps it.
+///
+/// All access is by whole words of the machine, also where a part of one is meant: accesses of different
+/// sizes that race are not defined, and others may race with us at any time.
+pub(crate) struct Mapped {
+    memory: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it is only looked at through atomics, or its contents never change; unmapping is for the last
+// owner. Kept honest by `shared_memory.rs::threads_share_a_mapping`.
+unsafe impl Send for Mapped {}
+// SAFETY: as above. Kept honest by `shared_memory.rs::threads_share_a_mapping`.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// The file is at least so long and can never be shorter: a page beyond its end would be fatal to touch.
+    pub(crate) fn new(fd: BorrowedFd<'_>, bytes: usize, access: Access) -> io::Result<Mapped> {
+        assert!(bytes > 0);
+        Ok(Mapped { memory: sys::map(fd, bytes, access)?, bytes })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// All words, the last of which may lie in part behind the end of the file, but on its last page. Writing
+    /// to those of a mapping for reading is fatal; `shared_memory.rs` keeps to it.
+    pub(crate) fn words(&self) -> &[AtomicUsize] {
+        let words = self.memory.as_ptr().cast_const().cast::<AtomicUsize>();
+        // SAFETY: mapped until dropped, aligned to a page, and on pages of the file, which cannot shrink.
+        // Kept honest by `shared_memory.rs::bounds_are_kept`.
+        unsafe { std::slice::from_raw_parts(words, self.bytes.div_ceil(WORD)) }
+    }
+
+    /// Copies from `offset` on. What is written meanwhile may be seen in part.
+    pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        assert!(offset <= self.bytes && into.len() <= self.bytes - offset);
+        let words = self.words();
+        let (head, rest) = into.split_at_mut(head_length(offset, into.len()));
+        if !head.is_empty() {
+            let word = words[offset / WORD].load(Ordering::Relaxed).to_ne_bytes();
+            head.copy_from_slice(&word[offset % WORD..offset % WORD + head.len()]);
+        }
+        let mut index = (offset + head.len()) / WORD;
+        let mut chunks = rest.chunks_exact_mut(WORD);
+        for chunk in &mut chunks {
+            chunk.copy_from_slice(&words[index].load(Ordering::Relaxed).to_ne_bytes());
+            index += 1;
+        }
+        let tail = chunks.into_remainder();
+        if !tail.is_empty() {
+            let word = words[index].load(Ordering::Relaxed).to_ne_bytes();
+            tail.copy_from_slice(&word[..tail.len()]);
+        }
+    }
+
+    /// Copies to `offset` on. Whoever reads meanwhile may see a part of it; bytes beside it are left alone.
+    pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
+        assert!(offset <= self.bytes && from.len() <= self.bytes - offset);
+        let words = self.words();
+        let (head, rest) = from.split_at(head_length(offset, from.len()));
+        if !head.is_empty() {
+            write_part(&words[offset / WORD], offset % WORD, head);
+        }
+        let mut index = (offset + head.len()) / WORD;
+        let chunks = rest.chunks_exact(WORD);
+        let tail = chunks.remainder();
+        for chunk in chunks {
+            let mut word = [0; WORD];
+            word.copy_from_slice(chunk);
+            words[index].store(usize::from_ne_bytes(word), Ordering::Relaxed);
+            index += 1;
+        }
+        if !tail.is_empty() {
+            write_part(&words[index], 0, tail);
+        }
+    }
+}
+
+/// The same of a file that nobody can write to any more: bytes like any others.
+#[derive(Debug)]
+pub(crate) struct Frozen(Mapped);
+
+impl Frozen {
+    /// Also refuses a file that is not sealed against writing, since everything here rests on that.
+    pub(crate) fn new(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Frozen> {
+        if sys::seals(fd)? & seal::WRITE == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Mapped::new(fd, bytes, Access::Reading).map(Frozen)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let Frozen(Mapped { memory, bytes }) = self;
+        // SAFETY: mapped until dropped, within the file, which cannot shrink, and sealed against writing by
+        // whatever mapping or call. Kept honest by `shared_memory.rs::frozen_memory_is_plain_bytes`.
+        unsafe { std::slice::from_raw_parts(memory.as_ptr(), *bytes) }
+    }
+}
+
+/// How many bytes there are before the first word boundary.
+fn head_length(offset: usize, length: usize) -> usize {
+    (offset.next_multiple_of(WORD) - offset).min(length)
+}
+
+/// Two steps, each of which ends: a loop that compares and exchanges could be kept going by a hostile writer.
+fn write_part(word: &AtomicUsize, place: usize, bytes: &[u8]) {
+    let (mut mask, mut value) = ([0xff; WORD], [0; WORD]);
+    mask[place..place + bytes.len()].fill(0);
+    value[place..place + bytes.len()].copy_from_slice(bytes);
+    word.fetch_and(usize::from_ne_bytes(mask), Ordering::Relaxed);
+    word.fetch_or(usize::from_ne_bytes(value), Ordering::Relaxed);
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with as many bytes, and borrowed by nobody any more.
+        // Kept honest by `shared_memory.rs::memory_is_used_after_its_descriptor_is_closed`.
+        unsafe { sys::unmap(self.memory, self.bytes) };
+    }
+}
+
+impl fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapped").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }

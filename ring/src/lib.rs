@@ -73,6 +73,7 @@ mod room;
 #[cfg(feature = "script")]
 #[doc(hidden)]
 pub mod script;
+pub mod shared_memory;
 mod socket;
 mod stats;
 mod sys;
