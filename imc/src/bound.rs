@@ -181,7 +181,9 @@ impl BoundSocket {
             Ok(message) => self.judge(message),
             Err(ReceiveError::Closed) => return Some(Err(AcceptError::Gone)),
             Err(ReceiveError::Io(error)) => return Some(Err(AcceptError::Io(error))),
-            Err(ReceiveError::DescriptorsLost(message)) => Err(Violation::of_what_is_left(&message)),
+            Err(ReceiveError::DescriptorsLost(message)) => {
+                Err(Violation::of_what_is_left(message.bytes(), message.descriptors()))
+            }
             // Truncated, and so much longer than one byte.
             Err(_) => Err(Violation::WrongMessage),
         };
@@ -298,7 +300,7 @@ impl fmt::Debug for BoundSocket {
 }
 
 /// Why a message is no request.
-enum Violation {
+pub(crate) enum Violation {
     WrongMessage,
     None,
     Several,
@@ -308,15 +310,15 @@ enum Violation {
 
 impl Violation {
     /// Of a message some of whose descriptors did not arrive.
-    fn of_what_is_left(message: &Received) -> Violation {
-        match message.descriptors() {
-            _ if message.bytes() != CONNECT => Violation::WrongMessage,
+    pub(crate) fn of_what_is_left(bytes: &[u8], descriptors: usize) -> Violation {
+        match descriptors {
+            _ if bytes != CONNECT => Violation::WrongMessage,
             0 | 1 => Violation::Lost,
             _ => Violation::Several,
         }
     }
 
-    fn counter(self, violations: &mut Violations) -> &mut u64 {
+    pub(crate) fn counter(self, violations: &mut Violations) -> &mut u64 {
         match self {
             Violation::WrongMessage => &mut violations.wrong_message,
             Violation::None => &mut violations.none,
@@ -332,7 +334,7 @@ impl Violation {
 
 /// What the kernel writes when it did not know yet that it would be asked: no process, and the overflow user,
 /// who must not be mistaken for `nobody`.
-fn known(credentials: Option<Credentials>) -> Option<Credentials> {
+pub(crate) fn known(credentials: Option<Credentials>) -> Option<Credentials> {
     const OVERFLOW: u32 = 65_534;
     credentials.filter(|who| who.pid != 0 || who.uid != OVERFLOW)
 }

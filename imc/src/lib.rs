@@ -68,6 +68,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+pub mod blocking;
 mod bound;
 mod connected;
 mod error;
