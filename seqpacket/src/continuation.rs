@@ -4,9 +4,11 @@
 //! that nobody will answer.
 
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use ring::Message;
 
@@ -21,12 +23,18 @@ pub struct Continuation {
     served: Rc<Served>,
     number: u32,
     room: Size,
+    deadline: Option<Instant>,
     over: bool,
 }
 
 impl Continuation {
-    pub(crate) fn new(served: Rc<Served>, number: u32, room: Size) -> Continuation {
-        Continuation { served, number, room, over: false }
+    pub(crate) fn new(
+        served: Rc<Served>,
+        number: u32,
+        room: Size,
+        deadline: Option<Instant>,
+    ) -> Continuation {
+        Continuation { served, number, room, deadline, over: false }
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -51,19 +59,61 @@ impl Continuation {
         self.session().refuse(self.number, RefusedReason::Refused);
     }
 
-    /// Whether the caller has withdrawn the call, or is gone.
+    /// Whether the caller has withdrawn the call, or is gone, or its [deadline](Continuation::deadline) has
+    /// passed.
     pub fn is_cancelled(&self) -> bool {
-        self.session().is_withdrawn(self.number)
+        self.session().is_withdrawn(self.number) || self.is_late()
     }
 
-    /// Ends when the caller withdraws the call, or is gone.
+    /// Ends when the caller withdraws the call, or is gone, or its [deadline](Continuation::deadline) has
+    /// passed, even if the caller is not there to say so.
+    ///
+    /// ```
+    /// # use std::future::{Future, poll_fn};
+    /// # use std::pin::pin;
+    /// # use std::task::Poll;
+    /// # use seqpacket::Incoming;
+    /// # async fn work() -> Vec<u8> { Vec::new() }
+    /// /// Works for as long as somebody waits for it.
+    /// async fn handle(call: Incoming) {
+    ///     let answer = {
+    ///         let (mut work, mut cancelled) = (pin!(work()), pin!(call.continuation().cancelled()));
+    ///         poll_fn(|context| match work.as_mut().poll(context) {
+    ///             Poll::Ready(answer) => Poll::Ready(Some(answer)),
+    ///             Poll::Pending => cancelled.as_mut().poll(context).map(|()| None),
+    ///         })
+    ///         .await
+    ///     };
+    ///     if let Some(answer) = answer {
+    ///         let _ = call.answer(answer);
+    ///     }
+    /// }
+    /// ```
     pub async fn cancelled(&self) {
-        poll_fn(|context| self.poll_cancelled(context)).await;
+        let reactor = self.session().reactor();
+        let mut deadline = self.deadline.map(|deadline| reactor.sleep_until(deadline));
+        poll_fn(|context| {
+            let passed =
+                deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(context).is_ready());
+            if passed { Poll::Ready(()) } else { self.session().poll_withdrawn(self.number, context) }
+        })
+        .await;
     }
 
-    /// As [`cancelled`](Continuation::cancelled), for futures written by hand. One waker is kept.
+    /// As [`cancelled`](Continuation::cancelled), for futures written by hand. One waker is kept, and not
+    /// woken at the deadline: who waits for that as well sleeps [until then](ring::Reactor::sleep_until).
     pub fn poll_cancelled(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.session().poll_withdrawn(self.number, context)
+        if self.is_late() { Poll::Ready(()) } else { self.session().poll_withdrawn(self.number, context) }
+    }
+
+    /// When the caller gives up, if it has said. An answer after that still goes out: whether it is in time
+    /// is for the caller to say. See [`Incoming::deadline`](crate::Incoming::deadline).
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= self.session().reactor().now())
     }
 
     /// Bytes and descriptors the caller has room for.

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytemuck::AnyBitPattern;
 use ring::{Credentials, Message, Reactor};
@@ -26,9 +27,9 @@ pub struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(served: Rc<Served>, taken: Taken) -> Incoming {
-        let Taken { number, room, parcel } = taken;
+        let Taken { number, room, deadline, parcel } = taken;
         let who = served.session().client().credentials;
-        Incoming { parcel, who, continuation: Continuation::new(served, number, room) }
+        Incoming { parcel, who, continuation: Continuation::new(served, number, room, deadline) }
     }
 
     /// The bytes.
@@ -73,6 +74,28 @@ impl Incoming {
     /// from an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.
     pub fn credentials(&self) -> Credentials {
         self.who
+    }
+
+    /// When the caller gives up, if it [has said](crate::CallOptions::within): reckoned from the moment at
+    /// which the call was received, so that what it waited in the kernel's queue is not subtracted. A call
+    /// whose time was over before it was taken is not handed out, and its caller is told
+    /// [`CallError::Expired`](crate::CallError::Expired).
+    ///
+    /// A handler passes it on with the calls that it makes itself:
+    ///
+    /// ```
+    /// # use seqpacket::{Incoming, Object};
+    /// use seqpacket::CallOptions;
+    ///
+    /// async fn relay(call: Incoming, to: &Object) {
+    ///     let answer = to.call_with(call.bytes(), CallOptions::until(call.deadline())).await;
+    ///     if let Ok(answer) = answer {
+    ///         let _ = call.answer(answer.into_bytes());
+    ///     }
+    /// }
+    /// ```
+    pub fn deadline(&self) -> Option<Instant> {
+        self.continuation.deadline()
     }
 
     /// Answers. See [`Continuation::answer`].

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 use imc::{SocketAddress, WrapError};
@@ -109,8 +109,27 @@ pub struct CallOptions {
     pub answer_bytes: Option<usize>,
     /// Descriptors of answer to have room for: at most what the object has.
     pub answer_descriptors: Option<usize>,
-    /// Withdraw the call when this much time has passed without an answer.
+    /// Withdraw the call when this much time has passed without an answer. The server is told, and does not
+    /// begin with what it can only finish too late ([`Incoming::deadline`](crate::Incoming::deadline)). Costs
+    /// 16 bytes of the call. ([`Call::within`] is for this side only.)
     pub within: Option<Duration>,
+    /// Withdraw the call when this moment comes, and tell the server: for a handler that passes on the
+    /// deadline of the call it handles. With `within` as well the earlier of the two counts.
+    pub until: Option<Instant>,
+}
+
+impl CallOptions {
+    /// Until this moment, if there is one: `CallOptions::until(call.deadline())` in a handler gives the calls
+    /// it makes the time that it has itself.
+    pub fn until(moment: Option<Instant>) -> CallOptions {
+        CallOptions { until: moment, ..CallOptions::default() }
+    }
+
+    /// When the call is to be withdrawn. A time that no clock can tell is none.
+    fn deadline(self, reactor: &Reactor) -> Option<Instant> {
+        let within = self.within.and_then(|time| reactor.now().checked_add(time));
+        within.into_iter().chain(self.until).min()
+    }
 }
 
 /// The right to call an object. A handle on one thread; clones share a session, in which many calls are under
@@ -171,7 +190,8 @@ impl Object {
             Err(error) => return Call::failed(error),
         };
         let message = message.into();
-        self.begin(options.within, |session| session.call(message, room))
+        let deadline = options.deadline(&self.0.reactor);
+        self.begin(deadline, |session| session.call(message, room, deadline))
     }
 
     /// Calls now or not at all.
@@ -186,7 +206,7 @@ impl Object {
         if attached.session().would_wait(&message, room) {
             return Err(CallError::WouldBlock);
         }
-        let key = attached.session().call(message, room)?;
+        let key = attached.session().call(message, room, None)?;
         Ok(Call::new(attached, key, self.0.reactor.clone()))
     }
 
@@ -280,17 +300,15 @@ impl Object {
 
     fn begin(
         &self,
-        within: Option<Duration>,
+        deadline: Option<Instant>,
         begin: impl FnOnce(&Session) -> Result<usize, CallError>,
     ) -> Call {
         let attached = self.attached();
         match begin(attached.session()) {
             Ok(key) => {
-                let call = Call::new(attached, key, self.0.reactor.clone());
-                match within {
-                    Some(time) => call.within(time),
-                    None => call,
-                }
+                let mut call = Call::new(attached, key, self.0.reactor.clone());
+                call.deadline = deadline.map(|deadline| self.0.reactor.sleep_until(deadline));
+                call
             }
             Err(error) => Call::failed(error),
         }
@@ -337,7 +355,7 @@ impl Call {
     }
 
     /// Withdraws the call, with [`CallError::Deadline`], when so much time has passed from now without an
-    /// answer. The last such limit counts.
+    /// answer. The last such limit counts. The server is not told; [`CallOptions::within`] does that.
     pub fn within(mut self, time: Duration) -> Call {
         if let CallState::UnderWay(_, _, reactor) = &self.state {
             self.deadline = deadline(reactor, time);

@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
 
@@ -101,6 +102,8 @@ struct State {
 /// One call under way.
 struct Entry {
     cost: Cost,
+    /// When its caller gives up, if it has said.
+    deadline: Option<Instant>,
     withdrawn: bool,
     waker: Option<Waker>,
 }
@@ -126,6 +129,10 @@ async fn serve(session: &Rc<Session>) {
 }
 
 impl Session {
+    pub(crate) fn reactor(&self) -> &Reactor {
+        self.socket.reactor()
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -184,9 +191,10 @@ impl Session {
         descriptors: &mut Parcel,
     ) -> Result<(), Over> {
         match said {
-            FromClient::Call { number, body, descriptors: declared, missing, answer, .. } => {
+            FromClient::Call { number, body, descriptors: declared, missing, answer, time_left } => {
                 let Body::Whole(payload) = body else { return Err(Over::Malformed) };
                 self.begin(number, Cost::of_call(opening, &self.hello))?;
+                self.wait_no_longer(number, time_left);
                 if missing > 0 {
                     drop(std::mem::take(descriptors));
                     self.refuse(number, RefusedReason::DescriptorsLost);
@@ -241,8 +249,18 @@ impl Session {
             // them.
             return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
         }
-        state.calls.insert(number, Entry { cost, withdrawn: false, waker: None });
+        state.calls.insert(number, Entry { cost, deadline: None, withdrawn: false, waker: None });
         Ok(())
+    }
+
+    /// The caller has said how long it waits, as of the writing of its call. A time that no clock here can
+    /// tell is none.
+    fn wait_no_longer(&self, number: u32, time_left: Option<Duration>) {
+        let Some(time_left) = time_left else { return };
+        let deadline = self.reactor().now().checked_add(time_left);
+        if let Some(entry) = self.state.borrow_mut().calls.get_mut(&number) {
+            entry.deadline = deadline;
+        }
     }
 
     fn grant(&self, number: u32, room: Size) {
@@ -290,13 +308,22 @@ impl Session {
     }
 
     /// The oldest call that nobody has taken, and whether there are more: then this session's turn comes
-    /// again.
+    /// again. Those whose callers have given up by now are not worth handling.
     pub(crate) fn take(&self) -> Option<(Taken, bool)> {
-        let mut state = self.state.borrow_mut();
-        let taken = state.queue.pop_front();
-        state.in_turn = !state.queue.is_empty();
-        let more = state.in_turn;
-        taken.map(|(number, room, parcel)| (Taken { number, room, parcel }, more))
+        loop {
+            let mut state = self.state.borrow_mut();
+            let untaken = state.queue.pop_front();
+            state.in_turn = !state.queue.is_empty();
+            let more = state.in_turn;
+            let (number, room, parcel) = untaken?;
+            let deadline = state.calls.get(&number).and_then(|entry| entry.deadline);
+            drop(state);
+            if !deadline.is_some_and(|deadline| deadline <= self.reactor().now()) {
+                return Some((Taken { number, room, deadline, parcel }, more));
+            }
+            drop(parcel);
+            self.refuse(number, RefusedReason::Expired);
+        }
     }
 
     // -- final frames -----------------------------------------------------------------------------------
@@ -438,6 +465,8 @@ impl Session {
 pub(crate) struct Taken {
     pub(crate) number: u32,
     pub(crate) room: Size,
+    /// When its caller gives up, if it has said.
+    pub(crate) deadline: Option<Instant>,
     pub(crate) parcel: Parcel,
 }
 

@@ -10,6 +10,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use imc::{ConnectError, SocketAddress};
 use ring::{Companion, Fd, Message, Reactor, ReceiveError, Received, SendError, Sending, Socket};
@@ -149,16 +150,25 @@ struct Outgoing {
 
 #[derive(Clone, Copy)]
 enum Asked {
-    Call { message: Size, room: Size },
+    /// The caller waits until this moment, if it has said.
+    Call {
+        message: Size,
+        room: Size,
+        deadline: Option<Instant>,
+    },
     Grant,
 }
 
 impl Asked {
-    /// The frame that asks, on the session of this HELLO.
-    fn opening(self, number: u32, hello: &Hello) -> Opening {
+    /// The frame that asks, on the session of this HELLO; `None` when its time is over.
+    fn opening(self, number: u32, hello: &Hello, reactor: &Reactor) -> Option<Opening> {
         match self {
-            Asked::Call { message, room } => hello.call(number, message, room, None),
-            Asked::Grant => Header::grant(number).into(),
+            Asked::Call { message, room, deadline } => {
+                let left = deadline.map(|deadline| deadline.saturating_duration_since(reactor.now()));
+                let opening = hello.call(number, message, room, left);
+                (left != Some(Duration::ZERO)).then_some(opening)
+            }
+            Asked::Grant => Some(Header::grant(number).into()),
         }
     }
 }
@@ -181,8 +191,13 @@ enum Verdict {
 impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
-    pub(crate) fn call(&self, message: Message, room: Size) -> Result<usize, CallError> {
-        let asked = call_of(&message, room)?;
+    pub(crate) fn call(
+        &self,
+        message: Message,
+        room: Size,
+        deadline: Option<Instant>,
+    ) -> Result<usize, CallError> {
+        let asked = call_of(&message, room, deadline)?;
         let (bytes, descriptors) = message.into_parts();
         self.enqueue(Outgoing { bytes, descriptors, number: 0, asked })
     }
@@ -217,7 +232,7 @@ impl Session {
     /// Whether a call would have to wait. What can never be sent need not: the call itself says so.
     pub(crate) fn would_wait(&self, message: &Message, room: Size) -> bool {
         let state = self.state.borrow();
-        let Ok(asked) = call_of(message, room) else { return false };
+        let Ok(asked) = call_of(message, room, None) else { return false };
         let first = state.queued.len() == state.voids;
         !first || matches!(state.judge(0, asked, &self.options), Verdict::Later)
     }
@@ -442,8 +457,8 @@ impl State {
     }
 
     fn judge(&self, number: u32, mut asked: Asked, options: &ObjectOptions) -> Verdict {
-        let (hello, account) = match &self.phase {
-            Phase::Open { hello, account, .. } => (hello, account),
+        let (hello, account, reactor) = match &self.phase {
+            Phase::Open { hello, account, socket, .. } => (hello, account, socket.reactor()),
             Phase::Attaching => return Verdict::Later,
             Phase::Over(end) => return Verdict::Never(end.unsent()),
         };
@@ -454,7 +469,9 @@ impl State {
         if let Asked::Call { room, .. } = &mut asked {
             *room = room.at_most_bytes(hello.payload_bytes_max());
         }
-        let opening = asked.opening(number, hello);
+        let Some(opening) = asked.opening(number, hello, reactor) else {
+            return Verdict::Never(CallError::Deadline);
+        };
         if hello.admits(&opening).is_err() || opening.total().is_some() {
             return Verdict::Never(CallError::TooLarge(Part::Call));
         }
@@ -704,8 +721,8 @@ async fn receive_all(session: &Session, socket: &Socket) -> End {
     End::Gone
 }
 
-fn call_of(message: &Message, room: Size) -> Result<Asked, CallError> {
+fn call_of(message: &Message, room: Size, deadline: Option<Instant>) -> Result<Asked, CallError> {
     let size = Size::of_bytes(message.bytes().len());
     let size = size.and_then(|size| size.with_descriptors(message.descriptors().len()));
-    size.map(|message| Asked::Call { message, room }).map_err(|_| CallError::TooLarge(Part::Call))
+    size.map(|message| Asked::Call { message, room, deadline }).map_err(|_| CallError::TooLarge(Part::Call))
 }
