@@ -345,7 +345,7 @@ on_each_driver! {
         for (what, packet, descriptors) in malformed_by_servers() {
             let (server, object) = RawServer::new(reactor);
             let room =
-                seqpacket::CallOptions { answer_bytes: Some(8), answer_descriptors: Some(1), within: None };
+                seqpacket::CallOptions { answer_bytes: Some(8), answer_descriptors: Some(1), ..Default::default() };
             let first = object.call_with("first", room);
             let session = server.attach(
                 &executor,
