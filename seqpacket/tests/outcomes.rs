@@ -242,7 +242,11 @@ on_each_driver! {
             }
         });
         for what in ["bytes", "descriptors"] {
-            let options = CallOptions { answer_bytes: Some(3), answer_descriptors: Some(0), ..CallOptions::default() };
+            let options = CallOptions {
+                answer_bytes: Some(3),
+                answer_descriptors: Some(0),
+                ..CallOptions::default()
+            };
             let error = executor.block_on(object.call_with(what, options)).unwrap_err();
             assert!(matches!(error, CallError::TooLarge(Part::Answer)));
             assert_eq!(says(&error), SENT_AND_PERHAPS_SEEN);

@@ -344,8 +344,11 @@ on_each_driver! {
         let census = Census::take();
         for (what, packet, descriptors) in malformed_by_servers() {
             let (server, object) = RawServer::new(reactor);
-            let room =
-                seqpacket::CallOptions { answer_bytes: Some(8), answer_descriptors: Some(1), ..Default::default() };
+            let room = seqpacket::CallOptions {
+                answer_bytes: Some(8),
+                answer_descriptors: Some(1),
+                ..Default::default()
+            };
             let first = object.call_with("first", room);
             let session = server.attach(
                 &executor,
