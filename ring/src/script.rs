@@ -94,6 +94,16 @@ impl World {
         self.fate.happens(per_mille)
     }
 
+    /// A number that two worlds have in common when everything in them has happened in the same way.
+    pub fn print(&self) -> u64 {
+        self.fate.print()
+    }
+
+    /// The test has done something between two steps that a party may notice.
+    pub fn stir(&self) {
+        self.fate.stir();
+    }
+
     /// How much time has passed.
     pub fn elapsed(&self) -> Duration {
         self.fate.now().saturating_duration_since(self.started)

@@ -6,7 +6,7 @@
 //! never knows what a message means.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
@@ -42,7 +42,7 @@ impl Served {
         let account = Account::new(hello.windows);
         let state = RefCell::new(State {
             account,
-            calls: HashMap::new(),
+            calls: BTreeMap::new(),
             queue: VecDeque::new(),
             in_turn: false,
             leaving: false,
@@ -82,7 +82,8 @@ pub(crate) struct Session {
 
 struct State {
     account: Account,
-    calls: HashMap<u32, Entry>,
+    /// In order, so that those who wait are woken in the same one each time.
+    calls: BTreeMap<u32, Entry>,
     /// Calls that nobody has taken, in order.
     queue: VecDeque<(u32, Size, Parcel)>,
     /// The mailbox has this session on its list of those whose turn it will be.

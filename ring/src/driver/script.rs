@@ -113,6 +113,8 @@ pub(crate) struct Fate {
     /// Somebody else decides when time passes; otherwise the turn that would sleep does.
     pub(crate) conducted: Cell<bool>,
     decisions: RefCell<VecDeque<Decision>>,
+    /// Of all decisions so far: two worlds of one seed have the same.
+    print: Cell<u64>,
 }
 
 /// Where one reactor of a world stands.
@@ -160,6 +162,7 @@ impl Fate {
             parties: RefCell::new(Vec::new()),
             conducted: Cell::new(false),
             decisions: RefCell::new(VecDeque::new()),
+            print: Cell::new(0),
         })
     }
 
@@ -217,7 +220,15 @@ impl Fate {
         self.parties.borrow_mut().iter_mut().for_each(|standing| standing.idle = false);
     }
 
+    pub(crate) fn print(&self) -> u64 {
+        self.print.get() ^ self.state.get()
+    }
+
     pub(crate) fn remember(&self, decision: Decision) {
+        let Decision { party, what, slot, number } = decision;
+        for part in [party as u64, what.len() as u64, u64::from(slot.unwrap_or(u32::MAX)), number as u64] {
+            self.print.set((self.print.get() ^ part).wrapping_mul(0x0100_0000_01b3).rotate_left(5));
+        }
         let mut decisions = self.decisions.borrow_mut();
         if decisions.len() == REMEMBERED_MAX {
             decisions.pop_front();

@@ -1,0 +1,359 @@
+//! What the simulated worlds of this package share: seeds, descriptors with an identity, and the simplest
+//! model of what calls may come to.
+//!
+//! The model knows what was asked and what the handlers did; it compares that with what the callers are told.
+//! It does not know packets, frames, sessions or drivers.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::future::Future;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use ring::script::World;
+use ring::{Executor, Reactor};
+use seqpacket::{Answer, CallError, Part};
+
+/// Names one seed to be run alone.
+const SEED: &str = "SENDRIGHT_SEED";
+/// How many seeds to run in each test instead of its own number.
+const SEEDS: &str = "SENDRIGHT_SEEDS";
+
+/// Runs a world for each seed, those of different tests apart. Says which seed failed.
+pub fn for_seeds(first: u64, count: u64, mut body: impl FnMut(u64)) {
+    let one: Option<u64> = env::var(SEED).ok().map(|seed| seed.parse().expect("a seed is a number"));
+    let count = env::var(SEEDS).map_or(count, |seeds| seeds.parse().expect("a number of seeds"));
+    let seeds = match one {
+        Some(seed) => seed..seed + 1,
+        None => first..first + count,
+    };
+    for seed in seeds {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(seed))) {
+            println!("to repeat: {SEED}={seed}");
+            resume_unwind(panic);
+        }
+    }
+}
+
+// Descriptors with an identity.
+
+/// A descriptor unlike any other, and what it is known by.
+pub fn identified() -> (OwnedFd, u64) {
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let identity = identity(&reader);
+    (reader.into(), identity)
+}
+
+pub fn identity(fd: impl AsFd) -> u64 {
+    File::from(fd.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().ino()
+}
+
+pub fn identities(descriptors: &[OwnedFd]) -> Vec<u64> {
+    descriptors.iter().map(identity).collect()
+}
+
+// The model.
+
+/// What a caller asks the handler to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Answer, with the descriptors that came.
+    Echo,
+    /// Answer, with descriptors made for it.
+    Make,
+    /// Answer when some time has passed, unless withdrawn.
+    Later,
+    /// Do not answer.
+    Drop,
+    /// Refuse.
+    Refuse,
+    /// Wait for the withdrawal.
+    Never,
+    /// Call the object that came along, and answer with its answer.
+    Forward,
+}
+
+impl Verb {
+    pub const ALL: [Verb; 7] =
+        [Verb::Echo, Verb::Make, Verb::Later, Verb::Drop, Verb::Refuse, Verb::Never, Verb::Forward];
+
+    pub fn byte(self) -> u8 {
+        Verb::ALL.iter().position(|verb| *verb == self).unwrap() as u8
+    }
+
+    pub fn of_byte(byte: u8) -> Verb {
+        Verb::ALL[usize::from(byte)]
+    }
+}
+
+/// What is known of one call.
+#[derive(Debug, Default)]
+struct Story {
+    verb: Option<Verb>,
+    /// By their identity, in order.
+    sent: Vec<u64>,
+    within: Option<Duration>,
+    seen: bool,
+    /// What the handler put into its answer, if it answered.
+    answered: Option<Vec<u64>>,
+    /// How it ended for the caller, or that nobody waits for its end any more.
+    end: Option<&'static str>,
+}
+
+/// What may go wrong in a world besides what its parties do to each other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed {
+    /// A party may die, or leave.
+    pub ends: bool,
+    /// Descriptors may be lost or run out, and memory.
+    pub shortages: bool,
+}
+
+/// The simplest account of all calls of a world.
+pub struct Model {
+    pub allowed: Cell<Allowed>,
+    stories: RefCell<BTreeMap<u64, Story>>,
+    received: RefCell<BTreeSet<(u64, bool)>>,
+    ends: Cell<u64>,
+}
+
+impl Model {
+    pub fn new(allowed: Allowed) -> Rc<Model> {
+        Rc::new(Model {
+            allowed: Cell::new(allowed),
+            stories: RefCell::default(),
+            received: RefCell::default(),
+            ends: Cell::new(0),
+        })
+    }
+
+    /// A call begins. Gives back the mark it carries.
+    pub fn begins(&self, verb: Verb, sent: Vec<u64>, within: Option<Duration>) -> u64 {
+        let mut stories = self.stories.borrow_mut();
+        let mark = stories.len() as u64;
+        stories.insert(mark, Story { verb: Some(verb), sent, within, ..Story::default() });
+        mark
+    }
+
+    /// A handler sees a call: once, with the descriptors that were sent.
+    pub fn seen(&self, mark: u64, verb: Verb, descriptors: &[OwnedFd]) {
+        let found = identities(descriptors);
+        let mut stories = self.stories.borrow_mut();
+        let story = stories.get_mut(&mark).expect("nobody has made this call");
+        assert!(!story.seen, "call {mark} is seen twice");
+        assert_eq!(story.verb, Some(verb), "call {mark} is another than was made");
+        assert_eq!(story.sent, found, "call {mark} has other descriptors than were sent");
+        story.seen = true;
+        drop(stories);
+        self.received(&found, true);
+    }
+
+    /// A handler answers a call.
+    pub fn answered(&self, mark: u64, with: Vec<u64>) {
+        let mut stories = self.stories.borrow_mut();
+        let story = stories.get_mut(&mark).unwrap();
+        assert!(story.answered.replace(with).is_none(), "call {mark} is answered twice");
+    }
+
+    fn received(&self, identities: &[u64], by_handler: bool) {
+        for identity in identities {
+            let first = self.received.borrow_mut().insert((*identity, by_handler));
+            assert!(first, "descriptor {identity} is delivered twice");
+        }
+    }
+
+    /// The caller is told how the call ended.
+    pub fn ended(&self, mark: u64, result: Result<(u64, &[OwnedFd]), &CallError>) {
+        let allowed = self.allowed.get();
+        let found = match &result {
+            Ok((_, descriptors)) => identities(descriptors),
+            Err(_) => Vec::new(),
+        };
+        let stories = self.stories.borrow();
+        let story = &stories[&mark];
+        let context = || format!("call {mark}: {story:?}, told {:?}", result.as_ref().map(|(mark, _)| *mark));
+        let end = match &result {
+            Ok((answers, _)) => {
+                assert_eq!(*answers, mark, "an answer to another call; {}", context());
+                assert_eq!(story.answered.as_ref(), Some(&found), "{}", context());
+                "answered"
+            }
+            Err(CallError::Gone) => {
+                assert!(allowed.ends || allowed.shortages, "{}", context());
+                assert!(!story.seen, "{}", context());
+                "gone"
+            }
+            Err(CallError::Dropped) => {
+                let dropped = matches!(story.verb, Some(Verb::Drop | Verb::Forward)) && story.seen;
+                assert!(dropped || allowed.ends || allowed.shortages, "{}", context());
+                "dropped"
+            }
+            Err(CallError::Refused) => {
+                assert!(story.verb == Some(Verb::Refuse) && story.seen, "{}", context());
+                "refused"
+            }
+            Err(CallError::Deadline) => {
+                assert!(story.within.is_some(), "{}", context());
+                "late"
+            }
+            Err(CallError::DescriptorsLost(Part::Call)) => {
+                assert!(allowed.shortages && !story.seen && !story.sent.is_empty(), "{}", context());
+                "call lost descriptors"
+            }
+            Err(CallError::DescriptorsLost(Part::Answer)) => {
+                let had = story.answered.as_ref().is_some_and(|answered| !answered.is_empty());
+                assert!(allowed.shortages && had, "{}", context());
+                "answer lost descriptors"
+            }
+            Err(CallError::OutOfDescriptors(Part::Call)) => {
+                assert!(allowed.shortages && !story.seen, "{}", context());
+                "no descriptors to call with"
+            }
+            Err(CallError::OutOfDescriptors(Part::Answer)) => {
+                assert!(allowed.shortages && story.seen, "{}", context());
+                "no descriptors to answer with"
+            }
+            Err(CallError::Io(_)) => {
+                assert!(allowed.shortages, "{}", context());
+                "kernel"
+            }
+            Err(_) => panic!("{}", context()),
+        };
+        drop(stories);
+        self.end(mark, end);
+        self.received(&found, false);
+    }
+
+    fn end(&self, mark: u64, end: &'static str) {
+        let mut stories = self.stories.borrow_mut();
+        let story = stories.get_mut(&mark).unwrap();
+        assert!(story.end.replace(end).is_none(), "call {mark} ends twice");
+        self.ends.set(self.ends.get() + 1);
+    }
+
+    /// Whoever was given these in an answer gives them to somebody else.
+    pub fn passed_on(&self, identities: &[u64]) {
+        let mut received = self.received.borrow_mut();
+        identities.iter().for_each(|identity| assert!(received.remove(&(*identity, false))));
+    }
+
+    /// The world is over: every call has ended, and what was said not to have been seen was not seen later.
+    pub fn over(&self) {
+        for (mark, story) in &*self.stories.borrow() {
+            assert!(story.end.is_some(), "call {mark} never ended: {story:?}");
+            let unseen = ["gone", "call lost descriptors", "no descriptors to call with"];
+            assert!(!story.seen || !unseen.contains(&story.end.unwrap()), "call {mark}: {story:?}");
+        }
+    }
+
+    /// How often each end came about.
+    pub fn tally(&self, tally: &mut BTreeMap<&'static str, u64>) {
+        for story in self.stories.borrow().values() {
+            *tally.entry(story.end.unwrap_or("never")).or_default() += 1;
+        }
+    }
+}
+
+/// How often each end came about in all worlds of a test: a world in which nothing happens finds nothing.
+#[derive(Default)]
+pub struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub fn add(&mut self, model: &Model) {
+        model.tally(&mut self.0);
+    }
+
+    /// Prints them all, and insists on some.
+    pub fn has(&self, ends: &[&str]) {
+        let mut line = String::new();
+        self.0.iter().for_each(|(end, count)| write!(line, "{end}: {count}; ").unwrap());
+        println!("{line}");
+        if env::var_os(SEED).is_none() {
+            ends.iter().for_each(|end| assert!(self.0.contains_key(end), "no call was {end}: {line}"));
+        }
+    }
+}
+
+// Steps.
+
+/// Awaits a future for so long. `None` when it has not ended by then; it is dropped.
+pub async fn at_most<F: Future + Unpin>(
+    reactor: &Reactor,
+    time: Duration,
+    mut future: F,
+) -> Option<F::Output> {
+    let mut clock = pin!(reactor.sleep(time));
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = Pin::new(&mut future).poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        clock.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
+
+/// A call that was made. Dropped without having been told its end, nobody is: it was withdrawn, or its caller
+/// has died.
+pub struct Made {
+    model: Rc<Model>,
+    pub mark: u64,
+    told: bool,
+}
+
+impl Made {
+    pub fn new(model: &Rc<Model>, verb: Verb, sent: Vec<u64>, within: Option<Duration>) -> Made {
+        Made { model: Rc::clone(model), mark: model.begins(verb, sent, within), told: false }
+    }
+
+    /// The caller is told.
+    pub fn ended(mut self, result: Result<Answer, CallError>) -> Result<Vec<OwnedFd>, CallError> {
+        self.told = true;
+        match result {
+            Ok(mut answer) => {
+                let descriptors = answer.take_descriptors();
+                let answers = u64::from_ne_bytes(answer.bytes()[..8].try_into().unwrap());
+                self.model.ended(self.mark, Ok((answers, &descriptors)));
+                Ok(descriptors)
+            }
+            Err(error) => {
+                self.model.ended(self.mark, Err(&error));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.told {
+            self.model.end(self.mark, "forgotten");
+        }
+    }
+}
+
+/// One process of a world.
+pub struct Party(pub Executor);
+
+impl Party {
+    pub fn join(world: &World) -> Party {
+        Party(Executor::new(&world.reactor().unwrap()))
+    }
+
+    pub fn reactor(&self) -> &Reactor {
+        self.0.reactor()
+    }
+
+    /// kill -9.
+    pub fn die(self, world: &World) {
+        world.kill(self.reactor());
+    }
+}
