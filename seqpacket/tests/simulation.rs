@@ -25,8 +25,10 @@ enum Events {
     None,
     /// The server, a client or the third party dies, and servers come back.
     Deaths,
-    /// The server takes its leave, or drops its mailbox.
+    /// A server drops its mailbox, or leaves in a hurry.
     Farewells,
+    /// A server leaves, and takes the time it needs.
+    Leaves,
 }
 
 /// What all parties of one world share.
@@ -274,13 +276,13 @@ impl Server {
         }
     }
 
-    fn farewell(&mut self, setting: &Rc<Setting>) {
+    fn farewell(&mut self, setting: &Rc<Setting>, within: Option<Duration>) {
         let Some(party) = &self.party else { return };
         let Desk { mailbox, waker } = std::mem::take(&mut *self.desk.borrow_mut());
         let Some(mailbox) = mailbox else { return };
         self.bound = None;
-        if setting.world.happens(500) {
-            let (serving, within) = (Serving::new(setting), setting.milliseconds(100));
+        if let Some(within) = within {
+            let serving = Serving::new(setting);
             party.0.spawn(async move {
                 mailbox.leave(within).await;
                 drop(serving);
@@ -333,7 +335,11 @@ impl Cast {
         let which = world.below(2);
         match events {
             Events::None => {}
-            Events::Farewells => self.servers[which].farewell(setting),
+            Events::Farewells => {
+                let within = world.happens(500).then(|| setting.milliseconds(20));
+                self.servers[which].farewell(setting, within);
+            }
+            Events::Leaves => self.servers[which].farewell(setting, Some(Duration::from_secs(3600))),
             Events::Deaths if world.happens(600) => {
                 self.servers[which].die(world);
                 if world.happens(300) {
@@ -354,7 +360,11 @@ impl Cast {
 /// One world from its beginning to its end. Gives back what another of the same seed has in common with it.
 fn live(seed: u64, faults: Faults, events: Events, tally: &mut Tally) -> u64 {
     let census = Census::take();
-    let allowed = Allowed { ends: events != Events::None, shortages: faults.descriptors_lost > 0 };
+    let allowed = Allowed {
+        gone: events != Events::None || faults.out_of_descriptors > 0,
+        dropped: matches!(events, Events::Deaths | Events::Farewells) || faults.out_of_memory > 0,
+        shortages: faults.out_of_descriptors > 0,
+    };
     let world = World::new(seed, Faults::NONE);
     let (tiny, model) = (world.happens(500), Model::new(allowed));
     let setting = Rc::new(Setting { world, model, busy: Cell::new(0), serving: Cell::new(0), tiny });
@@ -432,9 +442,13 @@ in_own_process! {
         worlds(1_000_000, Faults::UNNOTICED, Events::None, &["answered", "refused", "dropped", "late"]);
     }
 
-    fn every_shortage_is_told() {
+    fn every_shortage_of_descriptors_is_told() {
         let ends = ["call lost descriptors", "answer lost descriptors", "no descriptors to call with"];
-        worlds(2_000_000, Faults::ALL, Events::None, &ends);
+        worlds(2_000_000, Faults { out_of_memory: 0, ..Faults::ALL }, Events::None, &ends);
+    }
+
+    fn without_memory_every_call_ends_once() {
+        worlds(2_500_000, Faults::ALL, Events::None, &["answered", "kernel"]);
     }
 
     fn whoever_dies_every_call_ends_once() {
@@ -447,6 +461,10 @@ in_own_process! {
 
     fn after_a_farewell_every_call_ends_once() {
         worlds(5_000_000, Faults::UNNOTICED, Events::Farewells, &["answered", "gone", "dropped"]);
+    }
+
+    fn a_server_that_leaves_leaves_no_call_in_doubt() {
+        worlds(5_500_000, Faults::UNNOTICED, Events::Leaves, &["answered", "gone", "dropped"]);
     }
 
     fn two_worlds_of_one_seed_are_the_same() {

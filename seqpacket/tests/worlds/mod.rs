@@ -112,8 +112,10 @@ struct Story {
 /// What may go wrong in a world besides what its parties do to each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Allowed {
-    /// A party may die, or leave.
-    pub ends: bool,
+    /// A call may find nobody.
+    pub gone: bool,
+    /// A call that was sent may find that nobody answers.
+    pub dropped: bool,
     /// Descriptors may be lost or run out, and memory.
     pub shortages: bool,
 }
@@ -188,13 +190,13 @@ impl Model {
                 "answered"
             }
             Err(CallError::Gone) => {
-                assert!(allowed.ends || allowed.shortages, "{}", context());
+                assert!(allowed.gone, "{}", context());
                 assert!(!story.seen, "{}", context());
                 "gone"
             }
             Err(CallError::Dropped) => {
                 let dropped = matches!(story.verb, Some(Verb::Drop | Verb::Forward)) && story.seen;
-                assert!(dropped || allowed.ends || allowed.shortages, "{}", context());
+                assert!(dropped || allowed.dropped, "{}", context());
                 "dropped"
             }
             Err(CallError::Refused) => {
