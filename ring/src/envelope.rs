@@ -9,8 +9,10 @@
 
 use std::io::{self, IoSlice};
 use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::rc::Rc;
 
 use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd};
 use crate::message::{Credentials, Message};
@@ -19,8 +21,10 @@ use crate::sys::UnixAddress;
 /// A message on its way out.
 pub(crate) struct Envelope {
     header: libc::msghdr,
-    vector: libc::iovec,
+    vectors: [libc::iovec; 2],
     bytes: Vec<u8>,
+    /// What follows the bytes: a piece of something larger, which is not copied for it.
+    piece: Option<(Rc<Vec<u8>>, Range<usize>)>,
     /// The control message, as `u64` for its alignment. The list of descriptors *is* this.
     control: Vec<u64>,
     descriptors: Vec<Fd>,
@@ -34,12 +38,23 @@ impl Envelope {
         // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
         // `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
         let header: libc::msghdr = unsafe { mem::zeroed() };
-        let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        Box::new(Envelope { header, vector, bytes, control: Vec::new(), descriptors, sent: 0 })
+        let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        let vectors = [nothing; 2];
+        let control = Vec::new();
+        Box::new(Envelope { header, vectors, bytes, piece: None, control, descriptors, sent: 0 })
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// These bytes and a piece of others. Not for streams, which may take a part of it.
+    pub(crate) fn with_piece(bytes: &[u8], whole: Rc<Vec<u8>>, piece: Range<usize>) -> Box<Envelope> {
+        assert!(piece.end <= whole.len(), "a piece is of what is there");
+        let mut envelope = Envelope::new(Message::new(bytes));
+        envelope.piece = Some((whole, piece));
+        envelope
+    }
+
+    /// Bytes in all.
+    pub(crate) fn length(&self) -> usize {
+        self.bytes.len() + self.piece.as_ref().map_or(0, |(_, piece)| piece.len())
     }
 
     pub(crate) fn descriptors(&self) -> &[Fd] {
@@ -61,6 +76,7 @@ impl Envelope {
     /// Replaces the contents: what is said instead when the descriptors could not be sent.
     pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
         self.bytes = bytes;
+        self.piece = None;
         self.descriptors.clear();
         self.sent = 0;
     }
@@ -69,10 +85,16 @@ impl Envelope {
     pub(crate) fn seal(&mut self) {
         assert!(self.descriptors.len() <= DESCRIPTORS_MAX);
         let rest = &mut self.bytes[self.sent..];
-        self.vector.iov_base = rest.as_mut_ptr().cast();
-        self.vector.iov_len = rest.len();
-        self.header.msg_iov = &raw mut self.vector;
-        self.header.msg_iovlen = 1;
+        self.vectors[0].iov_base = rest.as_mut_ptr().cast();
+        self.vectors[0].iov_len = rest.len();
+        if let Some((whole, piece)) = &self.piece {
+            let piece = &whole[piece.clone()];
+            // Sending only reads, though an `iovec` does not say so.
+            self.vectors[1].iov_base = piece.as_ptr().cast_mut().cast();
+            self.vectors[1].iov_len = piece.len();
+        }
+        self.header.msg_iov = self.vectors.as_mut_ptr();
+        self.header.msg_iovlen = if self.piece.is_some() { 2 } else { 1 };
         // Descriptors go with a stream's first byte and must not go again with its rest.
         if self.descriptors.is_empty() || self.sent > 0 {
             self.header.msg_control = ptr::null_mut();
@@ -88,7 +110,7 @@ impl Envelope {
     /// is nearly full.
     #[cfg(feature = "script")]
     pub(crate) fn seal_at_most(&mut self, bytes: usize) {
-        self.vector.iov_len = self.vector.iov_len.min(bytes);
+        self.vectors[0].iov_len = self.vectors[0].iov_len.min(bytes);
     }
 
     /// Writes the one SCM_RIGHTS message and says how long it is.
@@ -106,8 +128,8 @@ impl Envelope {
     /// The kernel took `count` bytes. Says whether anything is left, which only a stream can have.
     pub(crate) fn advance(&mut self, count: usize) -> bool {
         self.sent += count;
-        assert!(self.sent <= self.bytes.len(), "the kernel took more than it was given");
-        self.sent < self.bytes.len()
+        assert!(self.sent <= self.length(), "the kernel took more than it was given");
+        self.sent < self.length()
     }
 
     /// Whether a stream has taken a part: the rest must follow.

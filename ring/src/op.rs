@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -417,6 +418,23 @@ impl Core {
         waiter
     }
 
+    /// Queues a message of a few bytes and a piece of others. The waiter is told how it went.
+    pub(crate) fn send_piece(
+        &mut self,
+        key: usize,
+        bytes: &[u8],
+        whole: Rc<Vec<u8>>,
+        piece: Range<usize>,
+    ) -> usize {
+        let waiter =
+            self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel: key });
+        let envelope = Envelope::with_piece(bytes, whole, piece);
+        let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
+        self.channels[key].lane.waiting.push_back(Letter { envelope, slip });
+        self.mark_dirty(key);
+        waiter
+    }
+
     /// Queues a last message that holds this very socket.
     pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
         self.channels[key].travels = Travels::Soon;
@@ -440,7 +458,7 @@ impl Core {
             // Descriptors belong to one post of a packet only, or nobody could say whose they are.
             Some(letter)
                 if letter.slip.open
-                    && letter.envelope.bytes().len() + length <= PACKET_BYTES_MAX
+                    && letter.envelope.length() + length <= PACKET_BYTES_MAX
                     && (descriptors.is_empty() || letter.envelope.descriptors().is_empty())
                     && instead.is_none() =>
             {
@@ -475,7 +493,7 @@ impl Core {
         let mut envelope = Envelope::new(message);
         envelope.seal();
         let sent = match self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel) {
-            Err(SendError::TooLarge) if envelope.bytes().len() <= LARGE_PACKET_BYTES_MAX => {
+            Err(SendError::TooLarge) if envelope.length() <= LARGE_PACKET_BYTES_MAX => {
                 channel.raise_send_buffer();
                 self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel)?
             }
@@ -508,7 +526,7 @@ impl Core {
 
     /// Bytes that the kernel has not taken yet, those that are away not counted.
     pub(crate) fn unsent(&self, key: usize) -> usize {
-        self.channels[key].lane.waiting.iter().map(|letter| letter.envelope.bytes().len()).sum()
+        self.channels[key].lane.waiting.iter().map(|letter| letter.envelope.length()).sum()
     }
 
     fn mark_dirty(&mut self, key: usize) {
@@ -607,7 +625,7 @@ impl Core {
             }
             // The packet belongs to the protocol, not to whoever shrank the buffer.
             SendError::TooLarge
-                if !channel.lane.raised && letter.envelope.bytes().len() <= LARGE_PACKET_BYTES_MAX =>
+                if !channel.lane.raised && letter.envelope.length() <= LARGE_PACKET_BYTES_MAX =>
             {
                 channel.lane.raised = true;
                 channel.raise_send_buffer();

@@ -6,9 +6,11 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -258,6 +260,38 @@ impl Socket {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
         assert!((1..=PACKET_BYTES_MAX).contains(&instead.len()), "whoever posts keeps to the packet");
         self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, Some(instead)));
+    }
+
+    /// As [`send`](Socket::send), a message of `bytes` and a piece of something larger, which is shared and
+    /// not copied for it.
+    ///
+    /// ```
+    /// # use std::rc::Rc;
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let whole = Rc::new(b"one two three".to_vec());
+    /// let sending = near.send_piece(b"second: ", &whole, 4..7);
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// # let executor = Executor::new(&reactor);
+    /// # executor.block_on(async {
+    /// sending.await?;
+    /// assert_eq!(far.receive().await?.bytes(), b"second: two");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If both together are empty or longer than a packet, if the piece ends beyond the whole, or on a
+    /// stream.
+    pub fn send_piece(&self, bytes: &[u8], whole: &Rc<Vec<u8>>, piece: Range<usize>) -> Sending {
+        assert_eq!(self.kind, Kind::SeqPacket, "a stream might take half of it");
+        let length = bytes.len() + piece.len();
+        assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever sends pieces keeps to the packet");
+        let whole = Rc::clone(whole);
+        let waiter = self.reactor.with(|core, _| core.send_piece(self.channel, bytes, whole, piece));
+        Sending { reactor: self.reactor.clone(), state: SendingState::Waiting(waiter) }
     }
 
     /// Bytes that wait to be sent.

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket};
@@ -169,6 +170,62 @@ on_each_driver! {
         assert!(panics(&|| near.post(&[], Vec::new())));
         assert!(panics(&|| near.post(&[&[0; PACKET_BYTES_MAX + 1]], Vec::new())));
         assert!(panics(&|| near.post_or(&[b"x"], Vec::new(), Vec::new())));
+    }
+
+    fn pieces_of_one_whole_arrive_in_order_behind_their_own_bytes(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let whole = Rc::new(b"onetwothree".to_vec());
+        let send = |piece: std::ops::Range<usize>| {
+            near.send_piece(format!("{piece:?} ").as_bytes(), &whole, piece)
+        };
+        let sends = [0..3, 3..6, 6..11, 11..11].map(send);
+        turn(reactor);
+        settle(reactor, async {
+            for send in sends {
+                send.await.unwrap();
+            }
+        });
+        let expected = ["0..3 one", "3..6 two", "6..11 three", "11..11 "];
+        assert_eq!(drain(&far), expected.map(|text| text.as_bytes().to_vec()));
+        assert_eq!(Rc::strong_count(&whole), 1, "what was lent has been given back");
+    }
+
+    fn a_piece_that_waits_for_a_full_queue_keeps_its_bytes(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        fill(&near);
+        let whole = Rc::new(vec![7; PACKET_BYTES_MAX]);
+        let send = near.send_piece(&[1], &whole, 1..PACKET_BYTES_MAX);
+        drop(whole);
+        turn(reactor);
+        drain(&far);
+        settle(reactor, send).unwrap();
+        let mut expected = vec![7; PACKET_BYTES_MAX];
+        expected[0] = 1;
+        assert_eq!(drain(&far), [expected]);
+    }
+
+    fn a_dropped_piece_that_has_not_left_is_taken_back(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let whole = Rc::new(b"never".to_vec());
+        drop(near.send_piece(&[], &whole, 0..5));
+        assert_eq!(Rc::strong_count(&whole), 1);
+        near.post(&[b"instead"], Vec::new());
+        turn(reactor);
+        assert_eq!(drain(&far), [b"instead".to_vec()]);
+    }
+
+    fn a_piece_that_is_none_or_too_long_is_a_mistake_of_ours(reactor: &Reactor) {
+        let (near, _far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let (stream, _end) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let whole = Rc::new(vec![7; PACKET_BYTES_MAX]);
+        let fails = |socket: &Socket, bytes: &[u8], piece| {
+            catch_unwind(AssertUnwindSafe(|| drop(socket.send_piece(bytes, &whole, piece)))).is_err()
+        };
+        assert!(!fails(&near, &[], 0..PACKET_BYTES_MAX));
+        assert!(fails(&near, &[1], 0..PACKET_BYTES_MAX));
+        assert!(fails(&near, &[], 5..5));
+        assert!(fails(&near, &[], 0..PACKET_BYTES_MAX + 1));
+        assert!(fails(&stream, &[], 0..5));
     }
 
     fn an_empty_message_is_refused(reactor: &Reactor) {

@@ -505,7 +505,7 @@ impl Script {
             Some(error) => Err(error),
             None => {
                 if self.fate.happens(faults.short) && is_of(fd, Kind::Stream) {
-                    envelope.seal_at_most(1 + self.fate.below(envelope.bytes().len()));
+                    envelope.seal_at_most(1 + self.fate.below(envelope.length()));
                 }
                 envelope.send(fd.as_fd())
             }

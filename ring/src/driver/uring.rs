@@ -190,7 +190,7 @@ impl Uring {
                 let entry = opcode::SendMsg::new(fd, envelope.header()).flags(SEND_FLAGS as u32).build();
                 if *silent {
                     self.prompt |= *prompt;
-                    self.silent.push((token, envelope.bytes().len()));
+                    self.silent.push((token, envelope.length()));
                     entry.flags(squeue::Flags::SKIP_SUCCESS)
                 } else {
                     entry
