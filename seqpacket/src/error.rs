@@ -196,6 +196,18 @@ pub enum AnswerError {
     /// [`CallError::TooLarge`], or of a plain object [`CallError::Dropped`].
     #[error("the answer is larger than the caller has room for")]
     TooLarge,
+    /// Too many descriptors of this user are in flight for those of the answer. Only
+    /// [`try_answer`](crate::PlainContinuation::try_answer) says so, and
+    /// [`answer_large`](crate::PlainContinuation::answer_large).
+    #[error("out of descriptors for the answer")]
+    OutOfDescriptors,
+    /// The caller's queue is full. Only [`try_answer`](crate::PlainContinuation::try_answer) says so.
+    #[error("the answer would have to wait")]
+    WouldBlock,
+    /// The caller of a plain object has not read of a large answer for
+    /// [`LARGE_ANSWER_PAUSE_MAX`](crate::LARGE_ANSWER_PAUSE_MAX).
+    #[error("the caller does not read the answer")]
+    Unread,
     /// An empty answer on a plain object, which could not be told from nobody answering; the caller is told
     /// [`CallError::Dropped`].
     #[error("an empty answer cannot be told from the end of file")]

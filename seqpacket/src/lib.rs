@@ -93,11 +93,13 @@ mod continuation;
 pub mod credit;
 mod error;
 mod incoming;
+mod large;
 mod mailbox;
 mod object;
 mod pairs;
 mod parcel;
 mod plain;
+mod returned;
 mod served;
 mod session;
 mod shared;
@@ -109,13 +111,15 @@ pub use imc::WrapError;
 
 pub use error::{AnswerError, CallError, Part};
 pub use incoming::Incoming;
+pub use large::LARGE_ANSWER_BYTES_DEFAULT;
 pub use mailbox::{Grant, Mailbox, MailboxOptions, Next, Violations};
 pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
 };
 pub use pairs::{PAIRS_DEFAULT, Pairs};
 pub use plain::{
-    PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, PlainCall, PlainContinuation,
-    PlainIncoming, PlainMailbox, PlainObject, PlainViolations, plain_object,
+    LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, PlainCall,
+    PlainContinuation, PlainIncoming, PlainMailbox, PlainNext, PlainObject, PlainViolations, plain_object,
 };
+pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};

@@ -92,18 +92,21 @@ impl Pairs {
         Ok(pair)
     }
 
+    /// A call begins that has a pair of its own.
+    pub(crate) fn call_begins(&self) {
+        let out = &self.0.inside.out;
+        out.set(out.get() + 1);
+    }
+
     /// Takes back a near end whose call is over.
     pub(crate) fn spend(&self, near: Socket) {
         self.0.inside.spent.borrow_mut().push(near);
         self.call_over();
     }
 
-    /// A call is over whose near end was closed at once, to withdraw it.
-    pub(crate) fn lost(&self) {
-        self.call_over();
-    }
-
-    fn call_over(&self) {
+    /// A call is over whose near end does not come here: it was closed at once, to withdraw the call, or is
+    /// used again.
+    pub(crate) fn call_over(&self) {
         let inside = &self.0.inside;
         inside.out.set(inside.out.get() - 1);
         // With others under way a descriptor may be in flight; but not for ever.

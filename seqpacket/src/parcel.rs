@@ -48,6 +48,11 @@ impl Parcel {
         (Parcel::whole(packet), who)
     }
 
+    /// Bytes alone.
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Parcel {
+        Parcel { bytes: Bytes::Copied(bytes), descriptors: VecDeque::new() }
+    }
+
     /// A part of a packet.
     pub(crate) fn part(packet: &Rc<Received>, range: Range<usize>) -> Parcel {
         let bytes = if range.len() <= COPIED_MAX {
@@ -92,6 +97,16 @@ impl Parcel {
 
     pub(crate) fn take_last_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptors.pop_back()
+    }
+
+    /// Puts the last descriptor back.
+    pub(crate) fn put_last_descriptor(&mut self, fd: OwnedFd) {
+        self.descriptors.push_back(fd);
+    }
+
+    /// Whether this holds of any descriptor.
+    pub(crate) fn any_descriptor(&self, holds: impl Fn(&OwnedFd) -> bool) -> bool {
+        self.descriptors.iter().any(holds)
     }
 
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {

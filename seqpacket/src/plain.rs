@@ -3,14 +3,14 @@
 //! What Plash's page on SOCK_SEQPACKET describes, to the letter: no header, one packet each way. Whoever
 //! passes such an object on says that it is one; nothing about a descriptor tells.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytemuck::AnyBitPattern;
@@ -21,9 +21,12 @@ use ring::{
 };
 
 use crate::error::{AnswerError, CallError, Part};
+use crate::large::{self, Assembly, LARGE_ANSWER_BYTES_DEFAULT};
 use crate::object::{Answer, Object, deadline};
 use crate::pairs::{PAIRS_DEFAULT, Pairs};
 use crate::parcel::Parcel;
+use crate::returned::{Known, Pair, ReturnTrust, Returned, Returns};
+use crate::waiting::{Place, Waiting, wake};
 
 /// The largest message to or answer from a plain object, in bytes.
 pub const PLAIN_BYTES_MAX: usize = PACKET_BYTES_MAX;
@@ -33,6 +36,10 @@ pub const PLAIN_ARGUMENTS_MAX: usize = DESCRIPTORS_MAX - 1;
 
 /// How many argument descriptors a mailbox accepts unless told otherwise.
 pub const PLAIN_ARGUMENTS_DEFAULT: usize = 15;
+
+/// How long a [large answer](PlainContinuation::answer_large) waits for its caller to make room for one more
+/// packet. A caller that reads at all, however slowly, is waited for.
+pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A new plain object: the right to call it, and the mailbox in which its calls arrive.
 ///
@@ -73,7 +80,9 @@ pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)
 pub struct PlainObject {
     socket: Rc<Socket>,
     pairs: Pairs,
+    returned: Option<Rc<Returned>>,
     answer_descriptors: Cell<usize>,
+    large_answer_bytes: Cell<usize>,
 }
 
 impl PlainObject {
@@ -93,8 +102,62 @@ impl PlainObject {
         let socket = ConnectedSocket::from_fd(reactor, fd)?.into_socket();
         // Others may hold this end too.
         socket.set_private(false);
-        let answer_descriptors = Cell::new(ring::DESCRIPTORS_DEFAULT);
-        Ok(PlainObject { socket: Rc::new(socket), pairs: pairs.clone(), answer_descriptors })
+        Ok(PlainObject {
+            socket: Rc::new(socket),
+            pairs: pairs.clone(),
+            returned: None,
+            answer_descriptors: Cell::new(ring::DESCRIPTORS_DEFAULT),
+            large_answer_bytes: Cell::new(LARGE_ANSWER_BYTES_DEFAULT),
+        })
+    }
+
+    /// From now on expects each answer to bring the far end of its pair home, as its last descriptor, and
+    /// makes a later call of this object with the same pair: nothing is made and nothing is torn down for a
+    /// call. Up to [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX) pairs are kept.
+    ///
+    /// Both sides must have agreed on it: the mailbox
+    /// [returns continuations](PlainMailbox::return_continuations). Where one does not come home, or not as
+    /// it should, the answer is an answer all the same, what happened is [counted](PlainObject::returns), and
+    /// the next call has a pair that was made ahead.
+    ///
+    /// Only for an answerer that is trusted not to keep a copy of what it returns. Whoever has one can answer
+    /// the next call with that pair in another's place, and while it exists nobody sees the answerer die: the
+    /// call does not end, unless with [`within`](PlainCall::within). `trust` says from whom a far end is
+    /// taken back, as the kernel tells who sent the answer.
+    ///
+    /// ```
+    /// use ring::{Executor, Reactor};
+    /// use seqpacket::ReturnTrust;
+    ///
+    /// let reactor = Reactor::new()?;
+    /// let executor = Executor::new(&reactor);
+    /// let (object, mailbox) = seqpacket::plain_object(&reactor)?;
+    /// mailbox.return_continuations();
+    /// let object = object.with_returned_pairs(ReturnTrust::FirstToAnswer);
+    ///
+    /// executor.spawn(async move {
+    ///     while let Some(call) = mailbox.next().await {
+    ///         let _ = call.answer("yes");
+    ///     }
+    /// });
+    /// executor.block_on(async {
+    ///     for _ in 0..10 {
+    ///         assert_eq!(object.call("still there?").await?.bytes(), b"yes");
+    ///     }
+    ///     assert_eq!((object.returns().returned, object.returns().reused), (10, 9));
+    ///     Ok::<(), seqpacket::CallError>(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_returned_pairs(mut self, trust: ReturnTrust) -> PlainObject {
+        self.returned = Some(Rc::new(Returned::new(trust)));
+        self
+    }
+
+    /// What has become of the pairs that were to come home, of this handle and its clones.
+    pub fn returns(&self) -> Returns {
+        self.returned.as_ref().map_or_else(Returns::default, |returned| returned.counts())
     }
 
     /// How many descriptors an answer may bring: 16 unless told otherwise, at most 253. Of a larger one the
@@ -103,19 +166,75 @@ impl PlainObject {
         self.answer_descriptors.set(count.min(DESCRIPTORS_MAX));
     }
 
+    /// How many bytes a [large](PlainObject::call_large) answer may have:
+    /// [`LARGE_ANSWER_BYTES_DEFAULT`](crate::LARGE_ANSWER_BYTES_DEFAULT) unless told otherwise. A call whose
+    /// answer has more ends with [`CallError::TooLarge`] before memory is taken for it. For calls from now
+    /// on.
+    pub fn set_large_answer_bytes(&self, bytes: usize) {
+        self.large_answer_bytes.set(bytes);
+    }
+
     /// Calls. The descriptors of the message, 252 at most, are the arguments; the continuation is added to
     /// them, and all are closed here once they are sent. From 1 to 65,536 bytes. A full queue is awaited.
     ///
     /// The call is under way whether or not the future is polled; dropping the future withdraws it, which the
     /// answerer can notice.
     pub fn call(&self, message: impl Into<Message>) -> PlainCall {
-        match self.begin(message.into()) {
-            Ok(call) => call,
-            Err(error) => PlainCall { state: State::Failed(Some(error)), deadline: None },
-        }
+        self.begin(message.into(), |object| object.pair())
     }
 
-    fn begin(&self, mut message: Message) -> Result<PlainCall, CallError> {
+    /// As [`call`](PlainObject::call), where the answer is a [large](PlainContinuation::answer_large) one: of
+    /// any number of bytes up to [a limit](PlainObject::set_large_answer_bytes), in several packets over the
+    /// continuation. The call itself is one packet, as ever.
+    ///
+    /// Both sides must have agreed on it, as on what the call means: no byte says so. Another answer than a
+    /// large one is [`CallError::Malformed`]; of one that breaks off the call is told [`CallError::Dropped`].
+    /// The pair of a large answer serves once.
+    ///
+    /// ```
+    /// # use ring::{Executor, Reactor};
+    /// # let reactor = Reactor::new()?;
+    /// # let executor = Executor::new(&reactor);
+    /// let (library, mailbox) = seqpacket::plain_object(&reactor)?;
+    /// let spawner = executor.spawner();
+    /// executor.spawn(async move {
+    ///     while let Some(call) = mailbox.next().await {
+    ///         // In a task of its own: a caller that reads slowly keeps only this one waiting.
+    ///         spawner.spawn(async move {
+    ///             let _ = call.into_continuation().answer_large(vec![7; 1_000_000]).await;
+    ///         });
+    ///     }
+    /// });
+    /// let book = executor.block_on(library.call_large("the whole book, please"))?;
+    /// assert_eq!(book.bytes().len(), 1_000_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn call_large(&self, message: impl Into<Message>) -> PlainCall {
+        self.begin(message.into(), |object| {
+            let (near, far) = object.pairs.take()?;
+            // Packet after packet, without asking for each.
+            near.stream();
+            Ok((near, far, Expected::Packets(Assembly::new(object.large_answer_bytes.get()))))
+        })
+    }
+
+    fn begin(
+        &self,
+        message: Message,
+        pair: impl FnOnce(&PlainObject) -> io::Result<(Socket, OwnedFd, Expected)>,
+    ) -> PlainCall {
+        let state = match self.way(message, pair) {
+            Ok(way) => State::UnderWay(way),
+            Err(error) => State::Failed(Some(error)),
+        };
+        PlainCall { state, deadline: None }
+    }
+
+    fn way(
+        &self,
+        mut message: Message,
+        pair: impl FnOnce(&PlainObject) -> io::Result<(Socket, OwnedFd, Expected)>,
+    ) -> Result<Way, CallError> {
         if message.bytes().is_empty() {
             return Err(CallError::Malformed("an empty message cannot be told from the end of file"));
         }
@@ -124,14 +243,36 @@ impl PlainObject {
         if message.bytes().len() > PLAIN_BYTES_MAX || message.descriptors().len() > PLAIN_ARGUMENTS_MAX {
             return Err(CallError::TooLarge(Part::Call));
         }
-        let (near, far) = self.pairs.take().map_err(CallError::from_pair)?;
-        near.set_descriptors_max(self.answer_descriptors.get());
+        let (near, far, expected) = pair(self).map_err(CallError::from_pair)?;
+        // One more for the far end, if it is to come home.
+        let returning = usize::from(matches!(expected, Expected::PacketAndPair(..)));
+        near.set_descriptors_max(self.answer_descriptors.get() + returning);
         message.push_descriptor(Fd::made_here(far));
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
         let sending = Some(self.socket.send_quietly(message));
-        let way =
-            Way { near: Some(near), sending, pairs: self.pairs.clone(), object: Rc::clone(&self.socket) };
-        Ok(PlainCall { state: State::UnderWay(way), deadline: None })
+        let (pairs, object) = (self.pairs.clone(), Rc::clone(&self.socket));
+        Ok(Way { near: Some(near), sending, expected, pairs, object })
+    }
+
+    /// A pair that has come home, or a fresh one.
+    fn pair(&self) -> io::Result<(Socket, OwnedFd, Expected)> {
+        let Some(returned) = &self.returned else {
+            let (near, far) = self.pairs.take()?;
+            return Ok((near, far, Expected::Packet));
+        };
+        if let Some(Pair { near, far, cookie }) = returned.take() {
+            self.pairs.call_begins();
+            return Ok((near, far, Expected::PacketAndPair(Rc::clone(returned), cookie)));
+        }
+        let (near, far) = self.pairs.take()?;
+        // Armed once for all the calls it will serve. And before the first of them: the kernel tells who sent
+        // an answer only of those sent after it was asked to.
+        near.stream();
+        let expected = match ring::socket_cookie(&far) {
+            Ok(cookie) => Expected::PacketAndPair(Rc::clone(returned), cookie),
+            Err(_) => Expected::Packet,
+        };
+        Ok((near, far, expected))
     }
 
     /// A duplicate of the descriptor, for another holder.
@@ -172,9 +313,18 @@ struct Way {
     near: Option<Socket>,
     /// Until it is known how it went.
     sending: Option<Sending>,
+    expected: Expected,
     pairs: Pairs,
     /// Not closed before its last message has left.
     object: Rc<Socket>,
+}
+
+/// What is to come in at the near end.
+enum Expected {
+    Packet,
+    /// With the far end, of this cookie, at its end.
+    PacketAndPair(Rc<Returned>, u64),
+    Packets(Assembly),
 }
 
 impl PlainCall {
@@ -222,24 +372,51 @@ impl Way {
                 return Poll::Ready(Err(CallError::from_send(error)));
             }
         }
-        let near = self.near.as_ref().expect("held until the call is over");
-        near.poll_receive(context).map(|received| {
-            let received = match received {
-                Ok(received) => received,
-                Err(ReceiveError::Closed) => return Err(CallError::Dropped),
-                Err(ReceiveError::Truncated(_)) => return Err(CallError::Truncated),
-                Err(ReceiveError::DescriptorsLost(_)) => {
-                    return Err(CallError::DescriptorsLost(Part::Answer));
-                }
-                Err(ReceiveError::Io(error)) => return Err(CallError::Io(error)),
-                Err(_) => return Err(CallError::Dropped),
-            };
-            // Answered: the near end is closed with others, off the path.
-            if let Some(near) = self.near.take() {
-                self.pairs.spend(near);
+        loop {
+            let near = self.near.as_ref().expect("held until the call is over");
+            let received = ready!(near.poll_receive(context)).map_err(failed)?;
+            if let Some(answer) = self.arrived(received)? {
+                return Poll::Ready(Ok(Answer(answer)));
             }
-            Ok(Answer(Parcel::whole(received)))
-        })
+        }
+    }
+
+    /// What came is the answer, or a part of it.
+    fn arrived(&mut self, received: Received) -> Result<Option<Parcel>, CallError> {
+        let mut near = None;
+        let answer = match &mut self.expected {
+            Expected::Packet => Parcel::whole(received),
+            Expected::PacketAndPair(returned, cookie) => {
+                let (mut answer, who) = Parcel::whole_of(received);
+                let spent =
+                    self.near.take().and_then(|near| returned.bring_home(near, *cookie, &mut answer, who));
+                if spent.is_none() {
+                    self.pairs.call_over();
+                }
+                near = spent;
+                answer
+            }
+            Expected::Packets(assembly) => {
+                let mut received = received;
+                let descriptors = Parcel::of_descriptors(received.take_descriptors());
+                let Some(answer) = assembly.add(received.bytes(), descriptors)? else { return Ok(None) };
+                answer
+            }
+        };
+        // Answered: the near end is closed with others, off the path.
+        if let Some(near) = near.or_else(|| self.near.take()) {
+            self.pairs.spend(near);
+        }
+        Ok(Some(answer))
+    }
+}
+
+fn failed(error: ReceiveError) -> CallError {
+    match error {
+        ReceiveError::Truncated(_) => CallError::Truncated,
+        ReceiveError::DescriptorsLost(_) => CallError::DescriptorsLost(Part::Answer),
+        ReceiveError::Io(error) => CallError::Io(error),
+        _ => CallError::Dropped,
     }
 }
 
@@ -250,7 +427,7 @@ impl Drop for Way {
         self.sending = None;
         if let Some(near) = self.near.take() {
             drop(near);
-            self.pairs.lost();
+            self.pairs.call_over();
         }
     }
 }
@@ -279,7 +456,9 @@ pub struct PlainViolations {
 /// Where a plain object's calls arrive.
 pub struct PlainMailbox {
     socket: Socket,
-    violations: Cell<PlainViolations>,
+    reception: Reception,
+    /// Those who wait for a call. The socket wakes the one that asked last, and each passes it on.
+    waiting: RefCell<Waiting>,
 }
 
 impl PlainMailbox {
@@ -298,7 +477,7 @@ impl PlainMailbox {
         socket.set_private(false);
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
         socket.ask_for_credentials();
-        PlainMailbox { socket, violations: Cell::new(PlainViolations::default()) }
+        PlainMailbox { socket, reception: Reception::default(), waiting: RefCell::default() }
     }
 
     /// A copy of the end, for another process that takes calls from it.
@@ -311,7 +490,7 @@ impl PlainMailbox {
         // From now on, and not when the first call is awaited: the kernel tells who sent a call only of those
         // sent after it was asked to.
         socket.stream();
-        PlainMailbox { socket, violations: Cell::new(PlainViolations::default()) }
+        PlainMailbox { socket, reception: Reception::default(), waiting: RefCell::default() }
     }
 
     /// How many argument descriptors a call may carry: 15 unless told otherwise, at most 252. Where
@@ -320,72 +499,174 @@ impl PlainMailbox {
         self.socket.set_descriptors_max(count.min(PLAIN_ARGUMENTS_MAX) + 1);
     }
 
-    /// The next call; `None` when nobody holds the object any more. What is no call is dropped and
-    /// [counted](PlainMailbox::violations). Dropping the future loses no call.
+    /// Answers of calls taken from now on give the continuation back: the far end goes home inside the
+    /// answer, as its last descriptor, and the caller
+    /// [uses the pair again](PlainObject::with_returned_pairs).
     ///
-    /// One task at a time: of several that wait only the last is woken.
-    pub async fn next(&self) -> Option<PlainIncoming> {
-        loop {
-            if let Some(end) = self.admit(self.socket.receive().await) {
-                return end;
-            }
-        }
+    /// For callers that expect it: to any other it is one more descriptor of the answer. A continuation that
+    /// is handed on ([`into_fd`](PlainContinuation::into_fd)) does not go home; whoever answers then just
+    /// answers.
+    pub fn return_continuations(&self) {
+        self.reception.returning.set(true);
+    }
+
+    /// The next call; `None` when nobody holds the object any more. What is no call is dropped and
+    /// [counted](PlainMailbox::violations).
+    ///
+    /// Any number of tasks may wait; each call goes to one of them. Dropping the future loses no call.
+    pub fn next(&self) -> PlainNext<'_> {
+        PlainNext { mailbox: self, place: Place::default() }
     }
 
     /// As [`next`](PlainMailbox::next), on a socket from which others take calls too.
     pub(crate) async fn next_beside_others(&self) -> Option<PlainIncoming> {
         loop {
-            if let Some(end) = self.admit(self.socket.take_one().await) {
-                return end;
+            match self.reception.open(self.reactor(), self.socket.take_one().await) {
+                Opened::Call(call) => return Some(call),
+                Opened::NoCall => {}
+                Opened::End => return None,
             }
         }
-    }
-
-    /// What came, if it is a call or the end; anything else is counted.
-    fn admit(&self, received: Result<Received, ReceiveError>) -> Option<Option<PlainIncoming>> {
-        match received {
-            Ok(received) => return self.open(Parcel::whole_of(received)).map(Some),
-            Err(ReceiveError::Truncated(_)) => self.count(|violations| violations.truncated += 1),
-            Err(ReceiveError::DescriptorsLost(_)) => {
-                self.count(|violations| violations.descriptors_lost += 1);
-            }
-            Err(_) => return Some(None),
-        }
-        None
-    }
-
-    fn open(&self, (mut parcel, who): (Parcel, Option<Credentials>)) -> Option<PlainIncoming> {
-        let Some(last) = parcel.take_last_descriptor() else {
-            self.count(|violations| violations.without_continuation += 1);
-            return None;
-        };
-        let Ok(continuation) = PlainContinuation::from_fd(self.socket.reactor(), last) else {
-            self.count(|violations| violations.not_a_continuation += 1);
-            return None;
-        };
-        Some(PlainIncoming { parcel, who, continuation })
     }
 
     /// What was dropped so far.
     pub fn violations(&self) -> PlainViolations {
-        self.violations.get()
+        self.reception.violations.get()
     }
 
     /// The reactor.
     pub fn reactor(&self) -> &Reactor {
         self.socket.reactor()
     }
-
-    fn count(&self, count: impl FnOnce(&mut PlainViolations)) {
-        let mut violations = self.violations.get();
-        count(&mut violations);
-        self.violations.set(violations);
-    }
 }
 
 impl fmt::Debug for PlainMailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("PlainMailbox").field(&self.socket.as_fd()).finish()
+    }
+}
+
+/// The next call. Made by [`PlainMailbox::next`].
+#[must_use = "a call is taken only when this is awaited"]
+pub struct PlainNext<'a> {
+    mailbox: &'a PlainMailbox,
+    place: Place,
+}
+
+impl Future for PlainNext<'_> {
+    type Output = Option<PlainIncoming>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PlainIncoming>> {
+        let mailbox = self.mailbox;
+        loop {
+            let Poll::Ready(received) = mailbox.socket.poll_receive(context) else {
+                let old = mailbox.waiting.borrow_mut().keep(&mut self.place, context.waker());
+                drop(old);
+                return Poll::Pending;
+            };
+            match mailbox.reception.open(mailbox.reactor(), received) {
+                Opened::Call(call) => {
+                    self.leave();
+                    return Poll::Ready(Some(call));
+                }
+                Opened::NoCall => {}
+                Opened::End => {
+                    self.leave();
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+}
+
+impl PlainNext<'_> {
+    /// Somebody else is to look: there may be another call, and the socket may have woken only this one, or
+    /// have only this one to wake.
+    fn leave(&mut self) {
+        let place = std::mem::take(&mut self.place);
+        let mut waiting = self.mailbox.waiting.borrow_mut();
+        let own = waiting.leave(&place);
+        let next = waiting.take_first();
+        drop(waiting);
+        drop(own);
+        wake(next);
+    }
+}
+
+impl Drop for PlainNext<'_> {
+    fn drop(&mut self) {
+        if self.place.was_given() {
+            self.leave();
+        }
+    }
+}
+
+impl fmt::Debug for PlainNext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PlainNext")
+    }
+}
+
+/// Tells calls from what is none, and counts the latter.
+#[derive(Default)]
+pub(crate) struct Reception {
+    violations: Cell<PlainViolations>,
+    /// Continuations go home with the answer.
+    returning: Cell<bool>,
+    /// Those that have come before.
+    known: Known,
+}
+
+/// What was received is …
+pub(crate) enum Opened {
+    Call(PlainIncoming),
+    /// … and has been dropped and counted.
+    NoCall,
+    /// … that nobody holds the object any more.
+    End,
+}
+
+impl Reception {
+    pub(crate) fn open(&self, reactor: &Reactor, received: Result<Received, ReceiveError>) -> Opened {
+        let received = match received {
+            Ok(received) => received,
+            Err(ReceiveError::Truncated(_)) => return self.no_call(|violations| violations.truncated += 1),
+            Err(ReceiveError::DescriptorsLost(_)) => {
+                return self.no_call(|violations| violations.descriptors_lost += 1);
+            }
+            Err(_) => return Opened::End,
+        };
+        let (mut parcel, who) = Parcel::whole_of(received);
+        let Some(last) = parcel.take_last_descriptor() else {
+            return self.no_call(|violations| violations.without_continuation += 1);
+        };
+        match self.continuation(reactor, last) {
+            Ok(continuation) => Opened::Call(PlainIncoming { parcel, who, continuation }),
+            Err(_) => self.no_call(|violations| violations.not_a_continuation += 1),
+        }
+    }
+
+    fn continuation(&self, reactor: &Reactor, fd: OwnedFd) -> Result<PlainContinuation, WrapError> {
+        if !self.returning.get() {
+            return PlainContinuation::from_fd(reactor, fd);
+        }
+        let cookie = ring::socket_cookie(&fd).ok();
+        let mut continuation = match cookie {
+            Some(cookie) if self.known.has(cookie) => PlainContinuation::from_known(reactor, fd),
+            _ => PlainContinuation::from_fd(reactor, fd)?,
+        };
+        if let Some(cookie) = cookie {
+            self.known.add(cookie);
+        }
+        continuation.returning = true;
+        Ok(continuation)
+    }
+
+    fn no_call(&self, count: impl FnOnce(&mut PlainViolations)) -> Opened {
+        let mut violations = self.violations.get();
+        count(&mut violations);
+        self.violations.set(violations);
+        Opened::NoCall
     }
 }
 
@@ -461,6 +742,8 @@ impl PlainIncoming {
 #[derive(Debug)]
 pub struct PlainContinuation {
     socket: Socket,
+    /// The mailbox says that it goes home with the answer.
+    returning: bool,
 }
 
 impl PlainContinuation {
@@ -469,30 +752,102 @@ impl PlainContinuation {
     /// # Errors
     /// Not a connected SEQPACKET socket. It has been closed.
     pub fn from_fd(reactor: &Reactor, fd: OwnedFd) -> Result<PlainContinuation, WrapError> {
-        let socket = ConnectedSocket::from_fd(reactor, fd)?.into_socket();
+        Ok(PlainContinuation::from_socket(ConnectedSocket::from_fd(reactor, fd)?.into_socket()))
+    }
+
+    /// From a descriptor of which this was asked before.
+    fn from_known(reactor: &Reactor, fd: OwnedFd) -> PlainContinuation {
+        PlainContinuation::from_socket(Socket::wrap_again(reactor, fd, Kind::SeqPacket))
+    }
+
+    fn from_socket(socket: Socket) -> PlainContinuation {
         // By the protocol nobody else holds it; who keeps a copy loses it.
         socket.set_private(true);
-        Ok(PlainContinuation { socket })
+        PlainContinuation { socket, returning: false }
     }
 
     /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes. The answer leaves
     /// in the reactor's next turn, and waits for a caller whose queue is full for ten seconds at most.
     /// Whether the caller is still there is not asked. If the descriptors cannot be sent (too many of this
-    /// user in flight) the caller is told that nobody will answer.
+    /// user in flight) the caller is told that nobody will answer;
+    /// [`try_answer`](PlainContinuation::try_answer) leaves it to the answerer what to say then.
+    ///
+    /// From a mailbox that [returns continuations](PlainMailbox::return_continuations) it goes home with the
+    /// answer.
     ///
     /// # Errors
     /// [`AnswerError::Empty`] and [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is
     /// told that nobody will answer.
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        let message = message.into();
-        if message.bytes().len() > PLAIN_BYTES_MAX {
-            return Err(AnswerError::TooLarge);
+        if self.returning {
+            return self.answer_and_return(message);
         }
-        self.socket.finish(message).map_err(|error| match error {
-            SendError::Empty => AnswerError::Empty,
-            SendError::TooLarge => AnswerError::TooLarge,
-            _ => AnswerError::Gone,
+        let message = in_one_packet(message.into())?;
+        self.socket.finish(message).map_err(unanswered)
+    }
+
+    /// Answers, with this continuation itself as the last descriptor of the answer: for a caller that
+    /// [uses the pair again](PlainObject::with_returned_pairs). Beside 253 descriptors there is no room for
+    /// it, and the answer goes without.
+    ///
+    /// # Errors
+    /// As [`answer`](PlainContinuation::answer).
+    pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
+        let message = in_one_packet(message.into())?;
+        if message.descriptors().len() < DESCRIPTORS_MAX {
+            self.socket.finish_inside(message).map_err(unanswered)
+        } else {
+            self.socket.finish(message).map_err(unanswered)
+        }
+    }
+
+    /// Answers now, or says why not and gives the continuation back, so that something else can be answered
+    /// in words that the caller understands: above all when there are too many descriptors in flight for
+    /// those of the answer. It does not go home.
+    ///
+    /// # Errors
+    /// [`AnswerError::Empty`], [`AnswerError::TooLarge`] or [`AnswerError::Gone`]; and
+    /// [`AnswerError::OutOfDescriptors`] or [`AnswerError::WouldBlock`] if it may succeed later. The
+    /// descriptors of the message are closed.
+    pub fn try_answer(self, message: impl Into<Message>) -> Result<(), (AnswerError, PlainContinuation)> {
+        let sent = in_one_packet(message.into())
+            .and_then(|message| self.socket.try_send(message).map_err(unanswered));
+        sent.map_err(|error| (error, self))
+    }
+
+    /// Answers with any number of bytes and up to 253 descriptors, in as many packets as it takes, and
+    /// closes: for a caller that [expects](PlainObject::call_large) an answer like this. It may be empty.
+    ///
+    /// Waits for the caller to read, so it is best awaited in a task of its own; but not longer than
+    /// [`LARGE_ANSWER_PAUSE_MAX`] for any one packet. Dropping the future breaks the answer off, and the
+    /// caller is told that nobody will answer.
+    ///
+    /// # Errors
+    /// [`AnswerError::Gone`] if the caller is, or has withdrawn the call; [`AnswerError::Unread`] if it did
+    /// not read for so long; [`AnswerError::TooLarge`] for more than 253 descriptors;
+    /// [`AnswerError::OutOfDescriptors`] if they cannot be sent. In each case the caller is told that nobody
+    /// will answer.
+    pub async fn answer_large(self, message: impl Into<Message>) -> Result<(), AnswerError> {
+        let (bytes, descriptors) = message.into().into_parts();
+        let mut descriptors = Some(descriptors);
+        for packet in large::packets(&bytes) {
+            let with = descriptors.take().unwrap_or_default();
+            let packet = with.into_iter().fold(Message::new(packet), Message::with_descriptor);
+            self.send_within(packet, LARGE_ANSWER_PAUSE_MAX).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_within(&self, packet: Message, time: Duration) -> Result<(), AnswerError> {
+        let mut sending = self.socket.send(packet);
+        let mut pause = self.socket.reactor().sleep(time);
+        poll_fn(|context| {
+            if let Poll::Ready(sent) = Pin::new(&mut sending).poll(context) {
+                return Poll::Ready(sent.map_err(unanswered));
+            }
+            Pin::new(&mut pause).poll(context).map(|()| Err(AnswerError::Unread))
         })
+        .await
     }
 
     /// Whether the caller has withdrawn the call, or is gone.
@@ -520,5 +875,19 @@ impl PlainContinuation {
                 socket.as_fd().try_clone_to_owned()
             }
         }
+    }
+}
+
+fn in_one_packet(message: Message) -> Result<Message, AnswerError> {
+    if message.bytes().len() > PLAIN_BYTES_MAX { Err(AnswerError::TooLarge) } else { Ok(message) }
+}
+
+fn unanswered(error: SendError) -> AnswerError {
+    match error {
+        SendError::Empty => AnswerError::Empty,
+        SendError::TooLarge => AnswerError::TooLarge,
+        SendError::OutOfDescriptors => AnswerError::OutOfDescriptors,
+        SendError::WouldBlock => AnswerError::WouldBlock,
+        _ => AnswerError::Gone,
     }
 }

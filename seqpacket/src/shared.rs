@@ -248,6 +248,13 @@ impl SharedPlainMailbox {
         self.mailbox.set_arguments_max(count);
     }
 
+    /// Answers of calls taken here from now on give the continuation back. See
+    /// [`PlainMailbox::return_continuations`]; callers of several servers trust
+    /// [their user](crate::ReturnTrust::User).
+    pub fn return_continuations(&self) {
+        self.mailbox.return_continuations();
+    }
+
     /// The next call, taken only while this is awaited; `None` when nobody holds the object any more. What is
     /// no call is dropped and [counted](SharedPlainMailbox::violations). Any number of tasks may wait; each
     /// call goes to one of them. Dropping the future takes no call.

@@ -17,6 +17,13 @@ pub(crate) struct Waiting {
 #[derive(Default)]
 pub(crate) struct Place(Option<u64>);
 
+impl Place {
+    /// Whether its owner has ever waited.
+    pub(crate) fn was_given(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl Waiting {
     /// Keeps the waker. Gives back the one kept before, to be dropped when nothing is borrowed.
     pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
@@ -38,6 +45,12 @@ impl Waiting {
     /// Whether nobody waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.kept.is_empty()
+    }
+
+    /// Takes out the waker of whoever has waited longest, to be woken when nothing is borrowed. The place
+    /// stays theirs.
+    pub(crate) fn take_first(&mut self) -> Option<Waker> {
+        self.kept.pop_first().map(|(_, waker)| waker)
     }
 
     /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
@@ -79,6 +92,22 @@ mod tests {
         wake(waiting.take_all());
         wake(waiting.take_all());
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn who_came_first_is_taken_first() {
+        let mut waiting = Waiting::default();
+        let counts: [Arc<Count>; 2] = Default::default();
+        let mut places: [Place; 2] = Default::default();
+        for (place, count) in places.iter_mut().zip(&counts) {
+            waiting.keep(place, &Waker::from(Arc::clone(count)));
+        }
+        wake(waiting.take_first());
+        let woken = counts.each_ref().map(|count| count.0.load(Ordering::Relaxed));
+        assert_eq!(woken, [1, 0]);
+        waiting.keep(&mut places[0], &Waker::from(Arc::clone(&counts[0])));
+        assert_eq!(waiting.take_all().len(), 2);
+        assert!(waiting.take_first().is_none());
     }
 
     #[test]

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::{
-    CallError, Object, PAIRS_DEFAULT, Pairs, PlainContinuation, PlainMailbox, PlainObject, plain_object,
+    AnswerError, CallError, Object, PAIRS_DEFAULT, Pairs, PlainContinuation, PlainMailbox, PlainObject,
+    plain_object,
 };
 use support::*;
 use testing::{Census, on_each_driver};
@@ -340,5 +341,141 @@ on_each_driver! {
         // Whatever the stock holds by now, it is not three for each call.
         assert!(count() <= before + 3 * PAIRS_DEFAULT);
         assert_eq!(taken.get(), 1 + PAIRS_DEFAULT * 4);
+    }
+
+    // Several who wait.
+
+    fn each_of_several_tasks_that_wait_is_given_calls(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        let mailbox = Rc::new(mailbox);
+        let served: Rc<RefCell<[u32; 4]>> = Rc::default();
+        for task in 0..4 {
+            let (mailbox, served) = (Rc::clone(&mailbox), Rc::clone(&served));
+            executor.spawn(async move {
+                while let Some(call) = mailbox.next().await {
+                    served.borrow_mut()[task] += 1;
+                    let _ = call.answer("yes");
+                }
+            });
+        }
+        drop(mailbox);
+        executor.settle();
+        // One at a time, and many together.
+        executor.block_on(async {
+            for _ in 0..20 {
+                object.call("one").await.unwrap();
+            }
+            let calls: Vec<_> = (0..100).map(|_| object.call("one of many")).collect();
+            for call in calls {
+                call.await.unwrap();
+            }
+        });
+        assert_eq!(served.borrow().iter().sum::<u32>(), 120);
+        drop(object);
+        assert!(!executor.settle().tasks_left, "all are told of the end");
+    }
+
+    /// Whichever of them the socket would have woken.
+    fn a_task_that_waits_no_longer_keeps_nobody_waiting(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        for dropped in 0..3 {
+            for woken in [false, true] {
+                let mut waiting: Vec<_> = (0..3).map(|_| Some(Box::pin(mailbox.next()))).collect();
+                let counts: Vec<_> = (0..3).map(|_| Counts::default()).collect();
+                let mut watched: Vec<_> = waiting
+                    .iter_mut()
+                    .zip(&counts)
+                    .map(|(next, counts)| Some(Watched::new(next.take().unwrap(), counts)))
+                    .collect();
+                for next in watched.iter_mut().flatten() {
+                    assert!(poll_once(next).is_pending());
+                }
+                let call = object.call("hello");
+                if woken {
+                    executor.settle();
+                }
+                watched[dropped] = None;
+                // Polls those that were woken, until one has the call.
+                let mut polls: Vec<usize> = vec![0; 3];
+                let incoming = loop {
+                    executor.settle();
+                    let next = (0..3).find(|n| watched[*n].is_some() && counts[*n].wakes() > polls[*n]);
+                    let next = next.expect("somebody who waits is woken");
+                    polls[next] = counts[next].wakes();
+                    if let std::task::Poll::Ready(incoming) = poll_once(watched[next].as_mut().unwrap()) {
+                        break incoming.unwrap();
+                    }
+                };
+                incoming.answer("yes").unwrap();
+                assert!(executor.block_on(call).is_ok());
+            }
+        }
+    }
+
+    fn who_waits_alone_is_woken_once_for_a_call(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        let counts = Counts::default();
+        for _ in 0..10 {
+            let mut next = Watched::new(Box::pin(mailbox.next()), &counts);
+            assert!(poll_once(&mut next).is_pending());
+            let call = object.call("hello");
+            executor.settle();
+            let std::task::Poll::Ready(incoming) = poll_once(&mut next) else { panic!("woken in vain") };
+            incoming.unwrap().answer("yes").unwrap();
+            assert!(executor.block_on(call).is_ok());
+        }
+        assert_eq!(counts.wakes(), 10);
+    }
+
+    // Answering now.
+
+    fn an_answer_tried_is_there_at_once(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        let call = object.call("hello");
+        let continuation = executor.block_on(mailbox.next()).unwrap().into_continuation();
+        let large = vec![0; seqpacket::PLAIN_BYTES_MAX + 1];
+        let (error, continuation) = continuation.try_answer(large).unwrap_err();
+        assert_eq!(error, AnswerError::TooLarge);
+        let (error, continuation) = continuation.try_answer("").unwrap_err();
+        assert_eq!(error, AnswerError::Empty);
+        continuation.try_answer("now").unwrap();
+        assert_eq!(executor.block_on(call).unwrap().bytes(), b"now");
+        let call = object.call("hello");
+        let continuation = executor.block_on(mailbox.next()).unwrap().into_continuation();
+        drop(call);
+        assert_eq!(continuation.try_answer("too late").unwrap_err().0, AnswerError::Gone);
+    }
+
+    /// The descriptors cannot go; something can be said all the same.
+    fn an_answer_that_cannot_leave_can_be_replaced(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        let fd = Fd::from(null());
+        let tried = object.call("give");
+        let continuation = executor.block_on(mailbox.next()).unwrap().into_continuation();
+        let answered = object.call("give");
+        let incoming = executor.block_on(mailbox.next()).unwrap();
+        testing::become_nobody();
+        let limit = testing::limit_descriptors(200);
+        let (parked, _far) = testing::packet_pair();
+        let many = vec![fd.as_fd(); 200];
+        let mut refused = false;
+        for _ in 0..8 {
+            refused |= testing::send_packet(&parked, b"parked", &many).is_err();
+        }
+        assert!(refused, "the user may have so many in flight");
+        let with_one = || Message::from("here").with_descriptor(fd.clone());
+        let (error, continuation) = continuation.try_answer(with_one()).unwrap_err();
+        assert_eq!(error, AnswerError::OutOfDescriptors);
+        continuation.try_answer("none to spare").unwrap();
+        assert_eq!(executor.block_on(tried).unwrap().bytes(), b"none to spare");
+        // Where nobody looks how it went, the caller is told that nobody answers.
+        incoming.answer(with_one()).unwrap();
+        assert!(matches!(executor.block_on(answered), Err(CallError::Dropped)));
+        drop(limit);
     }
 }

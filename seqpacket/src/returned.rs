@@ -1,0 +1,224 @@
+//! Continuation pairs that come home: the far end returns inside the answer and serves the same object again.
+//!
+//! Owns the pairs of one object that are at home, and what has been counted about those that were to come.
+//! Whoever answers must be trusted not to keep a copy of a far end; what can be checked is checked: that what
+//! came is the very socket that was sent, that it came from where it should, and that nothing else lies in
+//! the near end. What fails is not used again, and the next call has a fresh pair. It does not know calls.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+
+use ring::{Credentials, Socket};
+
+use crate::parcel::Parcel;
+
+/// How many pairs of one object are kept at home: two descriptors each. What comes home beyond them is
+/// closed.
+pub const RETURNED_PAIRS_MAX: usize = 16;
+
+/// From whom a plain object takes a far end back. What others return is not used again.
+///
+/// A process that has passed the continuation on could have kept a copy, and so could each that it went
+/// through: so the answer must come from where the call went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReturnTrust {
+    /// The process whose returning answer comes first, from then on only that one. For an object with one
+    /// server; when another takes its place no pair is used again.
+    FirstToAnswer,
+    /// The process of this number: for whoever started the server itself. (A number may be taken over by
+    /// another process when this one has died; but only a holder of the mailbox is sent far ends.)
+    Process(i32),
+    /// Any process of this user: for several servers of one object.
+    User(u32),
+}
+
+/// What has become of the pairs of a plain object that were to come home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Returns {
+    /// Calls made with a pair that had served before.
+    pub reused: u64,
+    /// Far ends that came home.
+    pub returned: u64,
+    /// Answers that brought no descriptor: whoever answered does not return continuations.
+    pub not_returned: u64,
+    /// Answers whose last descriptor was something else, which stayed in the answer.
+    pub another: u64,
+    /// Far ends that came from somebody who is [not trusted](ReturnTrust) with them, or of whom the kernel
+    /// does not tell. Closed.
+    pub not_trusted: u64,
+    /// Far ends that came more than once, the others among the answer's own descriptors. The last was
+    /// closed.
+    pub duplicated: u64,
+    /// Pairs with something in the near end that nobody had asked for. Closed.
+    pub unclean: u64,
+}
+
+/// A pair that is at home.
+pub(crate) struct Pair {
+    pub(crate) near: Socket,
+    pub(crate) far: OwnedFd,
+    /// Of the far end.
+    pub(crate) cookie: u64,
+}
+
+pub(crate) struct Returned {
+    trust: ReturnTrust,
+    first: Cell<Option<Credentials>>,
+    home: RefCell<Vec<Pair>>,
+    counts: Cell<Returns>,
+}
+
+impl Returned {
+    pub(crate) fn new(trust: ReturnTrust) -> Returned {
+        Returned {
+            trust,
+            first: Cell::new(None),
+            home: RefCell::new(Vec::new()),
+            counts: Cell::new(Returns::default()),
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Returns {
+        self.counts.get()
+    }
+
+    /// A pair that has served, if one is at home and clean.
+    pub(crate) fn take(&self) -> Option<Pair> {
+        loop {
+            let last = self.home.borrow_mut().pop();
+            let pair = last?;
+            // Somebody has kept a copy, and used it. Of what is said from now on nobody can tell; see
+            // SECURITY.md.
+            if pair.near.is_quiet() {
+                self.count(|counts| counts.reused += 1);
+                return Some(pair);
+            }
+            self.count(|counts| counts.unclean += 1);
+        }
+    }
+
+    /// An answer has come in at the near end: takes the far end out of it. Gives the near end back if the
+    /// pair does not serve again.
+    pub(crate) fn bring_home(
+        &self,
+        near: Socket,
+        cookie: u64,
+        answer: &mut Parcel,
+        who: Option<Credentials>,
+    ) -> Option<Socket> {
+        let Some(last) = answer.take_last_descriptor() else {
+            self.count(|counts| counts.not_returned += 1);
+            return Some(near);
+        };
+        if ring::socket_cookie(&last).ok() != Some(cookie) {
+            // Whatever it is, it is part of the answer.
+            answer.put_last_descriptor(last);
+            self.count(|counts| counts.another += 1);
+            return Some(near);
+        }
+        if answer.any_descriptor(|fd| ring::socket_cookie(fd).ok() == Some(cookie)) {
+            self.count(|counts| counts.duplicated += 1);
+            return Some(near);
+        }
+        if !self.trusts(who) {
+            self.count(|counts| counts.not_trusted += 1);
+            return Some(near);
+        }
+        self.count(|counts| counts.returned += 1);
+        let mut home = self.home.borrow_mut();
+        if home.len() >= RETURNED_PAIRS_MAX {
+            return Some(near);
+        }
+        home.push(Pair { near, far: last, cookie });
+        None
+    }
+
+    fn trusts(&self, who: Option<Credentials>) -> bool {
+        let Some(who) = who else { return false };
+        match self.trust {
+            // Of processes that are not visible from here the kernel says that they are number 0, all of
+            // them.
+            ReturnTrust::FirstToAnswer if who.pid == 0 => false,
+            ReturnTrust::FirstToAnswer => {
+                let first = self.first.get().unwrap_or(who);
+                self.first.set(Some(first));
+                first == who
+            }
+            ReturnTrust::Process(pid) => pid != 0 && who.pid == pid,
+            ReturnTrust::User(uid) => who.uid == uid,
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Returns)) {
+        let mut counts = self.counts.get();
+        count(&mut counts);
+        self.counts.set(counts);
+    }
+}
+
+/// How many far ends an answerer remembers to have seen.
+const KNOWN_MAX: usize = 64;
+
+/// Far ends that have come before, and need not be asked again what they are: one question instead of three.
+#[derive(Default)]
+pub(crate) struct Known(RefCell<Vec<u64>>);
+
+impl Known {
+    pub(crate) fn has(&self, cookie: u64) -> bool {
+        self.0.borrow().contains(&cookie)
+    }
+
+    pub(crate) fn add(&self, cookie: u64) {
+        let mut known = self.0.borrow_mut();
+        if known.len() >= KNOWN_MAX {
+            known.remove(0);
+        }
+        known.push(cookie);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: Credentials = Credentials { pid: 0, uid: 65_533, gid: 0 };
+
+    fn process(pid: i32, uid: u32) -> Option<Credentials> {
+        Some(Credentials { pid, uid, gid: 0 })
+    }
+
+    #[test]
+    fn the_first_to_answer_is_trusted_alone() {
+        let returned = Returned::new(ReturnTrust::FirstToAnswer);
+        assert!(!returned.trusts(None));
+        assert!(!returned.trusts(Some(NOBODY)));
+        assert!(returned.trusts(process(7, 1)));
+        assert!(returned.trusts(process(7, 1)));
+        assert!(!returned.trusts(process(8, 1)));
+        // The number was taken over by somebody else's process.
+        assert!(!returned.trusts(process(7, 2)));
+    }
+
+    #[test]
+    fn a_process_or_a_user_is_trusted_as_said() {
+        let returned = Returned::new(ReturnTrust::Process(7));
+        assert!(returned.trusts(process(7, 1)));
+        assert!(!returned.trusts(process(8, 1)));
+        assert!(!Returned::new(ReturnTrust::Process(0)).trusts(Some(NOBODY)));
+        let returned = Returned::new(ReturnTrust::User(1));
+        assert!(returned.trusts(process(7, 1)));
+        assert!(returned.trusts(process(8, 1)));
+        assert!(!returned.trusts(process(7, 2)));
+        assert!(!returned.trusts(None));
+    }
+
+    #[test]
+    fn the_last_sixty_four_are_known() {
+        let known = Known::default();
+        (0..65).for_each(|cookie| known.add(cookie));
+        assert!(!known.has(0));
+        assert!((1..65).all(|cookie| known.has(cookie)));
+    }
+}
