@@ -8,10 +8,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -186,12 +186,49 @@ impl Sleep {
 /// closing is not announced to anybody.
 pub(crate) const STARVED_RETRY: Duration = Duration::from_millis(10);
 
+/// Where a reactor sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bed {
+    /// In its own turn: in the kernel, until the driver has something.
+    Own,
+    /// In somebody else's loop, which watches one descriptor of the driver's.
+    Foreign,
+}
+
 /// What a driver leans on.
 #[derive(Clone)]
 pub(crate) struct Ground {
     pub(crate) pool: Rc<Pool>,
     pub(crate) budget: Rc<Budget>,
     pub(crate) clock: Clock,
+    pub(crate) bed: Bed,
+}
+
+/// The moment for which a driver in a foreign bed has asked the kernel to be woken.
+///
+/// It is moved forward when something earlier comes up, and never back: calls with deadlines set and unset a
+/// timer each, and the kernel would be asked twice for each call. An alarm for something that is no longer
+/// wanted wakes the host once, in vain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Alarm(Option<Instant>);
+
+impl Alarm {
+    /// Whether it has to be set anew for this moment.
+    pub(crate) fn is_late_for(self, first: Option<Instant>) -> bool {
+        first.is_some_and(|first| self.0.is_none_or(|set| first < set))
+    }
+
+    pub(crate) fn is_set(self) -> bool {
+        self.0.is_some()
+    }
+
+    pub(crate) fn set(&mut self, moment: Instant) {
+        self.0 = Some(moment);
+    }
+
+    pub(crate) fn went_off(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// One of them.
@@ -308,6 +345,67 @@ impl Driver {
             Driver::Epoll(epoll) => epoll.take_now(fd, room),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.take_now(fd, room),
+        }
+    }
+
+    /// Whether a turn would find something now. Never sleeps, and costs little: a spinner asks again and
+    /// again.
+    pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<bool> {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => Ok(uring.look()),
+            Driver::Epoll(epoll) => epoll.look(requests, home),
+            // Time does not pass while somebody looks.
+            #[cfg(feature = "script")]
+            Driver::Script(_) => Ok(false),
+        }
+    }
+
+    // In a foreign bed. The law there: between `lie_down` and the next turn `descriptor` is, or becomes,
+    // readable whenever a turn would find something.
+
+    /// What a foreign loop watches for reading.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.descriptor(),
+            Driver::Epoll(epoll) => epoll.descriptor(),
+            #[cfg(feature = "script")]
+            Driver::Script(_) => unreachable!("a simulated world has no host"),
+        }
+    }
+
+    /// Makes the descriptor unreadable and sets the alarm for the first moment at which something is due.
+    /// True if there is something to do now after all, of which the descriptor says nothing.
+    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.lie_down(first),
+            Driver::Epoll(epoll) => epoll.lie_down(first),
+            #[cfg(feature = "script")]
+            Driver::Script(_) => unreachable!("a simulated world has no host"),
+        }
+    }
+
+    /// Turns follow: the descriptor need not say anything until the next `lie_down`.
+    pub(crate) fn rise(&mut self) {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.rise(),
+            Driver::Epoll(_) => {}
+            #[cfg(feature = "script")]
+            Driver::Script(_) => unreachable!("a simulated world has no host"),
+        }
+    }
+
+    /// Whether something has been asked for since `lie_down` that only a turn can show to the kernel.
+    pub(crate) fn wants_a_turn(&mut self, first: Option<Instant>) -> bool {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.wants_a_turn(first),
+            Driver::Epoll(epoll) => epoll.wants_a_turn(first),
+            #[cfg(feature = "script")]
+            Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
     }
 

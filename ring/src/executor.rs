@@ -115,6 +115,19 @@ impl Executor {
         self.turn(wait) || ran || wait == Wait::Not
     }
 
+    /// Polls each task that is ready, once. Says whether there was one.
+    pub(crate) fn run_ready(&self) -> bool {
+        self.0.tasks.run()
+    }
+
+    pub(crate) fn any_ready(&self) -> bool {
+        self.0.tasks.any_ready()
+    }
+
+    pub(crate) fn any_left(&self) -> bool {
+        !self.0.tasks.is_empty()
+    }
+
     /// A socket sends one message in a turn, so several messages take several turns.
     fn send_what_can_go(&self) {
         for _ in 0..LAST_TURNS_MAX {

@@ -62,6 +62,7 @@ mod error;
 mod executor;
 mod fd;
 pub mod fork;
+mod guest;
 pub mod inherit;
 mod message;
 mod name;
@@ -79,7 +80,6 @@ mod stats;
 mod sys;
 mod task;
 mod timer;
-#[allow(dead_code)]
 mod wait;
 
 pub use beside::LARGE_PACKET_BYTES_MAX;
@@ -90,6 +90,7 @@ pub use driver::{DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartE
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};
 pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard, is_unix_socket};
+pub use guest::{AfterTurn, Guest, ROUNDS_MAX};
 pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use name::{AbstractName, NAME_BYTES_MAX};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};

@@ -228,7 +228,7 @@ pub(crate) struct Woken {
 
 impl Core {
     pub(crate) fn new(driver: Driver, ground: Ground) -> Core {
-        let Ground { pool, budget, clock } = ground;
+        let Ground { pool, budget, clock, .. } = ground;
         Core {
             driver,
             requests: Requests::default(),
@@ -1032,12 +1032,46 @@ impl Core {
         if !woken.wake.is_empty() {
             return Sleep::Not;
         }
-        let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
-        let closing = self.closing.iter().map(|(moment, _)| *moment).min();
-        match [self.timers.first(), retry, closing].into_iter().flatten().min() {
+        match self.first_moment() {
             Some(moment) => sleep.at_most(moment.saturating_duration_since(self.clock.now())),
             None => sleep,
         }
+    }
+
+    /// When something is due, of what the table itself waits for.
+    fn first_moment(&self) -> Option<Instant> {
+        let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
+        let closing = self.closing.iter().map(|(moment, _)| *moment).min();
+        [self.timers.first(), retry, closing].into_iter().flatten().min()
+    }
+
+    /// Whether a turn would find something: what a spinner asks. What it has found on the way is kept.
+    pub(crate) fn look(&mut self) -> io::Result<bool> {
+        let mut home = std::mem::take(&mut self.home);
+        let result = self.driver.look(&mut self.requests, &mut home);
+        self.home = home;
+        result
+    }
+
+    // -- in a foreign bed -------------------------------------------------------------------------------
+
+    /// From here on the driver's descriptor says when there is something to do. True if there is already, of
+    /// which it says nothing.
+    pub(crate) fn lie_down(&mut self) -> io::Result<bool> {
+        let first = self.first_moment();
+        let waiting = self.driver.lie_down(first)?;
+        let due = first.is_some_and(|moment| moment <= self.clock.now());
+        Ok(waiting || due || !self.home.is_empty() || !self.dirty.is_empty())
+    }
+
+    /// Sleeps on the descriptor that a host would watch.
+    pub(crate) fn wait_for_descriptor(&self, sleep: Sleep) -> io::Result<()> {
+        sys::wait_readable(self.driver.descriptor(), sleep.duration())
+    }
+
+    /// Whether the host must be told of something that was asked for since `lie_down`.
+    pub(crate) fn wants_a_turn(&mut self) -> bool {
+        !self.dirty.is_empty() || !self.home.is_empty() || self.driver.wants_a_turn(self.first_moment())
     }
 
     fn look_at_the_clock(&mut self, woken: &mut Woken) {
@@ -1224,12 +1258,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::driver::DriverChoice;
+    use crate::driver::{Bed, DriverChoice};
     use crate::envelope::Control;
 
     fn core() -> Core {
-        let ground =
-            Ground { pool: Pool::new(4), budget: Rc::new(Budget::new(0, Clock::Real)), clock: Clock::Real };
+        let budget = Rc::new(Budget::new(0, Clock::Real));
+        let ground = Ground { pool: Pool::new(4), budget, clock: Clock::Real, bed: Bed::Own };
         let (driver, _) = Driver::open(DriverChoice::Epoll, ground.clone(), sys::eventfd().unwrap()).unwrap();
         Core::new(driver, ground)
     }

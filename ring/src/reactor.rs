@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,12 +20,13 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 #[cfg(feature = "script")]
 use crate::driver::script::Fate;
-use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, StartError};
+use crate::driver::{self, Bed, Driver, DriverChoice, DriverReport, Ground, StartError};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
 use crate::stats::Stats;
 use crate::task::{TaskId, Tasks};
 use crate::timer::Alarm;
+use crate::wait::{Spinner, WaitPolicy};
 
 /// How a reactor is to be made.
 #[derive(Clone, Debug)]
@@ -37,11 +39,14 @@ pub struct Config {
     /// How many descriptors received messages leave free for everybody else in the process. Default 32; with
     /// a limit below 128 a quarter of the limit.
     pub descriptors_reserve: usize,
+    /// Whether to look for a short while before sleeping. Default: not. A guest never does, whatever this
+    /// says: the thread is its host's.
+    pub wait: WaitPolicy,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { driver: DriverChoice::Auto, buffers: 64, descriptors_reserve: 32 }
+        Config { driver: DriverChoice::Auto, buffers: 64, descriptors_reserve: 32, wait: WaitPolicy::Sleep }
     }
 }
 
@@ -85,6 +90,8 @@ pub(crate) struct Shared {
     core: RefCell<Core>,
     companions: Tasks,
     bell: Arc<Bell>,
+    bed: Bed,
+    spinner: RefCell<Spinner>,
     report: DriverReport,
 }
 
@@ -102,24 +109,36 @@ impl Reactor {
     /// # Errors
     /// See [`StartError`].
     pub fn with_config(config: Config) -> Result<Reactor, StartError> {
-        let (bell, ground) = (Arc::new(Bell::new()?), ground(&config, Clock::Real));
+        Reactor::in_bed(config, Bed::Own)
+    }
+
+    pub(crate) fn in_bed(config: Config, bed: Bed) -> Result<Reactor, StartError> {
+        let (bell, ground) = (Arc::new(Bell::new(bed)?), ground(&config, Clock::Real, bed));
         let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
         driver::announce(&report);
-        Ok(Reactor::on(driver, report, ground, bell))
+        Ok(Reactor::on(driver, report, ground, bell, config.wait))
     }
 
     /// One of a simulated world.
     #[cfg(feature = "script")]
     pub(crate) fn scripted(config: &Config, fate: Rc<Fate>) -> io::Result<Reactor> {
-        let (bell, ground) = (Arc::new(Bell::new()?), ground(config, fate.clock()));
+        let (bell, ground) = (Arc::new(Bell::new(Bed::Own)?), ground(config, fate.clock(), Bed::Own));
         let (driver, report) = Driver::script(ground.clone(), fate);
-        Ok(Reactor::on(driver, report, ground, bell))
+        Ok(Reactor::on(driver, report, ground, bell, WaitPolicy::Sleep))
     }
 
-    fn on(driver: Driver, report: DriverReport, ground: Ground, bell: Arc<Bell>) -> Reactor {
+    fn on(
+        driver: Driver,
+        report: DriverReport,
+        ground: Ground,
+        bell: Arc<Bell>,
+        wait: WaitPolicy,
+    ) -> Reactor {
+        let bed = ground.bed;
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
-        Reactor(Rc::new(Shared { core, companions, bell, report }))
+        let spinner = RefCell::new(Spinner::new(wait));
+        Reactor(Rc::new(Shared { core, companions, bell, bed, spinner, report }))
     }
 
     /// Which driver runs, and why.
@@ -140,6 +159,9 @@ impl Reactor {
     /// One turn: submits what was asked for, sleeps until something happens (or not at all), and wakes who
     /// waited for it. Says whether anything happened.
     ///
+    /// The reactor of a [`Guest`](crate::Guest) can be turned like this too, and then blocks the thread like
+    /// any other, its host's loop included; it costs a few system calls more than a reactor of one's own.
+    ///
     /// # Errors
     /// The kernel refuses to go on (`io_uring_enter` or `epoll_wait` failed with anything but a signal or a
     /// timeout). No peer can cause that.
@@ -149,10 +171,101 @@ impl Reactor {
             Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(self.now())),
             Wait::Forever => driver::Sleep::Forever,
         };
+        if self.0.bed == Bed::Foreign {
+            return self.turn_as_own_host(sleep);
+        }
         let may_sleep = sleep != driver::Sleep::Not && !self.0.companions.any_ready();
+        if may_sleep && self.look_first(sleep)? {
+            return Ok(true);
+        }
         if !may_sleep || !self.0.bell.fall_asleep() {
             sleep = driver::Sleep::Not;
         }
+        self.step(sleep)
+    }
+
+    /// Looks for as long as the wait policy has it, before a sleep. Says whether anything happened.
+    fn look_first(&self, sleep: driver::Sleep) -> io::Result<bool> {
+        let Some(look) = self.0.spinner.borrow_mut().look() else { return Ok(false) };
+        // What is to be awaited has to be submitted first.
+        if self.step(driver::Sleep::Not)? {
+            return Ok(true);
+        }
+        // A sleep that ends sooner says nothing about how long answers take.
+        let shortened = sleep.duration().is_some_and(|time| time <= look);
+        let look = sleep.duration().map_or(look, |time| time.min(look));
+        let start = Instant::now();
+        self.count(|stats| stats.spins += 1);
+        loop {
+            let seen = self.0.core.borrow_mut().look()?;
+            let after = start.elapsed();
+            if seen && self.step(driver::Sleep::Not)? {
+                self.count(|stats| stats.spins_hit += 1);
+                self.0.spinner.borrow_mut().hit(after);
+                return Ok(true);
+            }
+            if self.0.bell.is_rung() {
+                return Ok(false);
+            }
+            if after >= look {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        if !shortened {
+            self.0.spinner.borrow_mut().miss();
+        }
+        Ok(false)
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Stats)) {
+        count(&mut self.0.core.borrow_mut().stats);
+    }
+
+    // In a foreign bed. Between two turns the descriptor is readable whenever there is something to do.
+
+    /// What a foreign loop watches: a descriptor of its own for what the driver has.
+    pub(crate) fn watched(&self) -> io::Result<OwnedFd> {
+        self.0.core.borrow().driver.descriptor().try_clone_to_owned()
+    }
+
+    /// Turns follow, and nobody need be told of anything.
+    pub(crate) fn rise(&self) {
+        self.0.bell.awake();
+        self.0.core.borrow_mut().driver.rise();
+    }
+
+    /// Leaves the watch to the descriptor. False if there is something to do at once.
+    pub(crate) fn lie_down(&self) -> io::Result<bool> {
+        let waiting = self.0.core.borrow_mut().lie_down()?;
+        // After the descriptor was drained: who rings from here on writes to it, who rang before is seen.
+        Ok(self.0.bell.fall_asleep() && !waiting && !self.0.companions.any_ready())
+    }
+
+    /// Something is left to do: the host must come back.
+    pub(crate) fn call_the_host(&self) {
+        self.0.bell.awake();
+        self.0.bell.strike();
+    }
+
+    /// A turn that nobody's loop asked for: the reactor watches its own descriptor, and the host's loop finds
+    /// it as a turn of the guest would have left it.
+    fn turn_as_own_host(&self, sleep: driver::Sleep) -> io::Result<bool> {
+        self.rise();
+        let mut any = self.step(driver::Sleep::Not)?;
+        if !any && sleep != driver::Sleep::Not && self.lie_down()? {
+            self.0.core.borrow().wait_for_descriptor(sleep)?;
+            self.rise();
+            any = self.step(driver::Sleep::Not)?;
+        }
+        if !self.lie_down()? {
+            self.call_the_host();
+        }
+        Ok(any)
+    }
+
+    /// One turn, whoever's it is.
+    pub(crate) fn step(&self, sleep: driver::Sleep) -> io::Result<bool> {
         let mut woken = Woken::default();
         let result = self.0.core.borrow_mut().turn(sleep, &mut woken);
         self.0.bell.awake();
@@ -190,7 +303,14 @@ impl Reactor {
     /// Borrows the table for one step, then wakes and drops what the step has collected.
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Core, &mut Woken) -> T) -> T {
         let mut woken = Woken::default();
-        let result = step(&mut self.0.core.borrow_mut(), &mut woken);
+        let mut core = self.0.core.borrow_mut();
+        let result = step(&mut core, &mut woken);
+        // The host's own code, between two turns: only a turn shows the kernel what was asked for.
+        let call = self.0.bed == Bed::Foreign && self.0.bell.is_asleep() && core.wants_a_turn();
+        drop(core);
+        if call {
+            self.0.bell.ring();
+        }
         woken.finish();
         result
     }
@@ -205,10 +325,10 @@ impl Reactor {
 }
 
 /// What a driver leans on, as configured.
-fn ground(config: &Config, clock: Clock) -> Ground {
+fn ground(config: &Config, clock: Clock, bed: Bed) -> Ground {
     let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
     let budget = Rc::new(Budget::new(config.descriptors_reserve, clock.clone()));
-    Ground { pool, budget, clock }
+    Ground { pool, budget, clock, bed }
 }
 
 impl fmt::Debug for Reactor {
@@ -247,7 +367,7 @@ impl fmt::Debug for Companion {
 }
 
 /// Ends at a moment. Made by [`Reactor::sleep`]. Never early; late by as long as the reactor is busy, and by
-/// up to a millisecond on the epoll driver.
+/// up to a millisecond on the epoll driver (in a guest by less).
 #[must_use = "a sleep does nothing until awaited"]
 pub struct Sleep {
     reactor: Reactor,

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::thread::{self, ThreadId};
 
+use crate::driver::Bed;
 use crate::sys;
 
 /// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
@@ -36,17 +38,22 @@ impl fmt::Debug for Remote {
 pub(crate) struct Bell {
     eventfd: OwnedFd,
     home: ThreadId,
+    bed: Bed,
     rung: AtomicBool,
     asleep: AtomicBool,
+    /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
+    attendant: Mutex<Option<Waker>>,
 }
 
 impl Bell {
-    pub(crate) fn new() -> io::Result<Bell> {
+    pub(crate) fn new(bed: Bed) -> io::Result<Bell> {
         Ok(Bell {
             eventfd: sys::eventfd()?,
             home: thread::current().id(),
+            bed,
             rung: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
+            attendant: Mutex::new(None),
         })
     }
 
@@ -58,15 +65,51 @@ impl Bell {
     pub(crate) fn ring(&self) {
         self.rung.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
-            sys::eventfd_ring(self.eventfd.as_fd());
+            self.strike();
         }
     }
 
-    /// As `ring`, unless called on the reactor's own thread, which is awake.
+    /// As `ring`, unless called on the reactor's own thread, which is awake then. But for a guest: there the
+    /// host's own code runs between two turns.
     pub(crate) fn ring_from_elsewhere(&self) {
-        if thread::current().id() != self.home {
+        if self.bed == Bed::Foreign || thread::current().id() != self.home {
             self.ring();
         }
+    }
+
+    /// Makes the sleeper's descriptor readable, whether it sleeps or not.
+    pub(crate) fn strike(&self) {
+        // Cloned, since it is woken where nothing is locked.
+        let attendant = self.attendant().clone();
+        match attendant {
+            Some(waker) => waker.wake(),
+            None => sys::eventfd_ring(self.eventfd.as_fd()),
+        }
+    }
+
+    /// From here on this waker is woken, and the eventfd left alone. Gives back the one before, to be dropped
+    /// where nothing is locked.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(crate) fn attend(&self, waker: Option<Waker>) -> Option<Waker> {
+        std::mem::replace(&mut *self.attendant(), waker)
+    }
+
+    fn attendant(&self) -> MutexGuard<'_, Option<Waker>> {
+        // Half a waker cannot be seen: it is replaced whole.
+        self.attendant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what was rung: whoever calls this looks at everything next.
+    pub(crate) fn hear(&self) {
+        self.rung.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::SeqCst)
     }
 
     /// Announces a sleep. False if the bell has been rung meanwhile: do not sleep then.

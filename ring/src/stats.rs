@@ -6,6 +6,10 @@
 pub struct Stats {
     /// Turns taken.
     pub turns: u64,
+    /// Looks before sleeping: see [`WaitPolicy`](crate::WaitPolicy).
+    pub spins: u64,
+    /// Looks that found something, so that the sleep could be saved.
+    pub spins_hit: u64,
     /// Messages the kernel took.
     pub messages_sent: u64,
     /// Descriptors the kernel took.

@@ -427,11 +427,47 @@ pub(crate) fn eventfd_ring(fd: BorrowedFd<'_>) {
     let _ = unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 
-/// Back to zero.
-pub(crate) fn eventfd_drain(fd: BorrowedFd<'_>) {
+/// Back to zero: an eventfd that was rung, a timer that has gone off.
+pub(crate) fn counter_drain(fd: BorrowedFd<'_>) {
     let mut count = 0_u64;
     // SAFETY: eight bytes of our own. Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
     let _ = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+}
+
+/// A timer whose descriptor is readable once it has gone off.
+pub(crate) fn timer_create() -> io::Result<OwnedFd> {
+    let flags = libc::TFD_CLOEXEC | libc::TFD_NONBLOCK;
+    // SAFETY: two integers. Kept honest by `guest.rs::a_timer_wakes_the_host`.
+    check(unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, flags) }).map(own)
+}
+
+/// Sets the timer to go off once, after this time, instead of what it was set for.
+#[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
+pub(crate) fn timer_set(fd: BorrowedFd<'_>, after: Duration) -> io::Result<()> {
+    // Zero would stop it.
+    let after = after.max(Duration::from_nanos(1));
+    let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let seconds = libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX);
+    let first = libc::timespec { tv_sec: seconds, tv_nsec: after.subsec_nanos() as _ };
+    let time = libc::itimerspec { it_interval: never, it_value: first };
+    // SAFETY: `time` outlives the call, and where the old time would go is null. Kept honest by
+    // `guest.rs::a_timer_wakes_the_host`.
+    check(unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const time, std::ptr::null_mut()) })
+        .map(drop)
+}
+
+/// Sleeps until the descriptor is readable, the time is up or a signal comes; `None` is for ever.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    let milliseconds = match timeout {
+        None => -1,
+        Some(wait) => i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+    };
+    let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, and it outlives the call. Kept honest by `guest.rs::a_guest_can_be_its_own_host`.
+    match check(unsafe { libc::poll(&raw mut entry, 1, milliseconds) }) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 // -- limits ---------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use slab::Slab;
 
-use super::{Ground, STARVED_RETRY, Sleep};
+use super::{Alarm, Bed, Ground, STARVED_RETRY, Sleep};
 use crate::envelope::{self, Room};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
@@ -24,11 +25,15 @@ pub(super) const BURST_MAX: usize = 16;
 const UNSEEN_TURNS_MAX: u32 = 8;
 
 const BELL: u64 = u64::MAX;
+const TIMER: u64 = u64::MAX - 1;
 
 pub(crate) struct Epoll {
     ground: Ground,
     epoll: OwnedFd,
     bell: OwnedFd,
+    /// In a foreign bed only, where no sleep of ours ends in time.
+    timer: Option<OwnedFd>,
+    alarm: Alarm,
     watches: Slab<Watch>,
     /// To be tried in the next turn.
     hot: Vec<Token>,
@@ -64,10 +69,20 @@ impl Epoll {
     pub(crate) fn new(ground: Ground, bell: OwnedFd) -> io::Result<Epoll> {
         let epoll = sys::epoll_create()?;
         sys::epoll_add_level(epoll.as_fd(), bell.as_fd(), BELL)?;
+        let timer = match ground.bed {
+            Bed::Own => None,
+            Bed::Foreign => {
+                let timer = sys::timer_create()?;
+                sys::epoll_add_level(epoll.as_fd(), timer.as_fd(), TIMER)?;
+                Some(timer)
+            }
+        };
         Ok(Epoll {
             ground,
             epoll,
             bell,
+            timer,
+            alarm: Alarm::default(),
             watches: Slab::new(),
             hot: Vec::new(),
             cancelled: Vec::new(),
@@ -131,6 +146,44 @@ impl Epoll {
         Ok(())
     }
 
+    pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<bool> {
+        self.wait(Sleep::Not)?;
+        self.see(requests, home);
+        Ok(!home.is_empty() || !self.hot.is_empty())
+    }
+
+    // -- in a foreign bed -------------------------------------------------------------------------------
+
+    /// The epoll itself: readable while it has events that were not fetched, of sockets, bell or timer.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+        let first = self.first(first);
+        if let (true, Some(moment), Some(timer)) = (self.alarm.is_late_for(first), first, &self.timer) {
+            sys::timer_set(timer.as_fd(), moment.saturating_duration_since(self.ground.clock.now()))?;
+            self.alarm.set(moment);
+        }
+        // Bell and timer were drained when epoll showed them, which it does in each turn that finds nothing
+        // else.
+        Ok(!self.hot.is_empty() || !self.cancelled.is_empty())
+    }
+
+    pub(crate) fn wants_a_turn(&self, first: Option<Instant>) -> bool {
+        !self.hot.is_empty() || !self.cancelled.is_empty() || self.alarm.is_late_for(first)
+    }
+
+    fn first(&self, first: Option<Instant>) -> Option<Instant> {
+        if self.starved.is_empty() {
+            return first;
+        }
+        let retry = self.ground.clock.now() + STARVED_RETRY;
+        Some(first.map_or(retry, |first| first.min(retry)))
+    }
+
+    // -- looking at epoll -------------------------------------------------------------------------------
+
     fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
         match sys::epoll_wait(self.epoll.as_fd(), sleep.duration(), &mut self.events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
@@ -141,7 +194,12 @@ impl Epoll {
     fn see(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         for event in std::mem::take(&mut self.events) {
             if event.data == BELL {
-                sys::eventfd_drain(self.bell.as_fd());
+                sys::counter_drain(self.bell.as_fd());
+                continue;
+            }
+            if let (TIMER, Some(timer)) = (event.data, &self.timer) {
+                sys::counter_drain(timer.as_fd());
+                self.alarm.went_off();
                 continue;
             }
             // One event of this batch may have led to the forgetting of what the next is about.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::PoisonError;
 
-use super::{Driver, DriverChoice, Ground, Sleep};
+use super::{Bed, Driver, DriverChoice, Ground, Sleep};
 use crate::budget::{Budget, COUNTED};
 use crate::buffer::Pool;
 use crate::clock::Clock;
@@ -24,7 +24,8 @@ const ENDS: usize = 6;
 const REQUESTS: usize = 60;
 
 fn ground(clock: Clock) -> Ground {
-    Ground { pool: Pool::new(4), budget: Rc::new(Budget::new(0, clock.clone())), clock }
+    let budget = Rc::new(Budget::new(0, clock.clone()));
+    Ground { pool: Pool::new(4), budget, clock, bed: Bed::Own }
 }
 
 /// A driver at work, and what is known of its tokens.

@@ -8,16 +8,16 @@ use std::alloc::{self, Layout};
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::time::{Duration, Instant};
 
 use io_uring::types::{self, BufRingEntry, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
-use super::{Ground, STARVED_RETRY, Sleep, refusal};
+use super::{Alarm, Bed, Ground, STARVED_RETRY, Sleep, refusal};
 use crate::buffer::{BUFFER_BYTES, HEAD_BYTES};
 use crate::envelope::{Control, Envelope, RECEIVE_FLAGS, ReceiveHeader, Room, SEND_FLAGS};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind};
@@ -42,6 +42,7 @@ const _: () = assert!(HEAD_BYTES >= mem::size_of::<[u32; 4]>() + Room::WIDEST.by
 /// `user_data` of what is not a token. Generations never get this high.
 const BELL: u64 = u64::MAX;
 const IGNORED: u64 = u64::MAX - 1;
+const ALARM: u64 = u64::MAX - 2;
 
 const GROUP: u16 = 0;
 
@@ -52,6 +53,9 @@ pub(crate) struct Uring {
     ground: Ground,
     bell: OwnedFd,
     bell_armed: bool,
+    alarm: Alarm,
+    /// What the entry that sets the alarm points at, until the kernel has read it.
+    alarm_time: Box<Timespec>,
     no_iowait: bool,
     /// There are fewer descriptors than the kernel might install for the buffers it has.
     careful: bool,
@@ -85,6 +89,8 @@ impl Uring {
             ground: ground.clone(),
             bell,
             bell_armed: false,
+            alarm: Alarm::default(),
+            alarm_time: Box::default(),
             careful: false,
             provided: 0,
             silent: Vec::new(),
@@ -94,11 +100,15 @@ impl Uring {
         };
         // The enter through a registered descriptor saves a table look-up; without it nothing is different.
         let _ = uring.ring.submitter().register_ring_fd();
-        match uring.pass_a_descriptor() {
+        match uring.pass_a_descriptor().and_then(|()| uring.make_the_bed()) {
             Ok(()) => {
+                let bed = match uring.ground.bed {
+                    Bed::Own => "",
+                    Bed::Foreign => ", an eventfd to be watched",
+                };
                 let sqarray = if sqarray { "" } else { ", NO_SQARRAY" };
                 let iowait = if uring.no_iowait { ", NO_IOWAIT" } else { "" };
-                let how = format!("io_uring passed a descriptor (DEFER_TASKRUN{sqarray}{iowait})");
+                let how = format!("io_uring passed a descriptor (DEFER_TASKRUN{sqarray}{iowait}{bed})");
                 Ok((uring, how))
             }
             Err(error) => {
@@ -180,6 +190,16 @@ impl Uring {
         Err(io::Error::other("a receive did not come home"))
     }
 
+    /// In a foreign bed the bell's eventfd is told of completions too: one descriptor for all there is to
+    /// wake up for, since timers are the ring's own. Not the ring's descriptor, which wakes nobody under
+    /// DEFER_TASKRUN; and not another mode, whose completions interrupt the host's system calls.
+    fn make_the_bed(&mut self) -> io::Result<()> {
+        match self.ground.bed {
+            Bed::Own => Ok(()),
+            Bed::Foreign => self.ring.submitter().register_eventfd(self.bell.as_raw_fd()),
+        }
+    }
+
     // -- submitting -------------------------------------------------------------------------------------
 
     pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
@@ -242,7 +262,8 @@ impl Uring {
             }
         }
         // SAFETY: all that `entry` points at is in the request, which stays in its slot until its last
-        // completion. Kept honest by `withdrawal.rs::a_dropped_future_leaves_its_slot`.
+        // completion, or the time of the alarm, which is in a box of the driver's. Kept honest by
+        // `withdrawal.rs::a_dropped_future_leaves_its_slot` and `guest.rs::a_timer_wakes_the_host`.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the submission queue was emptied by an enter");
     }
@@ -279,7 +300,7 @@ impl Uring {
         self.ground.budget.turn();
         self.look_at_the_budget(requests);
         self.top_up();
-        if !self.bell_armed {
+        if !self.bell_armed && self.ground.bed == Bed::Own {
             self.bell_armed = true;
             let bell = types::Fd(self.bell.as_fd().as_raw_fd());
             self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
@@ -331,6 +352,72 @@ impl Uring {
         self.careful = overdrawn;
     }
 
+    /// Looks at memory that the kernel writes, without a system call.
+    pub(crate) fn look(&mut self) -> bool {
+        let submission = self.ring.submission();
+        let told = submission.taskrun() || submission.cq_overflow();
+        drop(submission);
+        told || !self.ring.completion().is_empty()
+    }
+
+    // -- in a foreign bed -------------------------------------------------------------------------------
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+        let first = self.first(first);
+        if let Some(moment) = first.filter(|_| self.alarm.is_late_for(first)) {
+            self.set_alarm(moment)?;
+        }
+        self.ring.completion().enable_eventfd();
+        sys::counter_drain(self.bell.as_fd());
+        // What came before the drain has left a mark in the ring: the kernel marks first and rings then.
+        fence(Ordering::SeqCst);
+        Ok(self.look() || !self.silent.is_empty() || !self.ring.submission().is_empty())
+    }
+
+    /// While turns are taken nobody need be told, which spares the kernel a write for each enter.
+    ///
+    /// Only where an atomic operation is a barrier too. Elsewhere the kernel may look whether it is to ring
+    /// before its mark can be seen, while we look for the mark before it can see that it is to ring, and the
+    /// host would sleep over a message.
+    pub(crate) fn rise(&mut self) {
+        if cfg!(any(target_arch = "x86", target_arch = "x86_64")) {
+            self.ring.completion().disable_eventfd();
+        }
+    }
+
+    pub(crate) fn wants_a_turn(&mut self, first: Option<Instant>) -> bool {
+        self.alarm.is_late_for(first) || !self.ring.submission().is_empty()
+    }
+
+    fn set_alarm(&mut self, moment: Instant) -> io::Result<()> {
+        // Never zero, which the kernel would take for a mistake.
+        let time = moment.saturating_duration_since(self.ground.clock.now()).max(Duration::from_nanos(1));
+        *self.alarm_time = Timespec::from(time);
+        let entry = if self.alarm.is_set() {
+            // If it has gone off meanwhile this fails, and the turn that sees it go off sets it anew.
+            opcode::TimeoutUpdate::new(ALARM, &raw const *self.alarm_time).build().user_data(IGNORED)
+        } else {
+            opcode::Timeout::new(&raw const *self.alarm_time).build().user_data(ALARM)
+        };
+        self.push(entry);
+        self.alarm.set(moment);
+        self.enter(Sleep::Not)
+    }
+
+    fn first(&self, first: Option<Instant>) -> Option<Instant> {
+        if self.starved.is_empty() {
+            return first;
+        }
+        let retry = self.ground.clock.now() + STARVED_RETRY;
+        Some(first.map_or(retry, |first| first.min(retry)))
+    }
+
+    // -- entering and reaping ---------------------------------------------------------------------------
+
     fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let submission = self.ring.submission();
         let queued = submission.len() as u32;
@@ -375,9 +462,10 @@ impl Uring {
             match completion.user_data() {
                 IGNORED => {}
                 BELL => {
-                    sys::eventfd_drain(self.bell.as_fd());
+                    sys::counter_drain(self.bell.as_fd());
                     self.bell_armed = false;
                 }
+                ALARM => self.alarm.went_off(),
                 bits => self.bring_home(Token::from_bits(bits), &completion, requests, home),
             }
         }
