@@ -1,0 +1,321 @@
+//! Who lives in a simulated world: servers that do as they are asked, and the calls of their clients.
+//!
+//! They tell the model what they do and what they are told. They do not know what happens to them.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use ring::script::{Faults, STEPS_MAX, World};
+use ring::{Executor, Message, Reactor, Spawner};
+use seqpacket::{CallError, CallOptions, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions};
+
+use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities};
+
+/// What all parties of one world share.
+pub struct Setting {
+    pub world: World,
+    pub model: Rc<Model>,
+    /// Tasks of clients, and then of servers, that have not ended.
+    pub busy: Cell<usize>,
+    pub serving: Cell<usize>,
+    pub tiny: bool,
+    steps: Cell<u64>,
+}
+
+impl Setting {
+    /// Half of all worlds have small windows.
+    pub fn new(seed: u64, allowed: Allowed) -> Rc<Setting> {
+        let world = World::new(seed, Faults::NONE);
+        let (tiny, model) = (world.happens(500), Model::new(allowed));
+        let (busy, serving, steps) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        Rc::new(Setting { world, model, busy, serving, tiny, steps })
+    }
+
+    pub fn milliseconds(&self, below: usize) -> Duration {
+        Duration::from_millis(1 + self.world.below(below) as u64)
+    }
+
+    pub fn mailbox_options(&self) -> MailboxOptions {
+        if !self.tiny {
+            return MailboxOptions::default();
+        }
+        MailboxOptions {
+            calls: 1 + self.world.below(3) as u32,
+            bytes: 131_072 + self.world.below(20_000) as u32,
+            descriptors: 2 + self.world.below(3) as u32,
+            call_descriptors: 2,
+            granted_sessions: 1 + self.world.below(3),
+            grants: 1 + self.world.below(5),
+            ..MailboxOptions::default()
+        }
+    }
+
+    pub fn object_options(&self) -> ObjectOptions {
+        if !self.tiny {
+            return ObjectOptions::default();
+        }
+        ObjectOptions {
+            answer_descriptors: 2,
+            answer_descriptors_together: 1 + self.world.below(4),
+            ..ObjectOptions::default()
+        }
+    }
+}
+
+// The server.
+
+/// Where a server has its mailbox, until it is taken away.
+#[derive(Default)]
+pub struct Desk {
+    pub mailbox: Option<Mailbox>,
+    pub waker: Option<Waker>,
+}
+
+impl Desk {
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        self.waker = Some(context.waker().clone());
+        self.mailbox.as_ref().map_or(Poll::Ready(None), |mailbox| mailbox.poll_next(context))
+    }
+}
+
+/// Serves until nobody holds the object any more, or until told to stop.
+pub async fn serve(serving: Serving, reactor: Reactor, desk: Rc<RefCell<Desk>>, spawner: Spawner) {
+    let setting = Rc::clone(&serving.0);
+    while let Some(call) = poll_fn(|context| desk.borrow_mut().poll_next(context)).await {
+        spawner.spawn(handle(Rc::clone(&setting), reactor.clone(), call));
+    }
+}
+
+/// A server that has not seen the end; its death is one too.
+pub struct Serving(pub Rc<Setting>);
+
+impl Serving {
+    pub fn new(setting: &Rc<Setting>) -> Serving {
+        setting.serving.set(setting.serving.get() + 1);
+        Serving(Rc::clone(setting))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.serving.set(self.0.serving.get() - 1);
+    }
+}
+
+pub fn mark_and_verb(bytes: &[u8]) -> (u64, Verb) {
+    (u64::from_ne_bytes(bytes[..8].try_into().unwrap()), Verb::of_byte(bytes[8]))
+}
+
+pub async fn handle(setting: Rc<Setting>, reactor: Reactor, call: Incoming) {
+    let (bytes, mut descriptors, continuation) = call.into_parts();
+    let (mark, verb) = mark_and_verb(&bytes);
+    let model = &setting.model;
+    model.seen(mark, verb, &descriptors);
+    let answer = |descriptors: Vec<OwnedFd>| {
+        let mut bytes = mark.to_ne_bytes().to_vec();
+        // Some answers fill a packet, and do not go with others.
+        if setting.world.happens(100) {
+            bytes.resize(20_000 + setting.world.below(40_000), 0);
+        }
+        model.answered(mark, identities(&descriptors));
+        descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor)
+    };
+    match verb {
+        Verb::Echo => {
+            let _ = continuation.answer(answer(descriptors));
+        }
+        Verb::Make => {
+            let count = 1 + setting.world.below(2);
+            let _ = continuation.answer(answer((0..count).map(|_| identified().0).collect()));
+        }
+        Verb::Later => {
+            reactor.sleep(setting.milliseconds(10)).await;
+            if !continuation.is_cancelled() {
+                let _ = continuation.answer(answer(descriptors));
+            }
+        }
+        Verb::Drop => drop(continuation),
+        Verb::Refuse => continuation.refuse(),
+        Verb::Never => continuation.cancelled().await,
+        Verb::Forward => {
+            let object = Object::from_fd(&reactor, descriptors.remove(0)).unwrap();
+            let inner = call_as_model(&setting, &object, Verb::Make, Vec::new(), None);
+            if let Some(Ok(answered)) = inner.await {
+                model.passed_on(&identities(&answered));
+                let _ = continuation.answer(answer(answered));
+            }
+        }
+    }
+}
+
+// The clients.
+
+/// Makes a call and tells the model how it ended. Gives back the descriptors of its answer.
+pub async fn call_as_model(
+    setting: &Rc<Setting>,
+    object: &Object,
+    verb: Verb,
+    descriptors: Vec<OwnedFd>,
+    patience: Option<Duration>,
+) -> Option<Result<Vec<OwnedFd>, CallError>> {
+    let world = &setting.world;
+    let within = world.happens(150).then(|| setting.milliseconds(20));
+    // Nobody ends this one but its caller.
+    let within = if verb == Verb::Never { Some(setting.milliseconds(20)) } else { within };
+    let made = Made::new(&setting.model, verb, identities(&descriptors), within);
+    let mut bytes = made.mark.to_ne_bytes().to_vec();
+    bytes.push(verb.byte());
+    if world.happens(100) {
+        bytes.resize(20_000 + world.below(40_000), 0);
+    }
+    let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
+    let call = object.call_with(message, CallOptions { within, ..CallOptions::default() });
+    let result = match patience {
+        None => call.await,
+        Some(patience) => at_most(object.reactor(), patience, call).await?,
+    };
+    Some(made.ended(result))
+}
+
+/// Something of a client that has not ended; its death ends it too.
+pub struct Busy(pub Rc<Setting>);
+
+impl Busy {
+    pub fn new(setting: &Rc<Setting>) -> Busy {
+        setting.busy.set(setting.busy.get() + 1);
+        Busy(Rc::clone(setting))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.set(self.0.busy.get() - 1);
+    }
+}
+
+/// A server's process, its mailbox to take away, and where another can take over.
+pub struct Server {
+    pub party: Option<Party>,
+    pub desk: Rc<RefCell<Desk>>,
+    pub bound: Option<OwnedFd>,
+    pub address: OwnedFd,
+}
+
+impl Server {
+    pub fn start(setting: &Rc<Setting>) -> Server {
+        let (bound, address) = testing::packet_pair();
+        let mut server = Server { party: None, desk: Rc::default(), bound: Some(bound), address };
+        server.take_over(setting);
+        server
+    }
+
+    /// The process has died, and another serves the mailbox; unless that is gone for good.
+    pub fn take_over(&mut self, setting: &Rc<Setting>) {
+        let Some(bound) = &self.bound else { return };
+        let party = Party::join(&setting.world);
+        let bound = bound.try_clone().unwrap();
+        let mailbox = Mailbox::from_fd_with(party.reactor(), bound, setting.mailbox_options()).unwrap();
+        self.desk = Rc::new(RefCell::new(Desk { mailbox: Some(mailbox), waker: None }));
+        let (serving, reactor) = (Serving::new(setting), party.reactor().clone());
+        let serving = serve(serving, reactor, Rc::clone(&self.desk), party.0.spawner());
+        party.0.spawn(serving);
+        self.party = Some(party);
+    }
+
+    pub fn die(&mut self, world: &World) {
+        if let Some(party) = self.party.take() {
+            world.kill(party.reactor());
+            self.desk = Rc::default();
+        }
+    }
+
+    pub fn farewell(&mut self, setting: &Rc<Setting>, within: Option<Duration>) {
+        let Some(party) = &self.party else { return };
+        let Desk { mailbox, waker } = std::mem::take(&mut *self.desk.borrow_mut());
+        let Some(mailbox) = mailbox else { return };
+        self.bound = None;
+        if let Some(within) = within {
+            let serving = Serving::new(setting);
+            party.0.spawn(async move {
+                mailbox.leave(within).await;
+                drop(serving);
+            });
+        }
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    pub fn is_blameless(&self) {
+        if let Some(mailbox) = &self.desk.borrow().mailbox {
+            let violations = mailbox.violations();
+            assert_eq!(violations.malformed, 0, "something is malformed");
+            assert_eq!(violations.beyond_window, 0, "a caller thinks it has more room than it has");
+            assert_eq!(violations.unread, 0, "a caller that reads is said not to");
+        }
+    }
+}
+
+/// Two servers, of which the first is given the second's object to call, and their clients.
+pub struct Cast {
+    pub servers: [Server; 2],
+    pub clients: Vec<Option<Party>>,
+}
+
+impl Cast {
+    pub fn new(setting: &Rc<Setting>) -> Cast {
+        let servers = [Server::start(setting), Server::start(setting)];
+        Cast { servers, clients: Vec::new() }
+    }
+
+    /// The objects of both servers, for one client.
+    pub fn objects(&self, setting: &Setting, reactor: &Reactor) -> [Object; 2] {
+        self.servers.each_ref().map(|server| {
+            let address = server.address.try_clone().unwrap();
+            Object::from_fd_with(reactor, address, setting.object_options()).unwrap()
+        })
+    }
+
+    pub fn executors(&self) -> Vec<&Executor> {
+        let servers = self.servers.iter().filter_map(|server| server.party.as_ref());
+        servers.chain(self.clients.iter().flatten()).map(|party| &party.0).collect()
+    }
+
+    /// Somebody does something, or time passes. Servers that can be replaced are, sooner or later.
+    pub fn step(&mut self, setting: &Rc<Setting>) {
+        setting.steps.set(setting.steps.get() + 1);
+        assert!(setting.steps.get() < STEPS_MAX, "it goes round in circles: {:?}", setting.world);
+        let dead = self.servers.iter().filter(|server| server.party.is_none() && server.bound.is_some());
+        let waits = dead.count() > 0;
+        if waits && setting.world.happens(50) {
+            self.revive(setting);
+        }
+        if let Err(stuck) = setting.world.step(&self.executors()) {
+            assert!(waits, "{stuck}");
+            self.revive(setting);
+        }
+        self.servers.iter().for_each(Server::is_blameless);
+    }
+
+    fn revive(&mut self, setting: &Rc<Setting>) {
+        for server in self.servers.iter_mut().filter(|server| server.party.is_none()) {
+            server.take_over(setting);
+        }
+    }
+
+    /// Everybody goes, and the servers notice. Then all is counted.
+    pub fn finish(mut self, setting: &Rc<Setting>) {
+        self.clients.clear();
+        let (parties, desks): (Vec<_>, Vec<_>) =
+            self.servers.into_iter().map(|server| (server.party, server.desk)).unzip();
+        let parties: Vec<Party> = parties.into_iter().flatten().collect();
+        let executors: Vec<&Executor> = parties.iter().map(|party| &party.0).collect();
+        let served = setting.world.run(&executors, || setting.serving.get() == 0);
+        served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
+        drop(desks);
+        setting.model.over();
+    }
+}
