@@ -7,6 +7,10 @@
 //!   this crate.
 //! - [`PlainObject`]: one socket, any holder sends a message and the descriptor to answer on. No header, one
 //!   packet each way; twenty lines of any language with `sendmsg` can call one, serve one and pass one on.
+//!   Sides that have agreed on it use a pair [again](PlainObject::with_returned_pairs), or answer with
+//!   [as many packets](PlainObject::call_large) as it takes.
+//!
+//! And for whoever is only to be told something, [`make_socket`]: a descriptor that runs a callback.
 //!
 //! ```
 //! use ring::{Executor, Reactor};
@@ -95,6 +99,7 @@ mod error;
 mod incoming;
 mod large;
 mod mailbox;
+mod make_socket;
 mod object;
 mod pairs;
 mod parcel;
@@ -113,6 +118,7 @@ pub use error::{AnswerError, CallError, Part};
 pub use incoming::Incoming;
 pub use large::LARGE_ANSWER_BYTES_DEFAULT;
 pub use mailbox::{Grant, Mailbox, MailboxOptions, Next, Violations};
+pub use make_socket::{Listening, ListeningViolations, make_socket};
 pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
 };
