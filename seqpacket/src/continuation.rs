@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -57,6 +58,43 @@ impl Continuation {
     pub fn refuse(mut self) {
         self.over = true;
         self.session().refuse(self.number, RefusedReason::Refused);
+    }
+
+    /// The continuation as a descriptor, to hand to another process, which answers in this one's place: there
+    /// it is a [`PlainContinuation`](crate::PlainContinuation).
+    ///
+    /// The caller is sent the other end of the pair and waits there, with the same room, the same deadline
+    /// and the same right to withdraw, which whoever holds the descriptor can notice. For this session the
+    /// call has ended: its share of the windows is free, and the death of this process changes nothing.
+    /// The answer is one packet, 1 to 65,536 bytes and not more than the caller has
+    /// [room](Continuation::room) for; beyond that the caller is told
+    /// [`CallError::TooLarge`](crate::CallError::TooLarge), and whoever answered is not. Closing the descriptor
+    /// says that nobody will answer; a second answer is not looked at.
+    ///
+    /// Whoever has the descriptor answers in this server's name, and can pass it on. A copy kept hides the
+    /// death of whoever should answer. The [deadline](Continuation::deadline) does not travel with it.
+    ///
+    /// ```
+    /// # use ring::Message;
+    /// # use seqpacket::{AnswerError, Incoming, Object};
+    /// /// Lets the worker answer.
+    /// async fn hand_on(call: Incoming, worker: &Object) -> Result<(), AnswerError> {
+    ///     let (bytes, _descriptors, continuation) = call.into_parts();
+    ///     let errand = Message::new(bytes).with_descriptor(continuation.into_fd()?);
+    ///     // The worker says only that it has understood.
+    ///     let _ = worker.call(errand).await;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`AnswerError::OutOfDescriptors`]: there are none for a pair, and the caller is told
+    /// [`CallError::OutOfDescriptors`](crate::CallError::OutOfDescriptors). (Where too many of this user are
+    /// in flight the caller is told the same, later, and the descriptor is one whose caller has withdrawn.)
+    /// [`AnswerError::Gone`] and [`AnswerError::Withdrawn`] as in [`answer`](Continuation::answer).
+    pub fn into_fd(mut self) -> Result<OwnedFd, AnswerError> {
+        self.over = true;
+        self.session().hand_on(self.number)
     }
 
     /// Whether the caller has withdrawn the call, or is gone, or its [deadline](Continuation::deadline) has

@@ -212,6 +212,10 @@ pub enum AnswerError {
     /// [`CallError::Dropped`].
     #[error("an empty answer cannot be told from the end of file")]
     Empty,
+    /// No descriptors left for the pair over which somebody else would
+    /// [answer](crate::Continuation::into_fd). The caller is told [`CallError::OutOfDescriptors`].
+    #[error("out of descriptors to hand the call on")]
+    OutOfDescriptors,
 }
 
 #[cfg(test)]

@@ -8,11 +8,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
+use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, ReceiveError, Received, Socket};
 
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
@@ -352,6 +354,27 @@ impl Session {
         Ok(())
     }
 
+    /// Somebody else will answer, who has the far end that this gives back.
+    pub(crate) fn hand_on(&self, number: u32) -> Result<OwnedFd, AnswerError> {
+        if self.state.borrow().over {
+            self.finish(number);
+            return Err(AnswerError::Gone);
+        }
+        if self.is_withdrawn(number) {
+            self.refuse(number, RefusedReason::Cancelled);
+            return Err(AnswerError::Withdrawn);
+        }
+        let Ok((near, far)) = pair(self.reactor()) else {
+            self.refuse(number, RefusedReason::OutOfDescriptors);
+            return Err(AnswerError::OutOfDescriptors);
+        };
+        // If the near end cannot be sent it is closed, and so is the far end for whoever has it.
+        let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
+        self.say(&[&Header::elsewhere(number).encode()], vec![Fd::made_here(near)], Some(instead));
+        self.finish(number);
+        Ok(far)
+    }
+
     /// Nobody will answer.
     pub(crate) fn drop_call(&self, number: u32) {
         if self.is_withdrawn(number) {
@@ -469,6 +492,13 @@ pub(crate) struct Taken {
     /// When its caller gives up, if it has said.
     pub(crate) deadline: Option<Instant>,
     pub(crate) parcel: Parcel,
+}
+
+/// Two ends to give away.
+fn pair(reactor: &Reactor) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
+    let near = near.into_fd().map_err(|_| io::Error::other("a fresh socket is in use"))?;
+    Ok((near, far))
 }
 
 /// Lets everybody else have a turn.

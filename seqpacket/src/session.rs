@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use imc::{ConnectError, SocketAddress};
+use imc::{ConnectError, ConnectedSocket, SocketAddress};
 use ring::{Companion, Fd, Message, Reactor, ReceiveError, Received, SendError, Sending, Socket};
 use slab::Slab;
 
@@ -137,6 +137,8 @@ enum Stage {
     Sent(UnderWay),
     /// The caller is gone; the number is not free before its final frame.
     Withdrawn(UnderWay),
+    /// For the session it has ended: somebody answers over a socket of its own.
+    Elsewhere(Elsewhere),
     Done(Result<Parcel, CallError>),
 }
 
@@ -171,6 +173,13 @@ impl Asked {
             Asked::Grant => Some(Header::grant(number).into()),
         }
     }
+}
+
+/// Where a call is answered that the server has handed on.
+#[derive(Clone)]
+struct Elsewhere {
+    near: Rc<Socket>,
+    room: Size,
 }
 
 /// What is known of a call that was sent.
@@ -240,6 +249,11 @@ impl Session {
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.calls[key];
+        if let Stage::Elsewhere(elsewhere) = &slot.stage {
+            let elsewhere = elsewhere.clone();
+            drop(state);
+            return self.poll_elsewhere(key, &elsewhere, context);
+        }
         if let Stage::Done(_) = slot.stage {
             let Slot { stage, waker } = state.calls.remove(key);
             drop(state);
@@ -254,6 +268,35 @@ impl Session {
         Poll::Pending
     }
 
+    /// As a call of a plain object from here on: one packet, or the end of file.
+    fn poll_elsewhere(
+        &self,
+        key: usize,
+        elsewhere: &Elsewhere,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Parcel, CallError>> {
+        elsewhere.near.poll_receive(context).map(|received| {
+            let mut state = self.state.borrow_mut();
+            let slot = state.calls.remove(key);
+            state.awaited -= elsewhere.room.descriptors();
+            let woken = state.advance(&self.options);
+            drop(state);
+            drop(slot);
+            wake(woken);
+            match received {
+                Ok(packet) if packet.bytes().len() > elsewhere.room.bytes() => {
+                    Err(CallError::TooLarge(Part::Answer))
+                }
+                Ok(packet) => Ok(Parcel::whole(packet)),
+                // Longer than a packet, and so than any room.
+                Err(ReceiveError::Truncated(_)) => Err(CallError::TooLarge(Part::Answer)),
+                Err(ReceiveError::DescriptorsLost(_)) => Err(CallError::DescriptorsLost(Part::Answer)),
+                Err(ReceiveError::Io(error)) => Err(CallError::Io(error)),
+                Err(_) => Err(CallError::Dropped),
+            }
+        })
+    }
+
     pub(crate) fn withdraw(&self, key: usize) {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.calls[key];
@@ -266,6 +309,11 @@ impl Session {
                 state.sweep();
             }
             Stage::Done(_) => removed = Some(state.calls.remove(key).stage),
+            // The near end is private: whoever has the far end sees at once that it is dropped.
+            Stage::Elsewhere(Elsewhere { room, .. }) => {
+                removed = Some(state.calls.remove(key).stage);
+                state.awaited -= room.descriptors();
+            }
             Stage::Sent(under_way) => {
                 slot.stage = Stage::Withdrawn(under_way);
                 state.cancel(under_way.opening.header.number);
@@ -379,7 +427,8 @@ impl Session {
         for key in state.calls.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             let slot = &mut state.calls[key];
             let error = match &slot.stage {
-                Stage::Done(_) => continue,
+                // Whoever answers elsewhere does so without this session.
+                Stage::Done(_) | Stage::Elsewhere(_) => continue,
                 Stage::Queued(_) => unsent.unsent(),
                 Stage::Sent(_) => end.sent(),
                 Stage::Void | Stage::Withdrawn(_) => {
@@ -598,12 +647,47 @@ impl State {
             FromServer::Part { number, .. } => {
                 return Err(Malformed::Number { kind: Kind::Part, number });
             }
-            FromServer::Elsewhere { number, .. } => {
-                return Err(Malformed::Number { kind: Kind::Elsewhere, number });
+            FromServer::Elsewhere { number, missing } => {
+                let under_way = self.under_way(number, Kind::Elsewhere)?;
+                let near = self.near_end(under_way, missing, descriptors)?;
+                self.go_elsewhere(under_way, near, woken);
             }
             FromServer::Hello(_) => return Err(Malformed::WrongSide(Kind::Hello)),
         }
         Ok(())
+    }
+
+    /// The socket that came with an ELSEWHERE; `None` if it was lost on the way.
+    fn near_end(
+        &self,
+        under_way: UnderWay,
+        missing: u8,
+        descriptors: &mut Parcel,
+    ) -> Result<Option<Socket>, Malformed> {
+        if under_way.opening.header.kind == Kind::Grant {
+            return Err(Malformed::Elsewhere);
+        }
+        let Some(fd) = descriptors.take_descriptor().filter(|_| missing == 0) else { return Ok(None) };
+        let Phase::Open { socket, .. } = &self.phase else { unreachable!("frames come later") };
+        let near = ConnectedSocket::from_fd(socket.reactor(), fd).map_err(|_| Malformed::Elsewhere)?;
+        Ok(Some(near.into_socket()))
+    }
+
+    /// The end of a call for the session, and not for its caller.
+    fn go_elsewhere(&mut self, under_way: UnderWay, near: Option<Socket>, woken: &mut Vec<Waker>) {
+        let key = under_way.opening.header.number as usize;
+        let Some(near) = near else {
+            return self.finish(under_way, Err(CallError::DescriptorsLost(Part::Answer)), woken);
+        };
+        // Dropped if nobody wants it any more, which whoever would answer sees at once.
+        near.set_private(true);
+        self.finish(under_way, Err(CallError::Dropped), woken);
+        let Some(slot) = self.calls.get_mut(key) else { return };
+        let room = under_way.opening.answer();
+        near.set_descriptors_max(room.descriptors());
+        // What it may bring is still to come.
+        self.awaited += room.descriptors();
+        slot.stage = Stage::Elsewhere(Elsewhere { near: Rc::new(near), room });
     }
 
     /// A call that awaits its final frame.

@@ -109,6 +109,8 @@ fn malformed_by_servers() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a second hello", Hello::default().frame().to_vec(), 0),
         ("a credit that shrinks", smaller.frame().to_vec(), 0),
         ("two goodbyes", [goodbye.clone(), goodbye].concat(), 0),
+        ("elsewhere, which is no socket", bare(Header::elsewhere(0)), 1),
+        ("elsewhere for nobody", bare(Header::elsewhere(9)), 1),
         ("a call", call(0, b"", 0), 0),
         ("a cancel", bare(Header::cancel(0)), 0),
         ("a grant", bare(Header::grant(0)), 0),
