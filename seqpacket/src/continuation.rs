@@ -68,8 +68,8 @@ impl Continuation {
     /// call has ended: its share of the windows is free, and the death of this process changes nothing.
     /// The answer is one packet, 1 to 65,536 bytes and not more than the caller has
     /// [room](Continuation::room) for; beyond that the caller is told
-    /// [`CallError::TooLarge`](crate::CallError::TooLarge), and whoever answered is not. Closing the descriptor
-    /// says that nobody will answer; a second answer is not looked at.
+    /// [`CallError::TooLarge`](crate::CallError::TooLarge), and whoever answered is not. Closing the
+    /// descriptor says that nobody will answer; a second answer is not looked at.
     ///
     /// Whoever has the descriptor answers in this server's name, and can pass it on. A copy kept hides the
     /// death of whoever should answer. The [deadline](Continuation::deadline) does not travel with it.

@@ -196,9 +196,11 @@ pub enum AnswerError {
     /// [`CallError::TooLarge`], or of a plain object [`CallError::Dropped`].
     #[error("the answer is larger than the caller has room for")]
     TooLarge,
-    /// Too many descriptors of this user are in flight for those of the answer. Only
-    /// [`try_answer`](crate::PlainContinuation::try_answer) says so, and
-    /// [`answer_large`](crate::PlainContinuation::answer_large).
+    /// Too many descriptors of this user are in flight for those of the answer: said by
+    /// [`try_answer`](crate::PlainContinuation::try_answer) and
+    /// [`answer_large`](crate::PlainContinuation::answer_large). Or there are none left for the pair over
+    /// which somebody else would [answer](crate::Continuation::into_fd); then the caller is told
+    /// [`CallError::OutOfDescriptors`].
     #[error("out of descriptors for the answer")]
     OutOfDescriptors,
     /// The caller's queue is full. Only [`try_answer`](crate::PlainContinuation::try_answer) says so.
@@ -212,10 +214,6 @@ pub enum AnswerError {
     /// [`CallError::Dropped`].
     #[error("an empty answer cannot be told from the end of file")]
     Empty,
-    /// No descriptors left for the pair over which somebody else would
-    /// [answer](crate::Continuation::into_fd). The caller is told [`CallError::OutOfDescriptors`].
-    #[error("out of descriptors to hand the call on")]
-    OutOfDescriptors,
 }
 
 #[cfg(test)]
