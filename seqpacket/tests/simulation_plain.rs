@@ -1,0 +1,272 @@
+//! Worlds of plain objects: shared ends, continuations that travel to a third party, withdrawals and deaths.
+//!
+//! The model is that of the worlds with sessions; what a loss of descriptors leads to is another matter here,
+//! since a call that has lost some is dropped whole.
+#![allow(clippy::unwrap_used)]
+
+mod worlds;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use ring::script::{Faults, World};
+use ring::{Executor, Message, Reactor, Spawner};
+use seqpacket::{PlainContinuation, PlainIncoming, PlainMailbox, PlainObject};
+use testing::{Census, in_own_process};
+use worlds::cast::{Busy, Serving, Setting};
+use worlds::*;
+
+// Servers.
+
+/// Which of the two a server is.
+#[derive(Clone)]
+enum Role {
+    /// Does as it is asked; what is to be forwarded, this one answers.
+    Asked(PlainObject),
+    /// Answers for others, on what it is given.
+    Answers,
+}
+
+async fn serve(serving: Serving, mailbox: PlainMailbox, role: Role, spawner: Spawner) {
+    while let Some(call) = mailbox.next().await {
+        let (setting, reactor) = (Rc::clone(&serving.0), mailbox.reactor().clone());
+        match role.clone() {
+            Role::Asked(other) => spawner.spawn(handle(setting, reactor, other, call)),
+            Role::Answers => spawner.spawn(answer_for_another(setting, reactor, call)),
+        };
+    }
+}
+
+fn mark_and_verb(bytes: &[u8]) -> (u64, Verb) {
+    (u64::from_ne_bytes(bytes[..8].try_into().unwrap()), Verb::of_byte(bytes[8]))
+}
+
+fn answer(setting: &Setting, mark: u64, descriptors: Vec<OwnedFd>) -> Message {
+    setting.model.answered(mark, identities(&descriptors));
+    descriptors.into_iter().fold(Message::new(mark.to_ne_bytes()), Message::with_descriptor)
+}
+
+async fn handle(setting: Rc<Setting>, reactor: Reactor, other: PlainObject, call: PlainIncoming) {
+    let (bytes, descriptors, continuation) = call.into_parts();
+    let (mark, verb) = mark_and_verb(&bytes);
+    setting.model.seen(mark, verb, &descriptors);
+    match verb {
+        Verb::Echo => continuation.answer(answer(&setting, mark, descriptors)).unwrap(),
+        Verb::Make => continuation.answer(answer(&setting, mark, vec![identified().0])).unwrap(),
+        Verb::Later => {
+            reactor.sleep(setting.milliseconds(10)).await;
+            if !continuation.is_cancelled() {
+                continuation.answer(answer(&setting, mark, descriptors)).unwrap();
+            }
+        }
+        Verb::Never => continuation.cancelled().await,
+        Verb::Forward => {
+            let Ok(fd) = continuation.into_fd() else { return };
+            let message = Message::new(bytes).with_descriptor(fd);
+            // Of how this call ends nobody is told: whoever made the other is.
+            let _ = other.call(message).await;
+        }
+        Verb::Drop | Verb::Refuse => drop(continuation),
+    }
+}
+
+/// The argument is the continuation of somebody else's call.
+async fn answer_for_another(setting: Rc<Setting>, reactor: Reactor, mut call: PlainIncoming) {
+    let (mark, _) = mark_and_verb(call.bytes());
+    let continuation = PlainContinuation::from_fd(&reactor, call.take_descriptor().unwrap()).unwrap();
+    if setting.world.happens(300) {
+        reactor.sleep(setting.milliseconds(5)).await;
+    }
+    continuation.answer(answer(&setting, mark, vec![identified().0])).unwrap();
+    let _ = call.answer("done");
+}
+
+/// A server's process, its mailbox, and the object.
+struct Server {
+    party: Option<Party>,
+    bound: Option<OwnedFd>,
+    object: OwnedFd,
+}
+
+impl Server {
+    fn new() -> Server {
+        let (bound, object) = testing::packet_pair();
+        Server { party: None, bound: Some(bound), object }
+    }
+
+    fn object(&self, reactor: &Reactor) -> PlainObject {
+        PlainObject::from_fd(reactor, self.object.try_clone().unwrap()).unwrap()
+    }
+
+    fn take_over(&mut self, setting: &Rc<Setting>, other: Option<&OwnedFd>) {
+        let Some(bound) = &self.bound else { return };
+        let party = Party::join(&setting.world);
+        let mailbox = PlainMailbox::from_fd(party.reactor(), bound.try_clone().unwrap()).unwrap();
+        let role = match other {
+            Some(fd) => Role::Asked(PlainObject::from_fd(party.reactor(), fd.try_clone().unwrap()).unwrap()),
+            None => Role::Answers,
+        };
+        party.0.spawn(serve(Serving::new(setting), mailbox, role, party.0.spawner()));
+        self.party = Some(party);
+    }
+}
+
+// Clients.
+
+async fn client(busy: Busy, object: PlainObject) {
+    let setting = &busy.0;
+    let world = &setting.world;
+    for _ in 0..1 + world.below(6) {
+        let verbs = [Verb::Echo, Verb::Make, Verb::Later, Verb::Drop, Verb::Never, Verb::Forward];
+        let verb = verbs[world.below(verbs.len())];
+        let descriptors: Vec<OwnedFd> = match verb {
+            Verb::Forward => Vec::new(),
+            _ => (0..world.below(3)).map(|_| identified().0).collect(),
+        };
+        let within = (verb == Verb::Never || world.happens(200)).then(|| setting.milliseconds(20));
+        let made = Made::new(&setting.model, verb, identities(&descriptors), within);
+        let bytes = [&made.mark.to_ne_bytes()[..], &[verb.byte()]].concat();
+        let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
+        let call = object.call(message);
+        let call = match within {
+            Some(time) => call.within(time),
+            None => call,
+        };
+        let result = match world.happens(200) {
+            true => at_most(object.reactor(), setting.milliseconds(6), call).await,
+            false => Some(call.await),
+        };
+        if let Some(result) = result {
+            let _ = made.ended(result);
+        }
+    }
+}
+
+// The world.
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deaths {
+    None,
+    /// Somebody's, and servers come back or not.
+    Some,
+}
+
+struct Cast {
+    servers: [Server; 2],
+    clients: Vec<Option<Party>>,
+}
+
+impl Cast {
+    fn revive(&mut self, setting: &Rc<Setting>) {
+        let [asked, answers] = &mut self.servers;
+        if asked.party.is_none() {
+            asked.take_over(setting, Some(&answers.object));
+        }
+        if answers.party.is_none() {
+            answers.take_over(setting, None);
+        }
+    }
+
+    fn executors(&self) -> Vec<&Executor> {
+        let servers = self.servers.iter().filter_map(|server| server.party.as_ref());
+        servers.chain(self.clients.iter().flatten()).map(|party| &party.0).collect()
+    }
+
+    fn step(&mut self, setting: &Rc<Setting>) {
+        let waits = self.servers.iter().any(|server| server.party.is_none() && server.bound.is_some());
+        if waits && setting.world.happens(50) {
+            self.revive(setting);
+        }
+        if let Err(stuck) = setting.world.step(&self.executors()) {
+            assert!(waits, "{stuck}");
+            self.revive(setting);
+        }
+    }
+
+    fn somebody_dies(&mut self, world: &World) {
+        if world.happens(600) {
+            let server = &mut self.servers[world.below(2)];
+            if let Some(party) = server.party.take() {
+                party.die(world);
+            }
+            if world.happens(300) {
+                server.bound = None;
+            }
+        } else {
+            let client = world.below(self.clients.len());
+            if let Some(party) = self.clients[client].take() {
+                party.die(world);
+            }
+        }
+        world.stir();
+    }
+}
+
+fn live(seed: u64, faults: Faults, deaths: Deaths, tally: &mut Tally) {
+    let census = Census::take();
+    let shortages = faults.out_of_descriptors > 0;
+    let gone = deaths == Deaths::Some;
+    let setting = Setting::new(seed, Allowed { gone, dropped: gone || shortages, shortages });
+    let world = &setting.world;
+    let mut cast = Cast { servers: [Server::new(), Server::new()], clients: Vec::new() };
+    cast.revive(&setting);
+    for _ in 0..1 + world.below(3) {
+        let party = Party::join(world);
+        // The tasks of a client share the object; the clients share the socket.
+        let object = cast.servers[0].object(party.reactor());
+        for _ in 0..1 + world.below(4) {
+            party.0.spawn(client(Busy::new(&setting), object.clone()));
+        }
+        cast.clients.push(Some(party));
+    }
+    world.set_faults(faults);
+    let mut left = if deaths == Deaths::Some { 1 + world.below(3) } else { 0 };
+    while setting.busy.get() > 0 {
+        if left > 0 && world.happens(10) {
+            left -= 1;
+            cast.somebody_dies(world);
+        }
+        cast.step(&setting);
+    }
+    cast.clients.clear();
+    let parties = cast.servers.map(|server| server.party);
+    let executors: Vec<&Executor> = parties.iter().flatten().map(|party| &party.0).collect();
+    // The first sees that its callers are gone; then nobody can ask the second any more.
+    let served = world.run(&executors, || setting.serving.get() == 0);
+    served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
+    drop(executors);
+    drop(parties);
+    setting.model.over();
+    tally.add(&setting.model);
+    drop(setting);
+    census.unchanged();
+}
+
+fn worlds(first: u64, faults: Faults, deaths: Deaths, ends: &[&str]) {
+    let mut tally = Tally::default();
+    for_seeds(first, 400, |seed| live(seed, faults, deaths, &mut tally));
+    tally.has(ends);
+}
+
+in_own_process! {
+    fn without_faults_every_plain_call_has_its_answer() {
+        worlds(0, Faults::NONE, Deaths::None, &["answered", "dropped", "late", "forgotten"]);
+    }
+
+    /// An answer and the end right behind it is what every plain call sees.
+    fn what_no_program_should_notice_is_not_noticed_by_plain_calls() {
+        worlds(1_000_000, Faults::UNNOTICED, Deaths::None, &["answered", "dropped", "late"]);
+    }
+
+    fn whatever_runs_out_every_plain_call_ends_once() {
+        worlds(2_000_000, Faults::ALL, Deaths::None, &["answered", "dropped", "answer lost descriptors"]);
+    }
+
+    fn whoever_dies_every_plain_call_ends_once() {
+        worlds(3_000_000, Faults::UNNOTICED, Deaths::Some, &["answered", "dropped", "gone"]);
+    }
+
+    fn whoever_dies_in_a_world_of_shortages_every_plain_call_ends_once() {
+        worlds(4_000_000, Faults::ALL, Deaths::Some, &["answered", "dropped", "gone"]);
+    }
+}
