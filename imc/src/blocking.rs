@@ -349,7 +349,7 @@ impl BoundSocket {
                 Err(ReceiveError::Closed) => return Err(AcceptError::Gone),
                 Err(ReceiveError::Io(error)) => return Err(AcceptError::Io(error)),
                 Err(ReceiveError::DescriptorsLost(message)) => {
-                    Err(Violation::of_what_is_left(message.bytes(), message.descriptors()))
+                    Err(Violation::of_what_is_left(message.bytes(), CONNECT, message.descriptors()))
                 }
                 // Truncated, and so much longer than one byte.
                 Err(_) => Err(Violation::WrongMessage),

@@ -69,11 +69,12 @@ pub struct Who {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Violations {
-    /// Something else than the byte `c`.
+    /// Something else than the byte `c` (or, where [datagrams](crate::older::datagram) connect, than
+    /// nothing).
     pub wrong_message: u64,
-    /// A `c` without a descriptor.
+    /// A request without a descriptor.
     pub none: u64,
-    /// A `c` with more than one.
+    /// A request with more than one.
     pub several: u64,
     /// The descriptor was no socket, or O_PATH.
     pub not_a_socket: u64,
@@ -178,11 +179,11 @@ impl BoundSocket {
     /// What came, if it is a connection or the end; anything else is counted.
     fn admit(&self, received: Result<Received, ReceiveError>) -> Option<Result<Arrival, AcceptError>> {
         let judged = match received {
-            Ok(message) => self.judge(message),
+            Ok(message) => judge(self.reactor(), message, CONNECT),
             Err(ReceiveError::Closed) => return Some(Err(AcceptError::Gone)),
             Err(ReceiveError::Io(error)) => return Some(Err(AcceptError::Io(error))),
             Err(ReceiveError::DescriptorsLost(message)) => {
-                Err(Violation::of_what_is_left(message.bytes(), message.descriptors()))
+                Err(Violation::of_what_is_left(message.bytes(), CONNECT, message.descriptors()))
             }
             // Truncated, and so much longer than one byte.
             Err(_) => Err(Violation::WrongMessage),
@@ -197,20 +198,6 @@ impl BoundSocket {
                 None
             }
         }
-    }
-
-    /// What the message asks for, if it is a request. All other descriptors of it are closed with it.
-    fn judge(&self, mut message: Received) -> Result<Arrival, Violation> {
-        if message.bytes() != CONNECT {
-            return Err(Violation::WrongMessage);
-        }
-        if message.descriptors() > 1 {
-            return Err(Violation::Several);
-        }
-        let far = message.take_descriptor().ok_or(Violation::None)?;
-        let socket = fitness::connected(self.reactor(), far).map_err(Violation::Unfit)?;
-        let who = Who { credentials: known(message.credentials()), pidfd: message.take_pidfd() };
-        Ok(Arrival { socket: ConnectedSocket::new(socket), who })
     }
 
     /// Says `a` on a fresh connection, in a packet of its own.
@@ -299,6 +286,21 @@ impl fmt::Debug for BoundSocket {
     }
 }
 
+/// What the message asks for, if it is a request of these bytes. All other descriptors of it are closed with
+/// it.
+pub(crate) fn judge(reactor: &Reactor, mut message: Received, bytes: &[u8]) -> Result<Arrival, Violation> {
+    if message.bytes() != bytes {
+        return Err(Violation::WrongMessage);
+    }
+    if message.descriptors() > 1 {
+        return Err(Violation::Several);
+    }
+    let far = message.take_descriptor().ok_or(Violation::None)?;
+    let socket = fitness::connected(reactor, far).map_err(Violation::Unfit)?;
+    let who = Who { credentials: known(message.credentials()), pidfd: message.take_pidfd() };
+    Ok(Arrival { socket: ConnectedSocket::new(socket), who })
+}
+
 /// Why a message is no request.
 pub(crate) enum Violation {
     WrongMessage,
@@ -310,9 +312,9 @@ pub(crate) enum Violation {
 
 impl Violation {
     /// Of a message some of whose descriptors did not arrive.
-    pub(crate) fn of_what_is_left(bytes: &[u8], descriptors: usize) -> Violation {
+    pub(crate) fn of_what_is_left(bytes: &[u8], request: &[u8], descriptors: usize) -> Violation {
         match descriptors {
-            _ if bytes != CONNECT => Violation::WrongMessage,
+            _ if bytes != request => Violation::WrongMessage,
             0 | 1 => Violation::Lost,
             _ => Violation::Several,
         }

@@ -43,6 +43,17 @@ impl ConnectError {
     }
 }
 
+impl ConnectError {
+    /// A call of `connect` failed.
+    pub(crate) fn from_connect(error: io::Error) -> ConnectError {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Gone,
+            io::ErrorKind::WouldBlock => ConnectError::WouldBlock,
+            _ => ConnectError::from_pair(error),
+        }
+    }
+}
+
 impl From<SendError> for ConnectError {
     fn from(error: SendError) -> ConnectError {
         match error {

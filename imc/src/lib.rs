@@ -73,6 +73,7 @@ mod bound;
 mod connected;
 mod error;
 mod fitness;
+pub mod older;
 
 use std::io;
 

@@ -18,7 +18,7 @@ use crate::beside::Glance;
 use crate::driver::STARVED_RETRY;
 use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
-use crate::message::{Message, PACKET_BYTES_MAX, Received};
+use crate::message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
 use crate::op::{Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
@@ -167,6 +167,16 @@ impl Socket {
     /// Whether the socket listens.
     pub fn is_listening(&self) -> bool {
         sys::socket_option(self.as_fd(), SocketOption::Listening).is_ok_and(|listening| listening != 0)
+    }
+
+    /// Who was at the other end when this one was connected: of a connection that was accepted who called
+    /// `connect`, of the other end who called `listen`, of a pair who made it. Who sends *now* may be
+    /// somebody else.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn peer_credentials(&self) -> io::Result<Credentials> {
+        sys::peer_credentials(self.as_fd())
     }
 
     /// How many descriptors one message may bring: at most 253, 16 until told otherwise. What more a message

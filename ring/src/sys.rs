@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::fd::Kind;
+use crate::message::Credentials;
 
 /// Error numbers the rest of the crate tells apart.
 pub(crate) mod errno {
@@ -282,6 +283,17 @@ pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: `address` has the `length` bytes the kernel may write. Kept honest by
     // `socket.rs::connectedness_is_told`.
     check(unsafe { libc::getpeername(fd.as_raw_fd(), into, &raw mut length) }).is_ok()
+}
+
+/// Who was at the other end when the socket was connected.
+pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = mem::size_of::<libc::ucred>() as libc::socklen_t;
+    let (into, option) = ((&raw mut who).cast(), libc::SO_PEERCRED);
+    // SAFETY: `who` has the `length` bytes the kernel may write.
+    // Kept honest by `datagrams.rs::a_stream_knows_who_connected`.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, into, &raw mut length) })?;
+    Ok(Credentials { pid: who.pid, uid: who.uid, gid: who.gid })
 }
 
 // -- readiness ------------------------------------------------------------------------------------------

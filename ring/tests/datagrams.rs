@@ -217,6 +217,20 @@ on_each_driver! {
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }
 
+    fn a_stream_knows_who_connected(reactor: &Reactor) {
+        let name = name();
+        let listener = Socket::listen_abstract(reactor, &name, Kind::Stream, 5).unwrap();
+        settle(reactor, async {
+            let near = Socket::connect_abstract(reactor, &name, Kind::Stream).await.unwrap();
+            let far = listener.accept().await.unwrap();
+            for end in [&near, &far] {
+                let who = end.peer_credentials().unwrap();
+                assert_eq!(who.pid, std::process::id() as i32);
+                assert_eq!(who.uid, rustix::process::geteuid().as_raw());
+            }
+        });
+    }
+
     fn a_large_packet_is_received_whole(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let far = Socket::wrap(reactor, far).unwrap();
