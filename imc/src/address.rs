@@ -139,6 +139,15 @@ impl SocketAddress {
         self.socket.as_fd().try_clone_to_owned()
     }
 
+    /// Another handle to the same address, on the same reactor.
+    ///
+    /// # Errors
+    /// The kernel's: out of descriptors.
+    pub fn try_clone(&self) -> io::Result<SocketAddress> {
+        let socket = Socket::wrap(self.reactor(), self.share()?).map_err(io::Error::other)?;
+        Ok(SocketAddress { socket })
+    }
+
     /// The descriptor itself.
     ///
     /// # Errors

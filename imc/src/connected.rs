@@ -139,6 +139,17 @@ impl ConnectedSocket {
         self.socket
     }
 
+    /// The socket underneath, with nothing away and nothing arrived; a receive that is gone by then takes
+    /// nothing from those to come.
+    pub(crate) fn into_idle_socket(self) -> Result<Socket, ConnectedSocket> {
+        let reactor = self.reactor().clone();
+        let fd = self.into_fd()?;
+        // It was one a moment ago.
+        let socket = Socket::wrap(&reactor, fd).expect("a socket stays one");
+        socket.set_private(true);
+        Ok(socket)
+    }
+
     /// The reactor.
     pub fn reactor(&self) -> &Reactor {
         self.socket.reactor()

@@ -71,9 +71,13 @@ mod address;
 pub mod blocking;
 mod bound;
 mod connected;
+mod data_only;
 mod error;
 mod fitness;
+mod memory;
 pub mod older;
+mod typed;
+mod wire;
 
 use std::io;
 
@@ -82,7 +86,15 @@ use ring::{Kind, Reactor, Socket};
 pub use address::SocketAddress;
 pub use bound::{Arrival, BoundSocket, Violations, Who};
 pub use connected::ConnectedSocket;
+pub use data_only::DataOnlySocket;
 pub use error::{AcceptError, ConfirmError, ConnectError, WrapError};
+pub use memory::{FrozenMemory, MEMORY_BYTES_MAX, MEMORY_UNIT_BYTES, MemoryError, SharedMemory};
+pub use ring::shared_memory::{FrozenMapping, Mapping, WritableMapping};
+pub use typed::{
+    Capability, DATA_TRUNCATED, DESC_TRUNCATED, NACL_BYTES_MAX, NACL_DESCRIPTORS_MAX, NACL_PARTS_MAX,
+    PlainFile, Room, Truncated, TypedMessage, TypedReceiveError, TypedReceived, TypedSendError, TypedSocket,
+    TypedViolations,
+};
 
 /// The bytes of a request to connect, which come with exactly one descriptor.
 pub(crate) const CONNECT: &[u8; 1] = b"c";

@@ -53,6 +53,9 @@ impl Seals {
     /// The contents are for good, and so is everything else.
     pub const FROZEN: Seals = Seals { size: true, writes: true, new_writers: false, seals: true };
 
+    /// There will be no more seals, whatever there are.
+    pub const SETTLED: Seals = Seals { size: false, writes: false, new_writers: false, seals: true };
+
     fn from_kernel(bits: i32) -> Seals {
         let size = seal::SHRINK | seal::GROW;
         Seals {
