@@ -69,6 +69,15 @@ impl Incoming {
         session.is_of(&grant.mailbox) && session.client().address == grant.address
     }
 
+    /// The grant through which the caller attached, to tell callers apart or to take it back; `None` for those
+    /// who hold the object's first address, and when the mailbox is gone.
+    pub fn grant(&self) -> Option<Grant> {
+        let session = self.continuation.session();
+        let address = session.client().address;
+        let mailbox = session.mailbox().upgrade()?;
+        mailbox.is_grant(address).then(|| Grant { mailbox: Rc::downgrade(&mailbox), address })
+    }
+
     /// Who attached the session this came on, as the kernel told at that moment. Every holder of the session
     /// may have sent the call. Where the kernel did not tell (an attach queued before the mailbox was made
     /// from an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.

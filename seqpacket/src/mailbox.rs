@@ -139,6 +139,8 @@ struct State {
     addresses_ever: u64,
     /// How many of them clients have asked for.
     asked_for: usize,
+    /// What is remembered of each grant, so that what came of it can be taken back with it.
+    lineage: BTreeMap<u64, Descent>,
     sessions: Slab<Rc<Served>>,
     /// Sessions that have calls, in the order in which they are served.
     turn: VecDeque<usize>,
@@ -169,8 +171,22 @@ enum MadeFor {
     Everybody,
     /// The server has granted it.
     Holder,
-    /// A client has asked for it.
-    Client,
+    /// A client has asked for it, on a session through this address.
+    Client { through: u64, who: Credentials },
+}
+
+/// Where a grant comes from.
+struct Descent {
+    /// The grant through which it was asked for.
+    parent: Option<u64>,
+    /// The server has made it, and may take it back even if it has no holder any more.
+    ours: bool,
+}
+
+impl MadeFor {
+    fn is_for_client(self) -> bool {
+        matches!(self, MadeFor::Client { .. })
+    }
 }
 
 impl Mailbox {
@@ -282,6 +298,21 @@ impl Mailbox {
     pub fn grant_revocable(&self) -> io::Result<(OwnedFd, Grant)> {
         let (fd, address) = self.shared.grant(MadeFor::Holder)?;
         Ok((fd, Grant { mailbox: Rc::downgrade(&self.shared), address }))
+    }
+
+    /// The grants that are open: those that the server has made, and those that clients have asked for.
+    pub fn grants(&self) -> Vec<Grant> {
+        let state = self.shared.state.borrow();
+        let grants = state.addresses.iter().filter(|(_, address)| address.made_for != MadeFor::Everybody);
+        let handle = |address| Grant { mailbox: Rc::downgrade(&self.shared), address };
+        grants.map(|(address, _)| handle(*address)).collect()
+    }
+
+    /// Takes all grants back, as [`Grant::revoke`] does with one. Only those who have attached through the
+    /// object's first address keep their sessions, and who holds a copy of that can attach.
+    pub fn revoke_all(&self) {
+        let grants: Vec<u64> = self.shared.state.borrow().lineage.keys().copied().collect();
+        grants.into_iter().for_each(|grant| self.shared.revoke(grant));
     }
 
     /// Ends the object so that no call is in doubt: says goodbye to all clients, refuses what comes after
@@ -435,11 +466,32 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Takes the grant back: nobody attaches through it any more, and the sessions that were are ended at
-    /// once, with their calls and with answers that have not left. All other sessions notice nothing.
+    /// Takes the grant back, and with it all that was granted to those who have attached through it: nobody
+    /// attaches through them any more, and the sessions that were are ended at once, with their calls and
+    /// with answers that have not left. All other sessions notice nothing.
+    ///
+    /// It can be done from any task of this thread, also from a handler of the call of whoever loses it. To
+    /// let another process do it, serve an object whose handler does.
     pub fn revoke(&self) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             mailbox.revoke(self.address);
+        }
+    }
+
+    /// Whether nobody can attach through it any more: it was revoked, or all copies of its address are
+    /// closed, or the mailbox is gone.
+    pub fn is_closed(&self) -> bool {
+        let open = |mailbox: Rc<Shared>| mailbox.state.borrow().addresses.contains_key(&self.address);
+        !self.mailbox.upgrade().is_some_and(open)
+    }
+
+    /// Which client has asked for it; `None` if the server made it itself, or it is closed.
+    pub fn asked_by(&self) -> Option<Credentials> {
+        let mailbox = self.mailbox.upgrade()?;
+        let state = mailbox.state.borrow();
+        match state.addresses.get(&self.address)?.made_for {
+            MadeFor::Client { who, .. } => Some(who),
+            MadeFor::Everybody | MadeFor::Holder => None,
         }
     }
 
@@ -494,7 +546,19 @@ impl Shared {
 
     fn add_address(&self, number: u64, bound: Rc<BoundSocket>, made_for: MadeFor, companion: Companion) {
         let mut state = self.state.borrow_mut();
-        state.asked_for += usize::from(made_for == MadeFor::Client);
+        state.asked_for += usize::from(made_for.is_for_client());
+        let descent = match made_for {
+            MadeFor::Everybody => None,
+            MadeFor::Holder => Some(Descent { parent: None, ours: true }),
+            // What was asked for through the object's own address came of no grant.
+            MadeFor::Client { through, .. } => {
+                let parent = Some(through).filter(|through| state.lineage.contains_key(through));
+                Some(Descent { parent, ours: false })
+            }
+        };
+        if let Some(descent) = descent {
+            state.lineage.insert(number, descent);
+        }
         let address = Address { bound, made_for, sessions: 0, _companion: companion };
         state.addresses.insert(number, address);
     }
@@ -502,7 +566,8 @@ impl Shared {
     fn close_address(&self, number: u64) -> Option<Address> {
         let mut state = self.state.borrow_mut();
         let address = state.addresses.remove(&number)?;
-        state.asked_for -= usize::from(address.made_for == MadeFor::Client);
+        state.asked_for -= usize::from(address.made_for.is_for_client());
+        state.forget_grant(number);
         let mut woken = Vec::new();
         if state.addresses.is_empty() {
             woken = state.waiting.take_all();
@@ -522,18 +587,27 @@ impl Shared {
         Ok((fd, self.accept_from(bound, made_for)))
     }
 
-    pub(crate) fn grant_to_client(self: &Rc<Shared>) -> Result<OwnedFd, RefusedReason> {
+    pub(crate) fn grant_to_client(self: &Rc<Shared>, client: &Client) -> Result<OwnedFd, RefusedReason> {
         if self.state.borrow().asked_for >= self.options.grants {
             return Err(RefusedReason::Refused);
         }
-        self.grant(MadeFor::Client).map(|(fd, _)| fd).map_err(|_| RefusedReason::OutOfDescriptors)
+        let made_for = MadeFor::Client { through: client.address, who: client.credentials };
+        self.grant(made_for).map(|(fd, _)| fd).map_err(|_| RefusedReason::OutOfDescriptors)
     }
 
+    pub(crate) fn is_grant(&self, number: u64) -> bool {
+        self.state.borrow().lineage.contains_key(&number)
+    }
+
+    /// Closes a grant with all that came of it, and ends their sessions.
     fn revoke(&self, number: u64) {
-        drop(self.close_address(number));
-        for served in self.sessions_through(number) {
-            served.session().end();
-            self.detach(served.session());
+        let revoked = self.state.borrow().came_of(number);
+        for number in revoked {
+            drop(self.close_address(number));
+            for served in self.sessions_through(number) {
+                served.session().end();
+                self.detach(served.session());
+            }
         }
     }
 
@@ -556,7 +630,7 @@ impl Shared {
         let Some(address) = state.addresses.get(&number) else { return Poll::Ready(()) };
         let most = match address.made_for {
             MadeFor::Everybody => self.options.sessions,
-            MadeFor::Holder | MadeFor::Client => self.options.granted_sessions,
+            MadeFor::Holder | MadeFor::Client { .. } => self.options.granted_sessions,
         };
         if address.sessions < most && state.sessions.len() < self.options.sessions {
             return Poll::Ready(());
@@ -603,6 +677,7 @@ impl Shared {
         if let Some(address) = state.addresses.get_mut(&served.session().client().address) {
             address.sessions -= 1;
         }
+        state.forget_grant(served.session().client().address);
         let mut woken = state.crowd.take_all();
         if state.sessions.is_empty() {
             woken.append(&mut state.waiting.take_all());
@@ -638,6 +713,42 @@ impl Shared {
         let mut violations = self.violations.get();
         violations.not_attaching += count;
         self.violations.set(violations);
+    }
+}
+
+impl State {
+    /// A grant and all that were asked for through it.
+    fn came_of(&self, number: u64) -> Vec<u64> {
+        let mut all = vec![number];
+        // A grant has a higher number than the one that it came of.
+        for (grant, descent) in &self.lineage {
+            if descent.parent.is_some_and(|parent| all.contains(&parent)) {
+                all.push(*grant);
+            }
+        }
+        all
+    }
+
+    /// Forgets a grant that is closed and has no session; what came of it then came of its own parent.
+    /// Otherwise a client could lengthen the line without end: a grant through a grant through a grant.
+    fn forget_grant(&mut self, number: u64) {
+        let Some(descent) = self.lineage.get(&number) else { return };
+        let (parent, ours) = (descent.parent, descent.ours);
+        let attached = |served: &Rc<Served>| served.session().client().address == number;
+        let in_use =
+            self.addresses.contains_key(&number) || self.sessions.iter().any(|(_, served)| attached(served));
+        let mut children =
+            self.lineage.values_mut().filter(|descent| descent.parent == Some(number)).peekable();
+        // One that the server has made it may still take back.
+        if in_use || (ours && children.peek().is_some()) {
+            return;
+        }
+        children.for_each(|child| child.parent = parent);
+        self.lineage.remove(&number);
+        // That may have been all that came of it.
+        if let Some(parent) = parent {
+            self.forget_grant(parent);
+        }
     }
 }
 

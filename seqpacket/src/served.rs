@@ -140,6 +140,11 @@ impl Session {
         &self.client
     }
 
+    /// The mailbox it belongs to, while there is one.
+    pub(crate) fn mailbox(&self) -> &Weak<Shared> {
+        &self.mailbox
+    }
+
     pub(crate) fn is_of(&self, mailbox: &Weak<Shared>) -> bool {
         Weak::ptr_eq(&self.mailbox, mailbox)
     }
@@ -271,7 +276,7 @@ impl Session {
             return self.refuse(number, RefusedReason::Leaving);
         }
         let granted = match self.mailbox.upgrade() {
-            Some(mailbox) => mailbox.grant_to_client(),
+            Some(mailbox) => mailbox.grant_to_client(&self.client),
             None => Err(RefusedReason::Leaving),
         };
         match granted {

@@ -141,6 +141,16 @@ impl SharedMailbox {
         self.mailbox.grant_revocable()
     }
 
+    /// The grants of this worker that are open. See [`Mailbox::grants`].
+    pub fn grants(&self) -> Vec<Grant> {
+        self.mailbox.grants()
+    }
+
+    /// Takes all grants of this worker back. See [`Mailbox::revoke_all`].
+    pub fn revoke_all(&self) {
+        self.mailbox.revoke_all();
+    }
+
     /// Ends this worker's part so that no call is in doubt: its clients attach to others with their next
     /// call. See [`Mailbox::leave`].
     pub async fn leave(self, within: Duration) {
