@@ -69,8 +69,8 @@ impl Incoming {
         session.is_of(&grant.mailbox) && session.client().address == grant.address
     }
 
-    /// The grant through which the caller attached, to tell callers apart or to take it back; `None` for those
-    /// who hold the object's first address, and when the mailbox is gone.
+    /// The grant through which the caller attached, to tell callers apart or to take it back; `None` for
+    /// those who hold the object's first address, and when the mailbox is gone.
     pub fn grant(&self) -> Option<Grant> {
         let session = self.continuation.session();
         let address = session.client().address;
