@@ -66,6 +66,8 @@ mod guest;
 pub mod inherit;
 mod message;
 mod name;
+#[cfg(feature = "tokio")]
+mod on_tokio;
 mod op;
 mod reactor;
 mod remote;
@@ -93,6 +95,8 @@ pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard, is_unix_so
 pub use guest::{AfterTurn, Guest, ROUNDS_MAX};
 pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use name::{AbstractName, NAME_BYTES_MAX};
+#[cfg(feature = "tokio")]
+pub use on_tokio::{HostError, OnTokio};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
 pub use remote::Remote;
 pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
