@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use ring::Reactor;
 use testing::on_each_driver;
@@ -52,6 +54,49 @@ on_each_driver! {
         }
     }
 
+    fn one_loop_serves_a_clock_and_a_guest(_reactor: &Reactor) {
+        let shown = succeeds("guest_epoll", &[]);
+        assert!(shown.contains("the guest was told: ONE LOOP SERVES BOTH\n"), "{shown}");
+        assert!(shown.contains("the clock ticked, too: true\n"), "{shown}");
+    }
+
+    fn objects_are_called_in_tasks_of_tokio(_reactor: &Reactor) {
+        let shown = succeeds("guest_tokio", &[]);
+        assert!(shown.contains("hello task 0, hello task 1,"), "{shown}");
+        assert!(shown.contains("a slow call was given up by tokio's clock\n"), "{shown}");
+    }
+
+    fn handlers_of_http_call_objects(_reactor: &Reactor) {
+        let shown = succeeds("http", &[]);
+        assert!(shown.contains("GET /sum/2/40: HTTP/1.1 200 OK: 42\n"), "{shown}");
+        assert!(shown.contains("GET /sum/two/forty: HTTP/1.1 400 Bad Request: "), "{shown}");
+        assert!(shown.contains("GET /elsewhere: HTTP/1.1 404 Not Found: "), "{shown}");
+    }
+
+    /// One connection asks several times, as browsers do.
+    fn a_real_client_asks_over_http(_reactor: &Reactor) {
+        let mut server = Server::start("http", &["127.0.0.1:0"]);
+        let address = server.line_after("listening on ");
+        let mut connection = TcpStream::connect(&address).unwrap();
+        let mut answers = BufReader::new(connection.try_clone().unwrap());
+        for (numbers, sum) in [("1/2", "3"), ("20/22", "42"), ("7", "7")] {
+            write!(connection, "GET /sum/{numbers} HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+            assert_eq!(http_answer(&mut answers), ("HTTP/1.1 200 OK".to_owned(), format!("{sum}\n")));
+        }
+        drop((connection, answers));
+        // And several at a time.
+        let clients: Vec<_> = (0..8_u32)
+            .map(|number| {
+                let mut connection = TcpStream::connect(&address).unwrap();
+                write!(connection, "GET /sum/{number}/1 HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+                (connection, number)
+            })
+            .collect();
+        for (connection, number) in clients {
+            assert_eq!(http_answer(&mut BufReader::new(connection)).1, format!("{}\n", number + 1));
+        }
+    }
+
     fn a_number_of_calls_that_is_none_is_an_error(_reactor: &Reactor) {
         for arguments in [&["0"][..], &["many"], &["1", "2", "3"]] {
             let output = run("million_calls", arguments);
@@ -59,6 +104,62 @@ on_each_driver! {
             assert!(String::from_utf8_lossy(&output.stderr).starts_with("million_calls: "), "{arguments:?}");
         }
     }
+}
+
+/// An example that goes on until it is killed, which dropping this does.
+struct Server {
+    process: Child,
+    shown: BufReader<ChildStdout>,
+}
+
+impl Server {
+    #[track_caller]
+    fn start(example: &str, arguments: &[&str]) -> Server {
+        let mut command = Command::new(examples().join(example));
+        command.args(arguments).env(ring::DRIVER_VARIABLE, testing::driver().to_string());
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let shown = BufReader::new(process.stdout.take().unwrap());
+        Server { process, shown }
+    }
+
+    /// What follows these words on the line that begins with them.
+    #[track_caller]
+    fn line_after(&mut self, words: &str) -> String {
+        let mut line = String::new();
+        while self.shown.read_line(&mut line).unwrap() > 0 {
+            if let Some(rest) = line.strip_prefix(words) {
+                return rest.trim_end().to_owned();
+            }
+            line.clear();
+        }
+        panic!("it ended without saying \"{words}\"");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The first line of an answer, and its body.
+#[track_caller]
+fn http_answer(from: &mut impl BufRead) -> (String, String) {
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        assert!(from.read_line(&mut line).unwrap() > 0, "the connection ended within an answer: {head:?}");
+        if line.trim_end().is_empty() {
+            break;
+        }
+        head.push(line.trim_end().to_ascii_lowercase());
+    }
+    let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    from.read_exact(&mut body).unwrap();
+    let status = head[0].replacen("http", "HTTP", 1).replace("ok", "OK");
+    (status, String::from_utf8(body).unwrap())
 }
 
 /// Runs an example on this body's driver. What it printed.

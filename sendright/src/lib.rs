@@ -37,7 +37,8 @@
 //! The package also builds a program of the same name (feature `program`): `sendright demo` shows a file
 //! service whose client has no file system, `sendright probe` says what this machine can do and which limits
 //! will bite, and `sendright echo` is something to talk to from another language. Who wants the library alone
-//! turns the default features off and asks for `uring` and `tracing` as needed.
+//! turns the default features off and asks for `uring` and `tracing` as needed, and for `tokio` to be a guest
+//! of a runtime (`ring::Guest::on_tokio`).
 //!
 //! It does not add anything to the libraries, wrap them or choose for you: no global reactor, no threads, no
 //! background work of its own.
