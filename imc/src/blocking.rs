@@ -92,8 +92,8 @@ impl SocketAddress {
         self.connect_until(Some(Instant::now()))
     }
 
-    /// Connects to an acceptor that [confirms](BoundSocket::set_confirming), and waits for that, but no longer
-    /// than `within` for everything together. Nothing on the wire tells whether an acceptor confirms.
+    /// Connects to an acceptor that [confirms](BoundSocket::set_confirming), and waits for that, but no
+    /// longer than `within` for everything together. Nothing on the wire tells whether an acceptor confirms.
     ///
     /// # Errors
     /// See [`ConfirmError`]. `Unconfirmed` brings the connection, which stays usable.
@@ -105,7 +105,7 @@ impl SocketAddress {
             Ok(_) => return Err(ConfirmError::Malformed),
             Err(ReceiveError::Deadline) => {
                 near.confirmation_due = true;
-                return Err(ConfirmError::Unconfirmed(near));
+                return Err(ConfirmError::Unconfirmed(Box::new(near)));
             }
             Err(ReceiveError::Closed) => return Err(ConfirmError::Gone),
             Err(ReceiveError::Io(error)) => return Err(ConfirmError::Io(error)),
@@ -149,7 +149,7 @@ pub enum ConfirmError {
     /// confirmed, or never. The connection inside is as usable as after a plain `connect`, and swallows a
     /// confirmation that comes later.
     #[error("the acceptor has not confirmed in time")]
-    Unconfirmed(ConnectedSocket),
+    Unconfirmed(Box<ConnectedSocket>),
     /// The request was sent, and the connection has ended without a confirmation: the acceptor died or
     /// dropped the request. Nothing but the request was sent.
     #[error("the connection ended before it was confirmed")]

@@ -1,5 +1,5 @@
-//! The replacement protocol without a reactor: against itself, against acceptors and clients on a reactor, and
-//! across processes.
+//! The replacement protocol without a reactor: against itself, against acceptors and clients on a reactor,
+//! and across processes.
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -127,7 +127,8 @@ in_own_process! {
     fn a_confirmation_that_comes_late_is_swallowed() {
         let (mut bound, address) = bound_socket().unwrap();
         bound.set_confirming(true);
-        let Err(ConfirmError::Unconfirmed(mut connection)) = address.connect_confirmed(SHORT) else { panic!() };
+        let error = address.connect_confirmed(SHORT).unwrap_err();
+        let ConfirmError::Unconfirmed(mut connection) = error else { panic!("{error}") };
         assert!(matches!(
             connection.receive_until(Some(Instant::now() + SHORT)),
             Err(ReceiveError::Deadline)

@@ -93,6 +93,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blocking;
 mod continuation;
 pub mod credit;
 mod error;

@@ -93,7 +93,7 @@ impl Default for ObjectOptions {
 
 impl ObjectOptions {
     /// With what is beyond the protocol's limits brought down to them.
-    fn within_limits(self) -> ObjectOptions {
+    pub(crate) fn within_limits(self) -> ObjectOptions {
         ObjectOptions {
             answer_bytes: self.answer_bytes.min(PAYLOAD_BYTES_MAX),
             answer_descriptors: self.answer_descriptors.min(DESCRIPTORS_MAX),

@@ -1,0 +1,224 @@
+//! Plain objects without a reactor: five system calls and what their rules add.
+//!
+//! It owns the object's end and one near end that is still to be closed. It never knows what a message means.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use imc::WrapError;
+use ring::blocking::{Inbox, Outgoing, ReceiveError, Socket};
+use ring::{SendError, WaitPolicy};
+
+use crate::blocking::Answer;
+use crate::error::{CallError, Part};
+use crate::plain::{PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX};
+
+/// The right to call a plain object, for programs without a reactor: see
+/// [`seqpacket::PlainObject`](crate::PlainObject).
+///
+/// ```
+/// use std::os::fd::OwnedFd;
+/// use seqpacket::blocking::PlainObject;
+///
+/// fn shout(object: OwnedFd) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+///     let shouter = PlainObject::from_fd(object)?;
+///     Ok(shouter.call("hello")?.into_bytes())
+/// }
+/// # use ring::{Executor, Reactor};
+/// # let (bound, address) = imc::blocking::bound_socket()?;
+/// # let (bound, address) = (bound.into_fd(), address.into_fd());
+/// # let server = std::thread::spawn(move || {
+/// #     let reactor = Reactor::new().unwrap();
+/// #     let mailbox = seqpacket::PlainMailbox::from_fd(&reactor, bound).unwrap();
+/// #     Executor::new(&reactor).block_on(async {
+/// #         while let Some(call) = mailbox.next().await {
+/// #             let louder = call.bytes().to_ascii_uppercase();
+/// #             let _ = call.answer(louder);
+/// #         }
+/// #     });
+/// # });
+/// # assert_eq!(shout(address)?, b"HELLO");
+/// # server.join().unwrap();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Each call makes a pair and gives its far end away. Its near end is closed at the beginning of the next
+/// call, when no descriptor of ours is in flight and the answerer has mostly closed the other one: closing it
+/// then is cheap.
+///
+/// `Send`, and for one thread at a time; others use a [duplicate](PlainObject::try_clone).
+pub struct PlainObject {
+    socket: Socket,
+    inbox: RefCell<Inbox>,
+    /// Of the last call.
+    spent: RefCell<Option<Socket>>,
+    answer_descriptors: Cell<usize>,
+}
+
+impl PlainObject {
+    /// From the descriptor that was received, or inherited.
+    ///
+    /// # Errors
+    /// Not a connected SEQPACKET socket. It has been closed.
+    pub fn from_fd(fd: OwnedFd) -> Result<PlainObject, WrapError> {
+        let socket = super::session::connected(fd)?;
+        // Others may hold this end too.
+        socket.set_private(false);
+        Ok(PlainObject {
+            socket,
+            inbox: RefCell::new(Inbox::new(WaitPolicy::Sleep)),
+            spent: RefCell::new(None),
+            answer_descriptors: Cell::new(ring::DESCRIPTORS_DEFAULT),
+        })
+    }
+
+    /// How to wait for answers: asleep, unless told otherwise.
+    pub fn set_wait_policy(&self, wait: WaitPolicy) {
+        *self.inbox.borrow_mut() = Inbox::new(wait);
+    }
+
+    /// How many descriptors an answer may bring: 16 unless told otherwise, at most 253. A larger one ends the
+    /// call with [`CallError::DescriptorsLost`]. For calls from now on.
+    pub fn set_answer_descriptors(&self, count: usize) {
+        self.answer_descriptors.set(count.min(ring::DESCRIPTORS_MAX));
+    }
+
+    /// Calls, and waits for the answer. From 1 to 65,536 bytes, and up to 252 argument descriptors; those
+    /// given are closed here once they are sent.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn call<'a>(&self, message: impl Into<Outgoing<'a>>) -> Result<Answer, CallError> {
+        self.begin_until(message.into(), None)?.finish()
+    }
+
+    /// As [`call`](PlainObject::call); withdraws the call when so much time has passed without an answer.
+    ///
+    /// # Errors
+    /// See [`CallError`]; [`Deadline`](CallError::Deadline) when the time is over.
+    pub fn call_within<'a>(
+        &self,
+        message: impl Into<Outgoing<'a>>,
+        within: Duration,
+    ) -> Result<Answer, CallError> {
+        self.begin_until(message.into(), Instant::now().checked_add(within))?.finish()
+    }
+
+    /// Sends a call without waiting for its answer. A full queue is waited for.
+    ///
+    /// # Errors
+    /// As [`call`](PlainObject::call), as far as it is known by now.
+    pub fn begin<'a>(&self, message: impl Into<Outgoing<'a>>) -> Result<PlainPending<'_>, CallError> {
+        self.begin_until(message.into(), None)
+    }
+
+    fn begin_until(
+        &self,
+        message: Outgoing<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<PlainPending<'_>, CallError> {
+        if message.bytes().is_empty() {
+            return Err(CallError::Malformed("an empty message cannot be told from the end of file"));
+        }
+        let arguments = message.descriptors().len();
+        if message.bytes().len() > PLAIN_BYTES_MAX || arguments > PLAIN_ARGUMENTS_MAX {
+            return Err(CallError::TooLarge(Part::Call));
+        }
+        drop(self.spent.take());
+        let (near, far) = Socket::pair().map_err(CallError::from_pair)?;
+        near.set_descriptors_max(self.answer_descriptors.get());
+        let sent = if arguments == 0 {
+            self.socket.send(&[message.bytes()], &[&far], deadline)
+        } else {
+            let given = message.descriptors().iter().map(AsFd::as_fd);
+            let all: Vec<BorrowedFd<'_>> = given.chain([far.as_fd()]).collect();
+            self.socket.send(&[message.bytes()], &all, deadline)
+        };
+        sent.map_err(|error| match error {
+            SendError::WouldBlock => CallError::Deadline,
+            error => CallError::from_send(error),
+        })?;
+        // `far` and what was given close here: a copy kept would hide the answerer's death.
+        Ok(PlainPending { object: self, near: Some(near), deadline })
+    }
+
+    /// A duplicate of the descriptor, for another holder.
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone_fd()
+    }
+
+    /// Another handle on the same object, for another thread.
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn try_clone(&self) -> io::Result<PlainObject> {
+        let clone = PlainObject::from_fd(self.share()?).map_err(io::Error::other)?;
+        clone.answer_descriptors.set(self.answer_descriptors.get());
+        Ok(clone)
+    }
+}
+
+impl fmt::Debug for PlainObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PlainObject").field(&self.socket.as_fd()).finish()
+    }
+}
+
+/// A call of a plain object that was sent. Dropping it withdraws the call, which the answerer can notice.
+#[must_use = "dropping a call withdraws it"]
+pub struct PlainPending<'a> {
+    object: &'a PlainObject,
+    near: Option<Socket>,
+    deadline: Option<Instant>,
+}
+
+impl PlainPending<'_> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn finish(mut self) -> Result<Answer, CallError> {
+        let near = self.near.take().expect("held until the call is over");
+        if !near.is_of_this_process() {
+            // Begun by our parent, who has the answer.
+            return Err(CallError::Dropped);
+        }
+        let mut inbox = self.object.inbox.borrow_mut();
+        let answer = answer_from(inbox.receive(&near, self.deadline));
+        drop(inbox);
+        if answer.is_ok() {
+            *self.object.spent.borrow_mut() = Some(near);
+        }
+        answer
+    }
+}
+
+impl fmt::Debug for PlainPending<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PlainPending")
+    }
+}
+
+/// What came over a near end.
+pub(super) fn answer_from(
+    received: Result<ring::blocking::Received<'_>, ReceiveError>,
+) -> Result<Answer, CallError> {
+    match received {
+        Ok(mut received) => {
+            let descriptors = received.take_descriptors();
+            Ok(Answer::new(received.bytes().to_vec(), descriptors))
+        }
+        Err(ReceiveError::Closed) => Err(CallError::Dropped),
+        Err(ReceiveError::Deadline) => Err(CallError::Deadline),
+        Err(ReceiveError::Truncated(_)) => Err(CallError::Truncated),
+        Err(ReceiveError::DescriptorsLost(_)) => Err(CallError::DescriptorsLost(Part::Answer)),
+        Err(ReceiveError::Io(error)) => Err(CallError::Io(error)),
+        Err(_) => Err(CallError::Dropped),
+    }
+}
