@@ -31,7 +31,7 @@
 //! | the same on a guest | in the loop of its host | the same |
 //! | [`blocking::Object`](Object) | where it is called | by [`call_many`](Object::call_many) |
 //!
-//! - A reactor of its own ([`ring::Reactor`]) is for programs whose main loop is ours to have, and for servers.
+//! - A reactor of its own ([`ring::Reactor`]) is for servers, and programs whose main loop is ours to have.
 //! - A guest is for programs that have a loop: epoll, tokio, a toolkit's.
 //! - A blocking object is for programs without one: command lines, threads, libraries in somebody else's
 //!   process, and whoever waits for one answer and nothing else.
@@ -44,8 +44,8 @@
 //! Handles are `Send` and belong to one thread at a time. Give each thread its own
 //! ([`Object::try_clone`]): it has a session of its own, and nobody waits for anybody. No lock is taken, no
 //! thread is started (but for closing a stranger's descriptor that may be slow, see [`ring::discard`]), no
-//! signal handler is installed, SIGPIPE is never raised, and nothing is global but one page by which a fork is
-//! noticed ([`ring::fork`]). So a library can use this in a process that it does not own.
+//! signal handler is installed, SIGPIPE is never raised, and nothing is global but one page by which a fork
+//! is noticed ([`ring::fork`]). So a library can use this in a process that it does not own.
 //!
 //! # Forks
 //!

@@ -1,8 +1,8 @@
 //! The client's side of a session without a reactor: numbers, windows, parts and outcomes.
 //!
 //! A caller owns what is known of each call, and the session if there is one. Whoever waits for one call
-//! reads for all of them. Each number ends once: with its final frame, or with the session. It never knows what a
-//! message means.
+//! reads for all of them. Each number ends once: with its final frame, or with the session. It never knows
+//! what a message means.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
