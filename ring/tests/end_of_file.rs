@@ -9,33 +9,14 @@ use std::sync::mpsc;
 use std::thread;
 
 use ring::{Kind, Reactor, ReceiveError, Socket};
-use testing::{ends, helper, on_each_driver, settle, start_helper, turn};
+use testing::{ends, helper, on_each_driver, on_each_driver_and_seed, settle, start_helper, turn};
 
 fn assert_closed(reactor: &Reactor, near: &Socket) {
     let end = settle(reactor, near.receive());
     assert!(matches!(end, Err(ReceiveError::Closed)), "{end:?}");
 }
 
-on_each_driver! {
-    /// They look like the end of file, and any holder of the far end can send them.
-    fn a_thousand_empty_packets_then_a_message(reactor: &Reactor) {
-        for streams in [false, true] {
-            let (near, far) = ends(reactor, streams);
-            let sender = thread::spawn(move || {
-                let (reader, _writer) = std::io::pipe().unwrap();
-                for number in 0..1000 {
-                    let with = [reader.as_fd()];
-                    testing::send_packet(&far, b"", &with[..number % 2]).unwrap();
-                }
-                testing::send_packet(&far, b"after all", &[]).unwrap();
-            });
-            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
-            assert_closed(reactor, &near);
-            sender.join().unwrap();
-        }
-        assert_eq!(reactor.stats().empty_packets, 2000);
-    }
-
+on_each_driver_and_seed! {
     /// Also those that were sent before anybody received, when nobody had asked for credentials.
     fn empty_packets_from_before_the_first_receive_are_not_the_end(reactor: &Reactor) {
         for streams in [false, true] {
@@ -48,43 +29,6 @@ on_each_driver! {
                 near.stream();
             }
             assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
-        }
-    }
-
-    /// A receive that finds the queue empty, and looks for the end after the peer has sent and closed, says
-    /// zero. Without a second look one reply in tens of thousands is lost: mostly this test sees it, and
-    /// always does that of `op.rs`.
-    fn no_reply_is_lost_to_a_false_end_of_file(reactor: &Reactor) {
-        const PAIRS: u32 = 20_000;
-        for streams in [false, true] {
-            let (fars, taken) = mpsc::sync_channel::<OwnedFd>(1);
-            let answerer = thread::spawn(move || {
-                // Spinning, so as to be as quick as the receive; but a machine may have only one CPU.
-                for spins in 0_u64.. {
-                    match taken.try_recv() {
-                        Ok(far) => testing::send_packet(&far, b"answer", &[]).unwrap(),
-                        Err(mpsc::TryRecvError::Empty) if spins % 256 == 0 => thread::yield_now(),
-                        Err(mpsc::TryRecvError::Empty) => hint::spin_loop(),
-                        Err(mpsc::TryRecvError::Disconnected) => return,
-                    }
-                }
-            });
-            let executor = ring::Executor::new(reactor);
-            executor.block_on(async {
-                for number in 0..PAIRS {
-                    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-                    if streams {
-                        near.stream();
-                    }
-                    fars.send(far).unwrap();
-                    match near.receive().await {
-                        Ok(answer) => assert_eq!(answer.bytes(), b"answer"),
-                        Err(error) => panic!("pair {number}: {error}"),
-                    }
-                }
-            });
-            drop(fars);
-            answerer.join().unwrap();
         }
     }
 
@@ -110,17 +54,6 @@ on_each_driver! {
                 }
                 assert_closed(reactor, &near);
             }
-        }
-    }
-
-    fn the_end_of_a_dead_process_is_told(reactor: &Reactor) {
-        for streams in [false, true] {
-            let (near, far) = ends(reactor, streams);
-            let mut helper = start_helper!(sends_and_dies, vec![far]);
-            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"last words");
-            assert_closed(reactor, &near);
-            assert_closed(reactor, &near);
-            helper.kill();
         }
     }
 
@@ -180,6 +113,76 @@ on_each_driver! {
             drop(far);
             assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"bytes");
             assert_closed(reactor, &near);
+        }
+    }
+}
+
+// What needs other threads, real processes, or turns that can be counted.
+on_each_driver! {
+    /// They look like the end of file, and any holder of the far end can send them.
+    fn a_thousand_empty_packets_then_a_message(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let sender = thread::spawn(move || {
+                let (reader, _writer) = std::io::pipe().unwrap();
+                for number in 0..1000 {
+                    let with = [reader.as_fd()];
+                    testing::send_packet(&far, b"", &with[..number % 2]).unwrap();
+                }
+                testing::send_packet(&far, b"after all", &[]).unwrap();
+            });
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+            assert_closed(reactor, &near);
+            sender.join().unwrap();
+        }
+        assert_eq!(reactor.stats().empty_packets, 2000);
+    }
+
+    /// A receive that finds the queue empty, and looks for the end after the peer has sent and closed, says
+    /// zero. Without a second look one reply in tens of thousands is lost: mostly this test sees it, and
+    /// always does that of `op.rs`.
+    fn no_reply_is_lost_to_a_false_end_of_file(reactor: &Reactor) {
+        const PAIRS: u32 = 20_000;
+        for streams in [false, true] {
+            let (fars, taken) = mpsc::sync_channel::<OwnedFd>(1);
+            let answerer = thread::spawn(move || {
+                // Spinning, so as to be as quick as the receive; but a machine may have only one CPU.
+                for spins in 0_u64.. {
+                    match taken.try_recv() {
+                        Ok(far) => testing::send_packet(&far, b"answer", &[]).unwrap(),
+                        Err(mpsc::TryRecvError::Empty) if spins % 256 == 0 => thread::yield_now(),
+                        Err(mpsc::TryRecvError::Empty) => hint::spin_loop(),
+                        Err(mpsc::TryRecvError::Disconnected) => return,
+                    }
+                }
+            });
+            let executor = ring::Executor::new(reactor);
+            executor.block_on(async {
+                for number in 0..PAIRS {
+                    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+                    if streams {
+                        near.stream();
+                    }
+                    fars.send(far).unwrap();
+                    match near.receive().await {
+                        Ok(answer) => assert_eq!(answer.bytes(), b"answer"),
+                        Err(error) => panic!("pair {number}: {error}"),
+                    }
+                }
+            });
+            drop(fars);
+            answerer.join().unwrap();
+        }
+    }
+
+    fn the_end_of_a_dead_process_is_told(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            let mut helper = start_helper!(sends_and_dies, vec![far]);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"last words");
+            assert_closed(reactor, &near);
+            assert_closed(reactor, &near);
+            helper.kill();
         }
     }
 

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket};
-use testing::{on_each_driver, settle, turn};
+use testing::{on_each_driver, on_each_driver_and_seed, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
 fn fill(socket: &Socket) -> usize {
@@ -57,7 +57,7 @@ fn four_sends_on_a_full_queue(reactor: &Reactor, near: &Socket, far: &OwnedFd) {
     assert_eq!(drain(far), expected);
 }
 
-on_each_driver! {
+on_each_driver_and_seed! {
     fn four_sends_on_a_full_queue_arrive_in_order(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         four_sends_on_a_full_queue(reactor, &near, &far);
@@ -113,34 +113,6 @@ on_each_driver! {
         assert_eq!(near.unsent(), 0);
         assert_eq!(reactor.stats().posts_joined, 1);
         assert_eq!(drain(&far), [b"one two three".to_vec()]);
-    }
-
-    fn posts_share_a_packet_up_to_its_limit(reactor: &Reactor) {
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        near.post(&[&[1; PACKET_BYTES_MAX - 10]], Vec::new());
-        near.post(&[&[2; 10]], Vec::new());
-        near.post(&[&[3; 1]], Vec::new());
-        near.post(&[&[4; PACKET_BYTES_MAX]], Vec::new());
-        turn(reactor);
-        let lengths: Vec<_> = drain(&far).iter().map(Vec::len).collect();
-        assert_eq!(lengths, [PACKET_BYTES_MAX, 1, PACKET_BYTES_MAX]);
-    }
-
-    fn descriptors_of_two_posts_do_not_share_a_packet(reactor: &Reactor) {
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        let (one, two) = std::io::pipe().unwrap();
-        let inodes = [inode(&one), inode(&two)];
-        near.post(&[b"plain "], Vec::new());
-        near.post(&[b"one "], vec![Fd::from(OwnedFd::from(one))]);
-        near.post(&[b"more"], Vec::new());
-        near.post(&[b"two"], vec![Fd::from(OwnedFd::from(two))]);
-        turn(reactor);
-        let packets = drain_packets(&far);
-        assert_eq!(packets.len(), 2);
-        assert_eq!(packets[0].bytes, b"plain one more");
-        assert_eq!(packets[1].bytes, b"two");
-        assert_eq!(packets[0].descriptors.len(), 1);
-        assert_eq!([inode(&packets[0].descriptors[0]), inode(&packets[1].descriptors[0])], inodes);
     }
 
     fn a_post_stays_behind_the_send_before_it(reactor: &Reactor) {
@@ -280,18 +252,46 @@ on_each_driver! {
         assert_eq!(testing::receive_packet(&far).unwrap().bytes, b"beside them");
     }
 
-    /// A socket sends one message in a turn; the end of `block_on` must not come between them.
-    fn all_that_was_posted_leaves_when_block_on_ends(reactor: &Reactor) {
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+    /// And not with each part of it.
+    fn descriptors_come_with_the_first_byte_of_a_stream(reactor: &Reactor) {
+        const BYTES: usize = 1 << 20;
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let inode = inode(&reader);
+        let send = near.send(Message::new(vec![9; BYTES]).with_descriptor(OwnedFd::from(reader)));
         settle(reactor, async {
-            for number in 0..5_u8 {
-                let (reader, _) = std::io::pipe().unwrap();
-                near.post(&[&[number]], vec![Fd::from(OwnedFd::from(reader))]);
+            let mut first = far.receive().await.unwrap();
+            assert_eq!(self::inode(first.take_descriptor().unwrap()), inode);
+            let mut length = first.bytes().len();
+            while length < BYTES {
+                let more = far.receive().await.unwrap();
+                assert_eq!(more.descriptors(), 0);
+                length += more.bytes().len();
             }
+            assert_eq!(length, BYTES);
+            send.await.unwrap();
         });
-        let arrived: Vec<_> = drain_packets(&far);
-        assert_eq!(arrived.iter().map(|packet| packet.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-        assert!(arrived.iter().all(|packet| packet.descriptors.len() == 1));
+    }
+}
+
+// What needs other threads, real processes, or turns that can be counted.
+on_each_driver! {
+    /// A post is silent, and a stream may take a part of it: the rest must follow.
+    fn posts_on_a_stream_arrive_whole(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        for number in 0..40_u8 {
+            near.post(&[&[number; PACKET_BYTES_MAX]], Vec::new());
+        }
+        turn(reactor);
+        let reader = read_all(far);
+        near.finish("end").unwrap();
+        settle(reactor, until_all_is_closed(reactor, &reader));
+        let arrived = reader.join().unwrap();
+        assert_eq!(arrived.len(), 40 * PACKET_BYTES_MAX + 3);
+        for (number, part) in arrived.chunks_exact(PACKET_BYTES_MAX).enumerate() {
+            assert!(part.iter().all(|byte| usize::from(*byte) == number));
+        }
     }
 
     fn the_last_words_leave_when_the_reactor_is_dropped(_reactor: &Reactor) {
@@ -304,6 +304,48 @@ on_each_driver! {
         drop(another);
         assert_eq!(drain(&far), [b"one".to_vec(), b"two".to_vec(), b"bye".to_vec()]);
         assert!(testing::receive_packet(&far).unwrap().bytes.is_empty());
+    }
+
+    fn posts_share_a_packet_up_to_its_limit(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post(&[&[1; PACKET_BYTES_MAX - 10]], Vec::new());
+        near.post(&[&[2; 10]], Vec::new());
+        near.post(&[&[3; 1]], Vec::new());
+        near.post(&[&[4; PACKET_BYTES_MAX]], Vec::new());
+        turn(reactor);
+        let lengths: Vec<_> = drain(&far).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [PACKET_BYTES_MAX, 1, PACKET_BYTES_MAX]);
+    }
+
+    fn descriptors_of_two_posts_do_not_share_a_packet(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let (one, two) = std::io::pipe().unwrap();
+        let inodes = [inode(&one), inode(&two)];
+        near.post(&[b"plain "], Vec::new());
+        near.post(&[b"one "], vec![Fd::from(OwnedFd::from(one))]);
+        near.post(&[b"more"], Vec::new());
+        near.post(&[b"two"], vec![Fd::from(OwnedFd::from(two))]);
+        turn(reactor);
+        let packets = drain_packets(&far);
+        assert_eq!(packets.len(), 2);
+        assert_eq!(packets[0].bytes, b"plain one more");
+        assert_eq!(packets[1].bytes, b"two");
+        assert_eq!(packets[0].descriptors.len(), 1);
+        assert_eq!([inode(&packets[0].descriptors[0]), inode(&packets[1].descriptors[0])], inodes);
+    }
+
+    /// A socket sends one message in a turn; the end of `block_on` must not come between them.
+    fn all_that_was_posted_leaves_when_block_on_ends(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        settle(reactor, async {
+            for number in 0..5_u8 {
+                let (reader, _) = std::io::pipe().unwrap();
+                near.post(&[&[number]], vec![Fd::from(OwnedFd::from(reader))]);
+            }
+        });
+        let arrived: Vec<_> = drain_packets(&far);
+        assert_eq!(arrived.iter().map(|packet| packet.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert!(arrived.iter().all(|packet| packet.descriptors.len() == 1));
     }
 
     // Streams.
@@ -321,23 +363,6 @@ on_each_driver! {
         assert_eq!(arrived.len(), BYTES + 3);
         assert!(arrived[..BYTES] == bytes[..]);
         assert_eq!(&arrived[BYTES..], b"end");
-    }
-
-    /// A post is silent, and a stream may take a part of it: the rest must follow.
-    fn posts_on_a_stream_arrive_whole(reactor: &Reactor) {
-        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
-        for number in 0..40_u8 {
-            near.post(&[&[number; PACKET_BYTES_MAX]], Vec::new());
-        }
-        turn(reactor);
-        let reader = read_all(far);
-        near.finish("end").unwrap();
-        settle(reactor, until_all_is_closed(reactor, &reader));
-        let arrived = reader.join().unwrap();
-        assert_eq!(arrived.len(), 40 * PACKET_BYTES_MAX + 3);
-        for (number, part) in arrived.chunks_exact(PACKET_BYTES_MAX).enumerate() {
-            assert!(part.iter().all(|byte| usize::from(*byte) == number));
-        }
     }
 
     fn a_try_send_on_a_stream_arrives_whole(reactor: &Reactor) {
@@ -369,28 +394,6 @@ on_each_driver! {
         assert_eq!(arrived.len(), BYTES + 3);
         assert!(arrived[..BYTES].iter().all(|byte| *byte == 1));
         assert_eq!(arrived[BYTES..], [2; 3]);
-    }
-
-    /// And not with each part of it.
-    fn descriptors_come_with_the_first_byte_of_a_stream(reactor: &Reactor) {
-        const BYTES: usize = 1 << 20;
-        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
-        let far = Socket::wrap(reactor, far).unwrap();
-        let (reader, _writer) = std::io::pipe().unwrap();
-        let inode = inode(&reader);
-        let send = near.send(Message::new(vec![9; BYTES]).with_descriptor(OwnedFd::from(reader)));
-        settle(reactor, async {
-            let mut first = far.receive().await.unwrap();
-            assert_eq!(self::inode(first.take_descriptor().unwrap()), inode);
-            let mut length = first.bytes().len();
-            while length < BYTES {
-                let more = far.receive().await.unwrap();
-                assert_eq!(more.descriptors(), 0);
-                length += more.bytes().len();
-            }
-            assert_eq!(length, BYTES);
-            send.await.unwrap();
-        });
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ring::{ExchangeError, Executor, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{set_socket_passcred, socket_passcred};
-use testing::{on_each_driver, poll_once, settle, turn};
+use testing::{on_each_driver, on_each_driver_and_seed, poll_once, settle, turn};
 
 fn is_hung_up(fd: &OwnedFd) -> bool {
     let mut wait = [PollFd::new(fd, PollFlags::RDHUP)];
@@ -33,7 +33,7 @@ fn into_fd_soon(reactor: &Reactor, mut socket: Socket) -> OwnedFd {
     panic!("it never comes home");
 }
 
-on_each_driver! {
+on_each_driver_and_seed! {
     /// At once: without another turn of ours, which may never come.
     fn a_dropped_call_is_seen_by_the_answerer(reactor: &Reactor) {
         for streams in [false, true] {
@@ -130,49 +130,6 @@ on_each_driver! {
             }
         });
         sender.join().unwrap();
-    }
-
-    /// Nobody takes what a stream brings: it pauses, and later goes on where it was.
-    fn a_backlog_pauses_the_stream_and_loses_nothing(reactor: &Reactor) {
-        const MESSAGES: u32 = 1000;
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        near.stream();
-        let far = Socket::wrap(reactor, far).unwrap();
-        let sends: Vec<_> = (0..MESSAGES).map(|number| far.send(number.to_ne_bytes().as_slice())).collect();
-        let executor = Executor::new(reactor);
-        executor.settle();
-        // Somewhere on the way: some have arrived, some fill the queue, most wait here.
-        let arrived = reactor.stats().messages_received;
-        assert!((64..=192).contains(&arrived), "{arrived}");
-        assert!(far.unsent() > 0);
-        executor.block_on(async {
-            for number in 0..MESSAGES {
-                assert_eq!(near.receive().await.unwrap().bytes(), number.to_ne_bytes());
-            }
-            for send in sends {
-                send.await.unwrap();
-            }
-        });
-    }
-
-    fn a_backlog_of_large_messages_pauses_sooner(reactor: &Reactor) {
-        const MESSAGES: u8 = 100;
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        near.stream();
-        let far = Socket::wrap(reactor, far).unwrap();
-        let sends: Vec<_> = (0..MESSAGES).map(|number| far.send(vec![number; 60_000])).collect();
-        let executor = Executor::new(reactor);
-        executor.settle();
-        let arrived = reactor.stats().messages_received;
-        assert!((17..=60).contains(&arrived), "{arrived}");
-        executor.block_on(async {
-            for number in 0..MESSAGES {
-                assert_eq!(near.receive().await.unwrap().bytes(), vec![number; 60_000]);
-            }
-            for send in sends {
-                send.await.unwrap();
-            }
-        });
     }
 
     fn an_exchange_brings_the_answer(reactor: &Reactor) {
@@ -400,6 +357,52 @@ on_each_driver! {
             turn(reactor);
             assert_eq!(testing::receive_packet(&held_far).unwrap().bytes, b"dropped with a waker");
         }
+    }
+}
+
+// What needs other threads, real processes, or turns that can be counted.
+on_each_driver! {
+    /// Nobody takes what a stream brings: it pauses, and later goes on where it was.
+    fn a_backlog_pauses_the_stream_and_loses_nothing(reactor: &Reactor) {
+        const MESSAGES: u32 = 1000;
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.stream();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let sends: Vec<_> = (0..MESSAGES).map(|number| far.send(number.to_ne_bytes().as_slice())).collect();
+        let executor = Executor::new(reactor);
+        executor.settle();
+        // Somewhere on the way: some have arrived, some fill the queue, most wait here.
+        let arrived = reactor.stats().messages_received;
+        assert!((64..=192).contains(&arrived), "{arrived}");
+        assert!(far.unsent() > 0);
+        executor.block_on(async {
+            for number in 0..MESSAGES {
+                assert_eq!(near.receive().await.unwrap().bytes(), number.to_ne_bytes());
+            }
+            for send in sends {
+                send.await.unwrap();
+            }
+        });
+    }
+
+    fn a_backlog_of_large_messages_pauses_sooner(reactor: &Reactor) {
+        const MESSAGES: u8 = 100;
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.stream();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let sends: Vec<_> = (0..MESSAGES).map(|number| far.send(vec![number; 60_000])).collect();
+        let executor = Executor::new(reactor);
+        executor.settle();
+        let arrived = reactor.stats().messages_received;
+        assert!((17..=60).contains(&arrived), "{arrived}");
+        executor.block_on(async {
+            for number in 0..MESSAGES {
+                assert_eq!(near.receive().await.unwrap().bytes(), vec![number; 60_000]);
+            }
+            for send in sends {
+                send.await.unwrap();
+            }
+        });
     }
 }
 

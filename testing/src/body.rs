@@ -25,6 +25,10 @@ use crate::wait::poll_until;
 /// should take ten seconds, and a slow shared machine must not fail one.
 pub const BODY_TIME_MAX: Duration = Duration::from_secs(120);
 
+/// How many worlds a body is tried in.
+#[cfg(feature = "script")]
+const SEEDS: u64 = 40;
+
 /// How much of what a body prints is kept.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 
@@ -74,6 +78,49 @@ macro_rules! on_each_driver {
             #[test]
             fn epoll() {
                 $crate::body::on_driver(concat!(module_path!(), "::epoll"), "epoll", super::$name);
+            }
+        }
+    )+};
+}
+
+/// As [`on_each_driver!`](crate::on_each_driver), and with a third test, `script`: the same body in one
+/// simulated world after the other, whose seeds decide what the kernel leaves open. For bodies that need
+/// nobody outside their thread; needs the feature `script`.
+///
+/// ```no_run
+/// use ring::{Kind, Reactor, Socket};
+///
+/// testing::on_each_driver_and_seed! {
+///     fn whatever_the_kernel_does_a_message_arrives(reactor: &Reactor) {
+///         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+///         testing::send_packet(&far, b"hello", &[]).unwrap();
+///         assert_eq!(testing::settle(reactor, near.receive()).unwrap().bytes(), b"hello");
+///     }
+/// }
+/// # fn main() {}
+/// ```
+#[cfg(feature = "script")]
+#[macro_export]
+macro_rules! on_each_driver_and_seed {
+    ($($(#[$meta:meta])* fn $name:ident($reactor:ident: $kind:ty $(,)?) $body:block)+) => {$(
+        $(#[$meta])*
+        fn $name($reactor: $kind) $body
+
+        $(#[$meta])*
+        mod $name {
+            #[test]
+            fn uring() {
+                $crate::body::on_driver(concat!(module_path!(), "::uring"), "uring", super::$name);
+            }
+
+            #[test]
+            fn epoll() {
+                $crate::body::on_driver(concat!(module_path!(), "::epoll"), "epoll", super::$name);
+            }
+
+            #[test]
+            fn script() {
+                $crate::body::on_seeds(concat!(module_path!(), "::script"), super::$name);
             }
         }
     )+};
@@ -190,6 +237,27 @@ pub fn on_driver(path: &str, driver: &str, body: fn(&Reactor)) {
         be_body(path, || on_fresh_reactor(driver, body));
     } else {
         report(path, run(path, Some(driver), BODY_TIME_MAX));
+    }
+}
+
+/// What the third test of [`on_each_driver_and_seed!`](crate::on_each_driver_and_seed) does, in the parent and
+/// in the body's process.
+#[cfg(feature = "script")]
+#[doc(hidden)]
+#[track_caller]
+pub fn on_seeds(path: &str, body: fn(&Reactor)) {
+    let path = without_crate(path);
+    if is_asked(path) {
+        be_body(path, || {
+            for seed in 0..SEEDS {
+                println!("seed {seed}");
+                let world = ring::script::World::new(seed, ring::script::Faults::SOON);
+                body(&world.reactor_with(&Config::default()).unwrap());
+            }
+            Ok(())
+        });
+    } else {
+        report(path, run(path, None, BODY_TIME_MAX));
     }
 }
 

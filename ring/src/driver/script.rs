@@ -39,7 +39,9 @@ pub struct Faults {
     pub untold: u32,
     /// A send finds the queue full that is not (EAGAIN).
     pub full: u32,
-    /// A stream takes, or gives, less than there is.
+    /// So does an attempt that does not wait.
+    pub full_now: u32,
+    /// A stream takes less than there is room for.
     pub short: u32,
     /// A receive ends for want of a buffer (ENOBUFS), or is interrupted (EINTR).
     pub interrupted: u32,
@@ -67,6 +69,7 @@ impl Faults {
         turns_held_max: 0,
         untold: 0,
         full: 0,
+        full_now: 0,
         short: 0,
         interrupted: 0,
         ended_early: 0,
@@ -78,12 +81,26 @@ impl Faults {
         out_of_descriptors: 0,
     };
 
+    /// What even a test that counts turns should not notice: all is done within four.
+    pub const SOON: Faults = Faults {
+        held: 300,
+        turns_held_max: 1,
+        full: 50,
+        short: 300,
+        interrupted: 20,
+        ended_early: 200,
+        reset: 20,
+        false_end: 500,
+        ..Faults::NONE
+    };
+
     /// What no program should notice but by the order of things.
     pub const UNNOTICED: Faults = Faults {
         held: 300,
         turns_held_max: 4,
         untold: 300,
         full: 100,
+        full_now: 100,
         short: 300,
         interrupted: 50,
         ended_early: 100,
@@ -322,7 +339,7 @@ impl Script {
     }
 
     pub(crate) fn send_now(&mut self, fd: &Fd, envelope: &Envelope) -> io::Result<usize> {
-        if self.is_dead() || self.fate.happens(self.fate.faults().full) {
+        if self.is_dead() || self.fate.happens(self.fate.faults().full_now) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.fate.stir();
