@@ -240,8 +240,8 @@ pub fn on_driver(path: &str, driver: &str, body: fn(&Reactor)) {
     }
 }
 
-/// What the third test of [`on_each_driver_and_seed!`](crate::on_each_driver_and_seed) does, in the parent and
-/// in the body's process.
+/// What the third test of [`on_each_driver_and_seed!`](crate::on_each_driver_and_seed) does, in the parent
+/// and in the body's process.
 #[cfg(feature = "script")]
 #[doc(hidden)]
 #[track_caller]
