@@ -102,8 +102,8 @@ impl SharedMemory {
         WritableMapping::new(self.as_fd()).map_err(MemoryError::from_kernel)
     }
 
-    /// Ends all writing, by everybody and for good. All mappings for writing must be gone first; those for
-    /// reading stay, and show plain bytes only when mapped anew.
+    /// Ends all writing, by everybody and for good. All mappings must be gone first, those for reading too:
+    /// the kernel cannot know that nobody will make them writable.
     ///
     /// ```
     /// use imc::SharedMemory;
@@ -116,10 +116,10 @@ impl SharedMemory {
     /// ```
     ///
     /// # Errors
-    /// Gives the memory back: with [`Mapped`](MemoryError::Mapped) while it is mapped for writing somewhere
-    /// (or the kernel is still writing to it for somebody, which it waits for, for less than a tenth of a
-    /// second), with [`ReadOnly`](MemoryError::ReadOnly) if it has been shared already, since no seals are
-    /// added after that.
+    /// Gives the memory back: with [`Mapped`](MemoryError::Mapped) while it is mapped somewhere (or the
+    /// kernel is still writing to it for somebody, which it waits for, for less than a tenth of a second),
+    /// with [`ReadOnly`](MemoryError::ReadOnly) if it has been shared already, since no seals are added after
+    /// that.
     pub fn seal_writes(self) -> Result<FrozenMemory, (SharedMemory, MemoryError)> {
         match shared_memory::add_seals(self.as_fd(), Seals::FROZEN) {
             Ok(()) => Ok(FrozenMemory { held: self.held }),
@@ -278,8 +278,8 @@ pub enum MemoryError {
     /// Whoever passed it on has kept back the right to write to it, or to seal it.
     #[error("the memory is for reading only, or has all its seals")]
     ReadOnly,
-    /// It is still mapped for writing somewhere.
-    #[error("the memory is still mapped for writing")]
+    /// It is still mapped somewhere, and so could be written to.
+    #[error("the memory is still mapped")]
     Mapped,
     /// The machine has no memory left, or this process no address space.
     #[error("no memory left")]

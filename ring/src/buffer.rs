@@ -231,7 +231,7 @@ impl Frozen {
         if sys::seals(fd)? & seal::WRITE == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Mapped::new(fd, bytes, Access::Reading).map(Frozen)
+        Mapped::new(fd, bytes, Access::ReadingForGood).map(Frozen)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

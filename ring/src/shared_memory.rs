@@ -155,14 +155,15 @@ pub fn examine(fd: impl AsFd) -> Option<Facts> {
 ///
 /// # Errors
 /// The kernel's: `PermissionDenied` if it has been sealed against sealing or the descriptor is for reading
-/// only; `ResourceBusy` for a seal against writing while anybody has it mapped for writing (or the kernel
-/// itself is still reading from or writing to it on behalf of somebody; it waits for that for a moment).
+/// only; `ResourceBusy` for a seal against writing while anybody has it mapped, for reading too, since who
+/// has a shared mapping could make it writable (or while the kernel itself reads from it or writes to it on
+/// behalf of somebody, which it waits for, for less than a tenth of a second).
 pub fn add_seals(fd: impl AsFd, seals: Seals) -> io::Result<()> {
     sys::add_seals(fd.as_fd(), seals.to_kernel())
 }
 
-/// The size of what may be mapped with such seals.
-fn mappable(fd: &impl AsFd, needed: Seals) -> io::Result<usize> {
+/// The size of what may be mapped with such seals, and what seals it has.
+fn mappable(fd: &impl AsFd, needed: Seals) -> io::Result<(usize, Seals)> {
     let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
     let facts = examine(fd).ok_or_else(|| refused("not a file in memory of ordinary pages"))?;
     if !facts.seals.size {
@@ -177,7 +178,8 @@ fn mappable(fd: &impl AsFd, needed: Seals) -> io::Result<usize> {
     if facts.bytes > BYTES_MAX {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    usize::try_from(facts.bytes).map_err(|_| io::ErrorKind::FileTooLarge.into())
+    let bytes = usize::try_from(facts.bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    Ok((bytes, facts.seals))
 }
 
 /// Memory mapped for reading, which others may be writing to. It stays when the descriptor is closed.
@@ -192,8 +194,9 @@ impl Mapping {
     /// `FileTooLarge` above [`BYTES_MAX`]; and the kernel's: `PermissionDenied`, `OutOfMemory` (for want of
     /// address space, or of mappings).
     pub fn new(fd: impl AsFd) -> io::Result<Mapping> {
-        let bytes = mappable(&fd, Seals::SIZE)?;
-        Mapped::new(fd.as_fd(), bytes, Access::Reading).map(Mapping)
+        let (bytes, seals) = mappable(&fd, Seals::SIZE)?;
+        let access = if seals.writes { Access::ReadingForGood } else { Access::Reading };
+        Mapped::new(fd.as_fd(), bytes, access).map(Mapping)
     }
 
     /// Its size in bytes.
@@ -231,7 +234,7 @@ impl WritableMapping {
     /// As [`Mapping::new`]; `PermissionDenied` for memory that is sealed against writing, or a descriptor for
     /// reading only.
     pub fn new(fd: impl AsFd) -> io::Result<WritableMapping> {
-        let bytes = mappable(&fd, Seals::SIZE)?;
+        let (bytes, _) = mappable(&fd, Seals::SIZE)?;
         Mapped::new(fd.as_fd(), bytes, Access::ReadingAndWriting).map(WritableMapping)
     }
 
@@ -293,7 +296,7 @@ impl FrozenMapping {
     /// # Errors
     /// As [`Mapping::new`]; `InvalidInput` also for memory that is not sealed against writing.
     pub fn new(fd: impl AsFd) -> io::Result<FrozenMapping> {
-        let bytes = mappable(&fd, Seals::FROZEN)?;
+        let (bytes, _) = mappable(&fd, Seals::FROZEN)?;
         Frozen::new(fd.as_fd(), bytes).map(FrozenMapping)
     }
 }

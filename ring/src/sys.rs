@@ -711,18 +711,22 @@ pub(crate) fn memory_file_bytes(fd: BorrowedFd<'_>) -> Option<u64> {
 pub(crate) enum Access {
     Reading,
     ReadingAndWriting,
+    /// What nobody can write to. Before Linux 6.7 such a file could not be mapped as shared, not even for
+    /// reading; and with nobody who writes, a private mapping shows the same.
+    ReadingForGood,
 }
 
 /// Maps the first `bytes` of a file, shared with everybody who maps it.
 pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize, access: Access) -> io::Result<NonNull<u8>> {
-    let protection = match access {
-        Access::Reading => libc::PROT_READ,
-        Access::ReadingAndWriting => libc::PROT_READ | libc::PROT_WRITE,
+    let (protection, flags) = match access {
+        Access::Reading => (libc::PROT_READ, libc::MAP_SHARED),
+        Access::ReadingAndWriting => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED),
+        Access::ReadingForGood => (libc::PROT_READ, libc::MAP_PRIVATE),
     };
     let (anywhere, number) = (std::ptr::null_mut(), fd.as_raw_fd());
     // SAFETY: the kernel chooses a place where nothing is.
     // Kept honest by `shared_memory.rs::what_one_mapping_writes_another_reads`.
-    let memory = unsafe { libc::mmap(anywhere, bytes, protection, libc::MAP_SHARED, number, 0) };
+    let memory = unsafe { libc::mmap(anywhere, bytes, protection, flags, number, 0) };
     match NonNull::new(memory.cast::<u8>()) {
         Some(place) if memory != libc::MAP_FAILED => Ok(place),
         _ => Err(io::Error::last_os_error()),
