@@ -40,6 +40,8 @@ pub(crate) struct Budget {
     turns: Cell<u32>,
     /// Since when receives have found less than they want.
     short_since: Cell<Option<Instant>>,
+    /// How often a receive was told to wait.
+    starved: Cell<u64>,
 }
 
 impl Budget {
@@ -54,6 +56,7 @@ impl Budget {
             unused: Cell::new(false),
             turns: Cell::new(0),
             short_since: Cell::new(None),
+            starved: Cell::new(0),
         };
         budget.measure();
         budget
@@ -68,6 +71,12 @@ impl Budget {
         if wanted == 0 {
             return self.left();
         }
+        let room = self.room_for(wanted);
+        self.starved.set(self.starved.get() + u64::from(room == 0));
+        room
+    }
+
+    fn room_for(&self, wanted: usize) -> usize {
         if closer::backlog() >= closer::QUEUE_MAX {
             return 0;
         }
@@ -83,6 +92,11 @@ impl Budget {
         let since = self.short_since.get().unwrap_or(now);
         self.short_since.set(Some(since));
         if now.saturating_duration_since(since) < PATIENCE { 0 } else { left }
+    }
+
+    /// How often a receive was told to wait.
+    pub(crate) fn starved(&self) -> u64 {
+        self.starved.get()
     }
 
     /// Whether those that wait might find room.

@@ -140,9 +140,10 @@ impl Datagrams {
 
     fn send_now(&self, name: &AbstractName, envelope: &mut Envelope) -> Result<(), SendError> {
         envelope.send_to(self.as_fd(), &name.address()).map_err(SendError::from_kernel)?;
-        let descriptors = envelope.descriptors().len() as u64;
+        let (bytes, descriptors) = (envelope.length() as u64, envelope.descriptors().len() as u64);
         self.socket.reactor().with(|core, _| {
             core.stats.messages_sent += 1;
+            core.stats.bytes_sent += bytes;
             core.stats.descriptors_sent += descriptors;
         });
         Ok(())

@@ -247,6 +247,10 @@ impl Core {
         }
     }
 
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { receives_starved: self.budget.starved(), ..self.stats }
+    }
+
     // -- channels ---------------------------------------------------------------------------------------
 
     pub(crate) fn open(&mut self, fd: Fd, kind: Kind, private: bool) -> usize {
@@ -506,6 +510,7 @@ impl Core {
             self.mark_dirty(key);
         } else {
             self.stats.messages_sent += 1;
+            self.stats.bytes_sent += envelope.length() as u64;
             self.stats.descriptors_sent += envelope.descriptors().len() as u64;
         }
         Ok(())
@@ -598,6 +603,7 @@ impl Core {
                     channel.travels = Travels::Gone;
                 }
                 self.stats.messages_sent += 1;
+                self.stats.bytes_sent += envelope.length() as u64;
                 self.stats.descriptors_sent += envelope.descriptors().len() as u64;
                 self.settle(slip, Ok(()), woken);
             }
@@ -634,6 +640,7 @@ impl Core {
             _ if letter.slip.instead.is_some() => {
                 letter.envelope.replace(letter.slip.instead.take().unwrap_or_default());
                 self.stats.posts_lost += 1;
+                self.stats.posts_replaced += 1;
                 channel.lane.waiting.push_front(letter);
             }
             error => {
@@ -656,6 +663,7 @@ impl Core {
         let Channel { fd, private, lane, .. } = &mut self.channels[key];
         lane.blocked = true;
         lane.attempts += 1;
+        self.stats.sends_blocked += 1;
         if !*private {
             let pause = RETRY_FIRST.saturating_mul(1 << (lane.attempts - 1).min(16)).min(RETRY_LAST);
             self.retrying.push((self.clock.now() + pause, key));
@@ -683,7 +691,12 @@ impl Core {
     /// Tells whoever waits how a letter went.
     fn settle(&mut self, slip: Slip, result: Result<(), SendError>, woken: &mut Woken) {
         let Some(key) = slip.waiter else {
-            self.stats.posts_lost += u64::from(result.is_err());
+            match result {
+                Ok(()) => return,
+                Err(SendError::Gone) => self.stats.posts_lost_gone += 1,
+                Err(_) => self.stats.posts_lost_refused += 1,
+            }
+            self.stats.posts_lost += 1;
             return;
         };
         // Whoever sent silently waits for something else, and looks here only for bad news.
@@ -887,7 +900,8 @@ impl Core {
         }
         if channel.closed {
             // Whatever it was, its descriptors are closed here.
-            drop(result);
+            let message = result.is_ok_and(|arrival| !arrival.nothing);
+            self.stats.messages_unwanted += u64::from(message);
             if last {
                 self.advance_close(key);
             }
@@ -908,7 +922,7 @@ impl Core {
             Ok(arrival) => self.deliver(key, arrival, woken),
             Err(error) => match error.raw_os_error() {
                 // A reset says that the peer left messages of ours unread; its own are still in the queue.
-                Some(errno::ECONNRESET) => {}
+                Some(errno::ECONNRESET) => self.stats.resets += 1,
                 // No buffer, or stopped: nothing is lost, and it is armed again below or later.
                 Some(errno::ENOBUFS | errno::ECANCELED | errno::EINTR) => {}
                 _ => self.end(key, Some(error), woken),
@@ -963,6 +977,7 @@ impl Core {
             Err(ReceiveError::DescriptorsLost(message))
         } else {
             self.stats.messages_received += 1;
+            self.stats.bytes_received += message.bytes().len() as u64;
             Ok(message)
         }
     }
@@ -1097,7 +1112,12 @@ impl Core {
         let lane = &mut self.channels[key].lane;
         let letters = std::mem::take(&mut lane.waiting);
         for letter in letters {
-            self.settle(letter.slip, Err(SendError::Gone), woken);
+            if letter.slip.waiter.is_some() {
+                self.settle(letter.slip, Err(SendError::Gone), woken);
+            } else {
+                self.stats.posts_lost += 1;
+                self.stats.posts_lost_late += 1;
+            }
         }
         self.advance_close(key);
     }

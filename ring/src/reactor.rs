@@ -153,7 +153,7 @@ impl Reactor {
 
     /// What has been counted so far.
     pub fn stats(&self) -> Stats {
-        self.0.core.borrow().stats
+        self.0.core.borrow().stats()
     }
 
     /// One turn: submits what was asked for, sleeps until something happens (or not at all), and wakes who

@@ -103,6 +103,7 @@ on_each_driver! {
         drop(far);
         assert_eq!(settle(reactor, one.take_one()).unwrap().bytes(), b"the last");
         assert!(matches!(settle(reactor, one.take_one()), Err(ReceiveError::Closed)));
+        assert_eq!(reactor.stats().resets, 1);
     }
 
     fn empty_packets_are_counted_and_are_not_the_end(reactor: &Reactor) {
@@ -154,6 +155,7 @@ on_each_driver! {
         assert!(kept.iter().all(|received| received.descriptors() == 1));
         turn(&reactor);
         assert!(taking.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(reactor.stats().receives_starved > 0);
         drop(kept.pop());
         assert_eq!(executor.block_on(taking).unwrap().descriptors(), 1);
     }
