@@ -97,6 +97,7 @@ pub mod blocking;
 mod continuation;
 pub mod credit;
 mod error;
+pub mod failures;
 mod incoming;
 mod large;
 mod mailbox;

@@ -343,6 +343,80 @@ fn manifests_apart(manifests: &[(String, String)]) -> Vec<String> {
 }
 
 #[test]
+fn each_error_is_in_the_guide() {
+    let guide = fs::read_to_string(root().join(GUIDE)).unwrap();
+    assert_tidy(errors_without_guidance(&sources(), &guide));
+}
+
+/// Where each variant of each public error has its line, under a heading with the error's full name.
+const GUIDE: &str = "seqpacket/src/failures.md";
+
+fn errors_without_guidance(sources: &[Source], guide: &str) -> Vec<String> {
+    const LIBRARIES: [&str; 3] = ["ring", "imc", "seqpacket"];
+    let mut complaints = Vec::new();
+    for source in sources {
+        let Some((library, file)) = source.path.split_once("/src/") else { continue };
+        if !LIBRARIES.contains(&library) {
+            continue;
+        }
+        for (line, name, variants) in public_errors(source) {
+            // Of a public module the name is part of the error's, of any other it is not.
+            let module = file.trim_end_matches(".rs").replace('/', "::");
+            let full = if is_public_module(sources, library, &module) {
+                format!("{library}::{module}::{name}")
+            } else {
+                format!("{library}::{name}")
+            };
+            let lines = guide.lines().skip_while(|line| *line != format!("## `{full}`"));
+            let table: Vec<&str> = lines.skip(1).take_while(|line| !line.starts_with("## ")).collect();
+            for variant in variants {
+                let starts = [format!("| `{variant}` |"), format!("| `{variant}(")];
+                if !table.iter().any(|line| starts.iter().any(|start| line.starts_with(start))) {
+                    complaints.push(format!("{}:{line}: `{full}::{variant}` is not in {GUIDE}", source.path));
+                }
+            }
+        }
+    }
+    complaints
+}
+
+fn is_public_module(sources: &[Source], library: &str, module: &str) -> bool {
+    let root = format!("{library}/src/lib.rs");
+    sources.iter().find(|source| source.path == root).is_some_and(|source| {
+        let words = source.words();
+        (0..words.len()).any(|index| texts(&words[index..]).starts_with(&["pub", "mod", module]))
+    })
+}
+
+/// The line, name and variants of each `pub enum` whose name ends with `Error`.
+fn public_errors(source: &Source) -> Vec<(usize, String, Vec<String>)> {
+    let words = source.words();
+    let mut found = Vec::new();
+    for index in 0..words.len() {
+        let &["pub", "enum", name, "{"] = texts(&words[index..]).as_slice() else { continue };
+        if !name.ends_with("Error") {
+            continue;
+        }
+        let (mut depth, mut variants, mut is_start) = (0, Vec::new(), true);
+        for word in &words[index + 4..] {
+            match word.text {
+                "}" if depth == 0 => break,
+                "(" | "{" | "[" => depth += 1,
+                ")" | "}" | "]" => depth -= 1,
+                "," if depth == 0 => is_start = true,
+                text if depth == 0 && is_start && text.starts_with(char::is_uppercase) => {
+                    variants.push(text.to_owned());
+                    is_start = false;
+                }
+                _ => {}
+            }
+        }
+        found.push((words[index].line, name.to_owned(), variants));
+    }
+    found
+}
+
+#[test]
 fn no_machine_is_written_down() {
     let root = root();
     let texts = tracked_files().into_iter().filter_map(|path| {
@@ -575,4 +649,20 @@ fn groups_of_uses_are_taken_apart() {
     let source = Source::new("a.rs", "use a::{b, c::{self, d}, e as f};\nuse g;");
     let paths: Vec<String> = source.uses().into_iter().map(|(path, _)| path).filter(|p| p != "a::").collect();
     assert_eq!(paths, ["a::b", "a::c::self", "a::c::d", "a::easf", "g"]);
+}
+
+#[test]
+fn errors_without_a_line_in_the_guide_are_noticed() {
+    let error = "pub enum SendError {\n#[error(\"a, b\")]\nGone(Vec<Part, u8>),\nIo { a: u8, B: u8 },\n}";
+    let of = |path: &str, guide: &str| {
+        let sources = [Source::new(path, error), Source::new("ring/src/lib.rs", "pub mod blocking; mod op;")];
+        errors_without_guidance(&sources, guide).len()
+    };
+    let lines = "| `Gone` | x |\n| `Io(Call)` | x |";
+    assert_eq!(of("ring/src/op.rs", ""), 2);
+    assert_eq!(of("ring/src/op.rs", &format!("## `ring::SendError`\n{lines}")), 0);
+    assert_eq!(of("ring/src/op.rs", &format!("## `ring::SendError`\n## `ring::Other`\n{lines}")), 2);
+    assert_eq!(of("ring/src/blocking.rs", &format!("## `ring::SendError`\n{lines}")), 2);
+    assert_eq!(of("ring/src/blocking.rs", &format!("## `ring::blocking::SendError`\n{lines}")), 0);
+    assert_eq!(of("sendright/src/demo.rs", ""), 0);
 }
