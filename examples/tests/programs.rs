@@ -97,6 +97,19 @@ on_each_driver! {
         }
     }
 
+    /// On this driver alone; the program shows both where nobody chooses.
+    fn the_other_table_has_a_row_for_each_way_to_come_by_a_pair(_reactor: &Reactor) {
+        let shown = succeeds("round_trip", &["pairs"]);
+        for title in ["pairs of a plain call", "… a descriptor in flight"] {
+            let (_, table) = shown.split_once(title).unwrap_or_else(|| panic!("{title}:\n{shown}"));
+            for way in ["raw five steps", "raw returned", "fresh, ", "ahead, ", "returned, "] {
+                assert!(table.lines().skip(1).take(5).any(|row| row.starts_with(way)), "{way}:\n{shown}");
+            }
+        }
+        let output = run("round_trip", &["pairs", "returned", "10"]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains(": 10 calls"), "{output:?}");
+    }
+
     fn a_number_of_calls_that_is_none_is_an_error(_reactor: &Reactor) {
         for arguments in [&["0"][..], &["many"], &["1", "2", "3"]] {
             let output = run("million_calls", arguments);
