@@ -81,6 +81,11 @@ impl Envelope {
         self.sent = 0;
     }
 
+    /// Lets go of the descriptors, which could not be sent.
+    pub(crate) fn leave_descriptors(&mut self) {
+        self.descriptors.clear();
+    }
+
     /// Points the header at what is to be sent now. From here until the kernel has answered, nothing moves.
     pub(crate) fn seal(&mut self) {
         assert!(self.descriptors.len() <= DESCRIPTORS_MAX);

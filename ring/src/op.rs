@@ -637,6 +637,16 @@ impl Core {
                 channel.raise_send_buffer();
                 channel.lane.waiting.push_front(letter);
             }
+            // With nothing to take along but the socket itself the message goes alone.
+            SendError::OutOfDescriptors
+                if channel.travels == Travels::Soon
+                    && channel.lane.waiting.is_empty()
+                    && letter.envelope.descriptors().len() == 1 =>
+            {
+                channel.travels = Travels::No;
+                letter.envelope.leave_descriptors();
+                channel.lane.waiting.push_front(letter);
+            }
             _ if letter.slip.instead.is_some() => {
                 letter.envelope.replace(letter.slip.instead.take().unwrap_or_default());
                 self.stats.posts_lost += 1;

@@ -343,7 +343,8 @@ impl Socket {
     /// As [`finish`](Socket::finish), with this very socket as the last descriptor of the message: whoever
     /// receives it, at the other end, goes on with the socket.
     ///
-    /// If the message cannot be sent the socket is closed like any other.
+    /// If too many descriptors are in flight for it, and the message has no others, it is sent without the
+    /// socket. If it cannot be sent at all the socket is closed like any other.
     ///
     /// # Errors
     /// What is wrong with the message itself (empty, too large, 253 descriptors besides this one): the socket

@@ -118,7 +118,9 @@ impl PlainObject {
     /// Both sides must have agreed on it: the mailbox
     /// [returns continuations](PlainMailbox::return_continuations). Where one does not come home, or not as
     /// it should, the answer is an answer all the same, what happened is [counted](PlainObject::returns), and
-    /// the next call has a pair that was made ahead.
+    /// the next call has a pair that was made ahead. But where this process is out of descriptors an answer
+    /// without any of its own may be [`CallError::DescriptorsLost`]: nobody can tell that the far end is all
+    /// that was lost.
     ///
     /// Only for an answerer that is trusted not to keep a copy of what it returns. Whoever has one can answer
     /// the next call with that pair in another's place, and while it exists nobody sees the answerer die: the
@@ -788,7 +790,7 @@ impl PlainContinuation {
 
     /// Answers, with this continuation itself as the last descriptor of the answer: for a caller that
     /// [uses the pair again](PlainObject::with_returned_pairs). Beside 253 descriptors there is no room for
-    /// it, and the answer goes without.
+    /// it, and the answer goes without; as does one without descriptors when too many are in flight.
     ///
     /// # Errors
     /// As [`answer`](PlainContinuation::answer).

@@ -207,6 +207,29 @@ on_each_driver! {
         });
     }
 
+    /// The answer is the point; with descriptors of its own it could not do without them.
+    fn with_too_many_descriptors_in_flight_an_answer_goes_without_the_far_end(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = returning(reactor);
+        let fd = Fd::from(null());
+        let bare = object.call("say");
+        let to_say = executor.block_on(mailbox.next()).unwrap();
+        let laden = object.call("give");
+        let to_give = executor.block_on(mailbox.next()).unwrap();
+        testing::become_nobody();
+        let limit = testing::limit_descriptors(200);
+        let (parked, _far) = testing::packet_pair();
+        let many = vec![fd.as_fd(); 200];
+        let refused = (0..8).any(|_| testing::send_packet(&parked, b"parked", &many).is_err());
+        assert!(refused, "the user may have so many in flight");
+        to_say.answer("yes").unwrap();
+        to_give.answer(Message::from("here").with_descriptor(fd.clone())).unwrap();
+        assert_eq!(executor.block_on(bare).unwrap().bytes(), b"yes");
+        assert!(matches!(executor.block_on(laden), Err(CallError::Dropped)));
+        assert_eq!(object.returns().not_returned, 1);
+        drop(limit);
+    }
+
     // What does not come home as it should.
 
     fn an_answer_without_the_far_end_is_an_answer(reactor: &Reactor) {

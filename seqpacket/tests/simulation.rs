@@ -100,6 +100,7 @@ fn live(seed: u64, faults: Faults, events: Events, tally: &mut Tally) -> u64 {
         gone: events != Events::None || faults.out_of_descriptors > 0,
         dropped: matches!(events, Events::Deaths | Events::Farewells) || faults.out_of_memory > 0,
         shortages: faults.out_of_descriptors > 0,
+        comes_home: false,
     };
     let setting = Setting::new(seed, allowed);
     let world = &setting.world;

@@ -1,4 +1,5 @@
-//! Worlds of plain objects: shared ends, continuations that travel to a third party, withdrawals and deaths.
+//! Worlds of plain objects: shared ends, continuations that travel to a third party or home, withdrawals and
+//! deaths.
 //!
 //! The model is that of the worlds with sessions; what a loss of descriptors leads to is another matter here,
 //! since a call that has lost some is dropped whole.
@@ -11,7 +12,7 @@ use std::rc::Rc;
 
 use ring::script::{Faults, World};
 use ring::{Executor, Message, Reactor, Spawner};
-use seqpacket::{PlainContinuation, PlainIncoming, PlainMailbox, PlainObject};
+use seqpacket::{PlainContinuation, PlainIncoming, PlainMailbox, PlainObject, ReturnTrust};
 use testing::{Census, in_own_process};
 use worlds::cast::{Busy, Serving, Setting};
 use worlds::*;
@@ -86,22 +87,38 @@ struct Server {
     party: Option<Party>,
     bound: Option<OwnedFd>,
     object: OwnedFd,
+    pairs: Pairs,
+}
+
+/// How often a continuation pair serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pairs {
+    Once,
+    /// Again and again: it comes home in the answer, where whoever answers is who was asked.
+    Again,
 }
 
 impl Server {
-    fn new() -> Server {
+    fn new(pairs: Pairs) -> Server {
         let (bound, object) = testing::packet_pair();
-        Server { party: None, bound: Some(bound), object }
+        Server { party: None, bound: Some(bound), object, pairs }
     }
 
     fn object(&self, reactor: &Reactor) -> PlainObject {
-        PlainObject::from_fd(reactor, self.object.try_clone().unwrap()).unwrap()
+        let object = PlainObject::from_fd(reactor, self.object.try_clone().unwrap()).unwrap();
+        match self.pairs {
+            Pairs::Once => object,
+            Pairs::Again => object.with_returned_pairs(ReturnTrust::FirstToAnswer),
+        }
     }
 
     fn take_over(&mut self, setting: &Rc<Setting>, other: Option<&OwnedFd>) {
         let Some(bound) = &self.bound else { return };
         let party = Party::join(&setting.world);
         let mailbox = PlainMailbox::from_fd(party.reactor(), bound.try_clone().unwrap()).unwrap();
+        if self.pairs == Pairs::Again {
+            mailbox.return_continuations();
+        }
         let role = match other {
             Some(fd) => Role::Asked(PlainObject::from_fd(party.reactor(), fd.try_clone().unwrap()).unwrap()),
             None => Role::Answers,
@@ -206,9 +223,14 @@ fn live(seed: u64, faults: Faults, deaths: Deaths, tally: &mut Tally) {
     let census = Census::take();
     let shortages = faults.out_of_descriptors > 0;
     let gone = deaths == Deaths::Some;
-    let setting = Setting::new(seed, Allowed { gone, dropped: gone || shortages, shortages });
+    let setting =
+        Setting::new(seed, Allowed { gone, dropped: gone || shortages, shortages, comes_home: false });
     let world = &setting.world;
-    let mut cast = Cast { servers: [Server::new(), Server::new()], clients: Vec::new() };
+    let pairs = if world.happens(500) { Pairs::Again } else { Pairs::Once };
+    let allowed = setting.model.allowed.get();
+    setting.model.allowed.set(Allowed { comes_home: pairs == Pairs::Again, ..allowed });
+    // What is forwarded to the second is answered without going home.
+    let mut cast = Cast { servers: [Server::new(pairs), Server::new(Pairs::Once)], clients: Vec::new() };
     cast.revive(&setting);
     for _ in 0..1 + world.below(3) {
         let party = Party::join(world);

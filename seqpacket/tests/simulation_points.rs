@@ -101,8 +101,11 @@ async fn call(busy: Busy, object: Rc<RefCell<Option<[Object; 2]>>>, number: usiz
 /// The story with this event at this step. Says whether it lasted so long.
 fn tell(seed: u64, faults: Faults, event: Event, at: u64, tally: &mut Tally) -> bool {
     let forceful = !matches!(event, Event::Nothing | Event::Withdrawn(_) | Event::LetGo);
-    let allowed =
-        Allowed { gone: forceful, dropped: forceful && !matches!(event, Event::Leaves(_)), shortages: false };
+    let allowed = Allowed {
+        gone: forceful,
+        dropped: forceful && !matches!(event, Event::Leaves(_)),
+        ..Allowed::default()
+    };
     let setting = Setting::new(seed, allowed);
     let mut cast = Cast::new(&setting);
     let party = Party::join(&setting.world);
