@@ -31,6 +31,14 @@ on_each_driver! {
         assert_eq!(shown.matches("a client was told: GET /").count(), 3, "{shown}");
     }
 
+    fn each_message_runs_the_callback_once(_reactor: &Reactor) {
+        let shown = succeeds("make_socket", &[]);
+        for said in ["says: loading\n", "says: loaded\n", "says: may I go? (and was answered: true)\n"] {
+            assert_eq!(shown.matches(said).count(), 1, "{shown}");
+        }
+        assert!(shown.contains("the child was told: noted"), "{shown}");
+    }
+
     fn python_is_a_peer_or_the_example_says_that_there_is_none(_reactor: &Reactor) {
         let shown = succeeds("python_peer", &[]);
         let is_done = shown.contains("served by python with our help: REWARD");
