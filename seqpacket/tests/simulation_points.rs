@@ -181,18 +181,18 @@ fn is_withdrawal(event: Event) -> bool {
 
 in_own_process! {
     fn a_call_can_be_withdrawn_at_every_step() {
-        at_every_step(0, 6, Faults::NONE, is_withdrawal);
+        at_every_step(0, 3, Faults::NONE, is_withdrawal);
     }
 
     fn a_call_can_be_withdrawn_at_every_step_of_a_world_with_faults() {
-        at_every_step(100, 4, Faults::UNNOTICED, is_withdrawal);
+        at_every_step(100, 2, Faults::UNNOTICED, is_withdrawal);
     }
 
     fn everybody_can_go_at_every_step() {
-        at_every_step(200, 5, Faults::NONE, |event| !is_withdrawal(event));
+        at_every_step(200, 2, Faults::NONE, |event| !is_withdrawal(event));
     }
 
     fn everybody_can_go_at_every_step_of_a_world_with_faults() {
-        at_every_step(300, 4, Faults::UNNOTICED, |event| !is_withdrawal(event));
+        at_every_step(300, 1, Faults::UNNOTICED, |event| !is_withdrawal(event));
     }
 }

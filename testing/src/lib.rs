@@ -46,6 +46,8 @@ mod sockets;
 mod steps;
 mod surroundings;
 mod wait;
+#[cfg(feature = "script")]
+pub mod worlds;
 
 pub use rustix::io::Errno;
 

@@ -9,59 +9,13 @@ pub mod cast;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::{Pin, pin};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
-use ring::script::World;
-use ring::{Executor, Reactor};
 use seqpacket::{Answer, CallError, Part};
-
-/// Names one seed to be run alone.
-const SEED: &str = "SENDRIGHT_SEED";
-/// How many seeds to run in each test instead of its own number.
-const SEEDS: &str = "SENDRIGHT_SEEDS";
-
-/// Runs a world for each seed, those of different tests apart. Says which seed failed.
-pub fn for_seeds(first: u64, count: u64, mut body: impl FnMut(u64)) {
-    let one: Option<u64> = env::var(SEED).ok().map(|seed| seed.parse().expect("a seed is a number"));
-    let count = env::var(SEEDS).map_or(count, |seeds| seeds.parse().expect("a number of seeds"));
-    let seeds = match one {
-        Some(seed) => seed..seed + 1,
-        None => first..first + count,
-    };
-    for seed in seeds {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| body(seed))) {
-            println!("to repeat: {SEED}={seed}");
-            resume_unwind(panic);
-        }
-    }
-}
-
-// Descriptors with an identity.
-
-/// A descriptor unlike any other, and what it is known by.
-pub fn identified() -> (OwnedFd, u64) {
-    let (reader, _writer) = std::io::pipe().unwrap();
-    let identity = identity(&reader);
-    (reader.into(), identity)
-}
-
-pub fn identity(fd: impl AsFd) -> u64 {
-    File::from(fd.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().ino()
-}
-
-pub fn identities(descriptors: &[OwnedFd]) -> Vec<u64> {
-    descriptors.iter().map(identity).collect()
-}
+pub use testing::worlds::{Party, at_most, for_seeds, identified, identities};
 
 // The model.
 
@@ -288,28 +242,10 @@ impl Tally {
         let mut line = String::new();
         self.0.iter().for_each(|(end, count)| write!(line, "{end}: {count}; ").unwrap());
         println!("{line}");
-        if env::var_os(SEED).is_none() {
+        if !testing::worlds::is_one_seed() {
             ends.iter().for_each(|end| assert!(self.0.contains_key(end), "no call was {end}: {line}"));
         }
     }
-}
-
-// Steps.
-
-/// Awaits a future for so long. `None` when it has not ended by then; it is dropped.
-pub async fn at_most<F: Future + Unpin>(
-    reactor: &Reactor,
-    time: Duration,
-    mut future: F,
-) -> Option<F::Output> {
-    let mut clock = pin!(reactor.sleep(time));
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(output) = Pin::new(&mut future).poll(context) {
-            return Poll::Ready(Some(output));
-        }
-        clock.as_mut().poll(context).map(|()| None)
-    })
-    .await
 }
 
 /// A call that was made. Dropped without having been told its end, nobody is: it was withdrawn, or its caller
@@ -348,23 +284,5 @@ impl Drop for Made {
         if !self.told {
             self.model.end(self.mark, "forgotten");
         }
-    }
-}
-
-/// One process of a world.
-pub struct Party(pub Executor);
-
-impl Party {
-    pub fn join(world: &World) -> Party {
-        Party(Executor::new(&world.reactor().unwrap()))
-    }
-
-    pub fn reactor(&self) -> &Reactor {
-        self.0.reactor()
-    }
-
-    /// kill -9.
-    pub fn die(self, world: &World) {
-        world.kill(self.reactor());
     }
 }
