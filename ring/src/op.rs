@@ -74,6 +74,7 @@ pub(crate) struct Core {
     /// Closed channels with letters still to go.
     closing: Vec<(Instant, usize)>,
     home: Vec<Completion>,
+    hurried: bool,
 }
 
 /// What one socket has going on.
@@ -244,6 +245,7 @@ impl Core {
             retrying: Vec::new(),
             closing: Vec::new(),
             home: Vec::new(),
+            hurried: false,
         }
     }
 
@@ -1034,6 +1036,7 @@ impl Core {
         // What goes wrong here goes wrong again in the next turn, which can say so.
         let _ = self.driver.turn(&mut self.requests, Sleep::Not, &mut home);
         self.home = home;
+        self.hurried = true;
     }
 
     /// Submits, sleeps, reaps. Says whether anything came home.
@@ -1083,6 +1086,7 @@ impl Core {
     /// From here on the driver's descriptor says when there is something to do. True if there is already, of
     /// which it says nothing.
     pub(crate) fn lie_down(&mut self) -> io::Result<bool> {
+        self.hurried = false;
         let first = self.first_moment();
         let waiting = self.driver.lie_down(first)?;
         let due = first.is_some_and(|moment| moment <= self.clock.now());
@@ -1092,6 +1096,12 @@ impl Core {
     /// Sleeps on the descriptor that a host would watch.
     pub(crate) fn wait_for_descriptor(&self, sleep: Sleep) -> io::Result<()> {
         sys::wait_readable(self.driver.descriptor(), sleep.duration())
+    }
+
+    /// Whether the driver was turned since `lie_down` without anybody looking at what it found: it may have
+    /// heard the bell for us. Said once.
+    pub(crate) fn was_hurried(&mut self) -> bool {
+        std::mem::take(&mut self.hurried)
     }
 
     /// Whether the host must be told of something that was asked for since `lie_down`.

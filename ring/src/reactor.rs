@@ -4,7 +4,7 @@
 //! which it runs itself so that a session goes on whoever polls what. It never runs user code while anything
 //! of its own is borrowed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     companions: Tasks,
     bell: Arc<Bell>,
     bed: Bed,
+    /// In a foreign bed: a turn is being taken, at the end of which everything is looked at.
+    up: Cell<bool>,
     spinner: RefCell<Spinner>,
     report: DriverReport,
 }
@@ -138,7 +140,7 @@ impl Reactor {
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
         let spinner = RefCell::new(Spinner::new(wait));
-        Reactor(Rc::new(Shared { core, companions, bell, bed, spinner, report }))
+        Reactor(Rc::new(Shared { core, companions, bell, bed, up: Cell::new(false), spinner, report }))
     }
 
     /// Which driver runs, and why.
@@ -231,12 +233,14 @@ impl Reactor {
 
     /// Turns follow, and nobody need be told of anything.
     pub(crate) fn rise(&self) {
+        self.0.up.set(true);
         self.0.bell.awake();
         self.0.core.borrow_mut().driver.rise();
     }
 
     /// Leaves the watch to the descriptor. False if there is something to do at once.
     pub(crate) fn lie_down(&self) -> io::Result<bool> {
+        self.0.up.set(false);
         let waiting = self.0.core.borrow_mut().lie_down()?;
         // After the descriptor was drained: who rings from here on writes to it, who rang before is seen.
         Ok(self.0.bell.fall_asleep() && !waiting && !self.0.companions.any_ready())
@@ -244,6 +248,7 @@ impl Reactor {
 
     /// Something is left to do: the host must come back.
     pub(crate) fn call_the_host(&self) {
+        self.0.up.set(false);
         self.0.bell.awake();
         self.0.bell.strike();
     }
@@ -306,10 +311,12 @@ impl Reactor {
         let mut core = self.0.core.borrow_mut();
         let result = step(&mut core, &mut woken);
         // The host's own code, between two turns: only a turn shows the kernel what was asked for.
-        let call = self.0.bed == Bed::Foreign && self.0.bell.is_asleep() && core.wants_a_turn();
+        let call = self.0.bed == Bed::Foreign
+            && !self.0.up.get()
+            && (core.was_hurried() || self.0.bell.is_asleep() && core.wants_a_turn());
         drop(core);
         if call {
-            self.0.bell.ring();
+            self.call_the_host();
         }
         woken.finish();
         result

@@ -1,5 +1,6 @@
 //! The reactor asleep in a foreign loop: a plain epoll loop, level and edge triggered, that owns the thread.
-//! Whatever there is to do makes the descriptor readable, and nothing else does.
+//! Whatever there is to do makes the descriptor readable, and nothing else does: the host here turns its
+//! guest once for each time it is told to, and any other host of the descriptor is told the same.
 #![allow(clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
@@ -19,96 +20,9 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use testing::{
-    WAIT_TIME_MAX, helper, limit_descriptors, on_each_driver, packet_pair, receive_packet, send_packet,
-    start_helper,
+    Host, TRIGGERS, Trigger, WAIT_TIME_MAX, guest, helper, limit_descriptors, on_each_driver, packet_pair,
+    receive_packet, send_packet, start_helper,
 };
-
-/// How a host has the kernel tell it.
-#[derive(Clone, Copy)]
-enum Trigger {
-    Level,
-    Edge,
-}
-
-const TRIGGERS: [Trigger; 2] = [Trigger::Level, Trigger::Edge];
-
-/// A program's own loop, with a guest in it. It turns the guest once for each time it is told to, never for
-/// good measure.
-struct Host {
-    epoll: OwnedFd,
-    guest: Guest,
-    /// How often epoll came back with word of the guest.
-    calls: u64,
-}
-
-impl Host {
-    fn new(trigger: Trigger) -> Host {
-        Host::with(guest(), trigger)
-    }
-
-    fn with(guest: Guest, trigger: Trigger) -> Host {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let mut flags = epoll::EventFlags::IN;
-        if let Trigger::Edge = trigger {
-            flags |= epoll::EventFlags::ET;
-        }
-        epoll::add(&epoll, &guest, epoll::EventData::new_u64(0), flags).unwrap();
-        Host { epoll, guest, calls: 0 }
-    }
-
-    /// Sleeps until there is word, of the guest or of something else that is watched.
-    fn sleep(&mut self) {
-        let told = self.sleep_at_most(WAIT_TIME_MAX);
-        assert!(told, "the host slept for ever");
-    }
-
-    /// False if there was no word in all this time.
-    fn sleep_at_most(&mut self, time: Duration) -> bool {
-        let mut events = Vec::with_capacity(8);
-        let time = Timespec::try_from(time).unwrap();
-        // An interruption is a failure, here as in every test that sleeps like this.
-        epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&time)).unwrap();
-        for event in &events {
-            if event.data.u64() == 0 {
-                self.calls += 1;
-                self.guest.turn().unwrap();
-            }
-        }
-        !events.is_empty()
-    }
-
-    fn sleep_until(&mut self, mut done: impl FnMut() -> bool) {
-        while !done() {
-            self.sleep();
-        }
-    }
-
-    /// Serves the guest until there is nothing to do.
-    fn calm(&mut self) {
-        while self.sleep_at_most(Duration::ZERO) {}
-    }
-
-    /// Runs a future as a task of the guest, and sleeps until it is over.
-    fn runs<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
-        let result = Rc::new(Cell::new(None));
-        let told = Rc::clone(&result);
-        self.guest.executor().spawn(async move { told.set(Some(future.await)) });
-        loop {
-            if let Some(result) = result.take() {
-                return result;
-            }
-            self.sleep();
-        }
-    }
-
-    fn reactor(&self) -> &Reactor {
-        self.guest.reactor()
-    }
-}
-
-fn guest() -> Guest {
-    Guest::with_config(Config { driver: testing::driver(), ..Config::default() }).unwrap()
-}
 
 fn is_readable(fd: impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -186,7 +100,7 @@ on_each_driver! {
             let mut helper = start_helper!(echoes, vec![far]);
             let ended = Rc::new(Cell::new(false));
             let told = Rc::clone(&ended);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 told.set(matches!(near.receive().await, Err(ReceiveError::Closed)));
             });
             host.calm();
@@ -225,7 +139,7 @@ on_each_driver! {
             let (near, far) = ends(host.reactor());
             let taken = Rc::new(Cell::new(0));
             let counted = Rc::clone(&taken);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 while near.receive().await.is_ok() {
                     counted.set(counted.get() + 1);
                 }
@@ -246,7 +160,7 @@ on_each_driver! {
             for (name, milliseconds) in [("third", 9), ("first", 1), ("second", 5)] {
                 let (order, reactor) = (Rc::clone(&order), host.reactor().clone());
                 let moment = start + Duration::from_millis(milliseconds);
-                host.guest.executor().spawn(async move {
+                host.guest().executor().spawn(async move {
                     reactor.sleep_until(moment).await;
                     assert!(Instant::now() >= moment, "{name} is early");
                     order.borrow_mut().push(name);
@@ -261,7 +175,7 @@ on_each_driver! {
         let mut host = Host::new(Trigger::Level);
         let reactor = host.reactor().clone();
         let late = reactor.clone();
-        host.guest.executor().spawn(async move { late.sleep(Duration::from_secs(3600)).await });
+        host.guest().executor().spawn(async move { late.sleep(Duration::from_secs(3600)).await });
         host.calm();
         host.runs(async move { reactor.sleep(Duration::from_millis(1)).await });
         let reactor = host.reactor().clone();
@@ -294,9 +208,9 @@ on_each_driver! {
                 .await;
             });
         }
-        let before = host.calls;
+        let before = host.calls();
         while host.sleep_at_most(Duration::from_millis(20)) {}
-        assert!(host.calls - before <= 1, "{} calls for nothing", host.calls - before);
+        assert!(host.calls() - before <= 1, "{} calls for nothing", host.calls() - before);
     }
 
     fn a_task_spawned_between_two_turns_runs(_reactor: &Reactor) {
@@ -306,7 +220,7 @@ on_each_driver! {
                 host.calm();
                 let ran = Rc::new(Cell::new(false));
                 let told = Rc::clone(&ran);
-                host.guest.executor().spawn(async move { told.set(true) });
+                host.guest().executor().spawn(async move { told.set(true) });
                 host.sleep_until(|| ran.get());
             }
         }
@@ -319,7 +233,7 @@ on_each_driver! {
             let polls = Rc::new(Cell::new(0));
             let slot: Rc<RefCell<Option<Waker>>> = Rc::default();
             let (stops, counted, kept) = (Rc::clone(&stop), Rc::clone(&polls), Rc::clone(&slot));
-            host.guest.executor().spawn(poll_fn(move |context| {
+            host.guest().executor().spawn(poll_fn(move |context| {
                 counted.set(counted.get() + 1);
                 *kept.borrow_mut() = Some(context.waker().clone());
                 if stops.get() { Poll::Ready(()) } else { Poll::Pending }
@@ -342,7 +256,7 @@ on_each_driver! {
             host.calm();
             let mut sending = Box::pin(near.send("between"));
             assert!(poll_once(sending.as_mut()).is_pending());
-            assert!(is_readable(&host.guest));
+            assert!(is_readable(host.guest()));
             host.calm();
             assert_eq!(receive_packet(&far).unwrap().bytes, b"between");
             assert!(matches!(poll_once(sending.as_mut()), Poll::Ready(Ok(()))));
@@ -375,6 +289,35 @@ on_each_driver! {
             drop(near);
             host.calm();
             assert_eq!(receive_packet(&far).unwrap().bytes, b"");
+        }
+    }
+
+    /// Closing ends that others hold too takes looks at the kernel at once, which must not swallow what the
+    /// host was to be told.
+    fn a_wake_up_is_not_lost_over_the_closing_of_shared_sockets(_reactor: &Reactor) {
+        for trigger in TRIGGERS {
+            let mut host = Host::new(trigger);
+            let woken = Arc::new(Mutex::new(None::<Waker>));
+            let (slot, polls) = (Arc::clone(&woken), Rc::new(Cell::new(0)));
+            let counted = Rc::clone(&polls);
+            host.guest().executor().spawn(poll_fn(move |context| {
+                counted.set(counted.get() + 1);
+                *slot.lock().unwrap() = Some(context.waker().clone());
+                Poll::<()>::Pending
+            }));
+            for round in 1..20 {
+                let pairs: Vec<(OwnedFd, OwnedFd)> = (0..12).map(|_| packet_pair()).collect();
+                let (shared, _fars): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+                let shared: Vec<Socket> =
+                    shared.into_iter().map(|near| Socket::wrap(host.reactor(), near).unwrap()).collect();
+                shared.iter().for_each(Socket::stream);
+                host.calm();
+                assert_eq!(polls.get(), round);
+                let waker = woken.lock().unwrap().take().unwrap();
+                thread::spawn(move || waker.wake()).join().unwrap();
+                drop(shared);
+                host.sleep_until(|| polls.get() > round);
+            }
         }
     }
 
@@ -438,7 +381,7 @@ on_each_driver! {
         host.calm();
         let taken = Rc::new(Cell::new(0));
         let counted = Rc::clone(&taken);
-        host.guest.executor().spawn(async move {
+        host.guest().executor().spawn(async move {
             while near.receive().await.is_ok() {
                 counted.set(counted.get() + 1);
             }
@@ -463,7 +406,7 @@ on_each_driver! {
         near.stream();
         let taken = Rc::new(Cell::new(0));
         let counted = Rc::clone(&taken);
-        host.guest.executor().spawn(async move {
+        host.guest().executor().spawn(async move {
             while near.receive().await.is_ok() {
                 counted.set(counted.get() + 1);
             }
@@ -487,9 +430,9 @@ on_each_driver! {
             let (other, _quiet) = ends(host.reactor());
             other.stream();
             let (echo, later) = (Rc::new(near), host.reactor().clone());
-            host.guest.executor().spawn(async move { later.sleep(Duration::from_secs(3600)).await });
+            host.guest().executor().spawn(async move { later.sleep(Duration::from_secs(3600)).await });
             let echoes = Rc::clone(&echo);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 while let Ok(message) = echoes.receive().await {
                     echoes.send(message.bytes()).await.unwrap();
                 }
@@ -500,12 +443,12 @@ on_each_driver! {
             assert_eq!(receive_packet(&far).unwrap().bytes, b"once");
             host.calm();
             // A timer of the host's own says when it has waited long enough.
-            let before = host.calls;
+            let before = host.calls();
             assert!(!host.sleep_at_most(Duration::from_millis(50)), "there was nothing to do");
-            assert_eq!(host.calls, before);
+            assert_eq!(host.calls(), before);
             for _ in 0..100 {
-                host.guest.turn().unwrap();
-                assert!(!is_readable(&host.guest), "a turn with nothing to do leaves nothing to do");
+                host.guest().turn().unwrap();
+                assert!(!is_readable(host.guest()), "a turn with nothing to do leaves nothing to do");
             }
         }
     }
@@ -517,20 +460,20 @@ on_each_driver! {
             let (near, far) = ends(host.reactor());
             near.stream();
             let echo = Rc::new(near);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 while let Ok(message) = echo.receive().await {
                     echo.send(message.bytes()).await.unwrap();
                 }
             });
             host.calm();
-            let before = host.calls;
+            let before = host.calls();
             for _ in 0..100 {
                 send_packet(&far, b"one", &[]).unwrap();
                 host.sleep();
                 assert_eq!(receive_packet(&far).unwrap().bytes, b"one");
             }
             host.calm();
-            let calls = host.calls - before;
+            let calls = host.calls() - before;
             assert!(calls <= 101, "{calls} calls for 100 messages");
         }
     }
@@ -539,7 +482,7 @@ on_each_driver! {
         for trigger in TRIGGERS {
             let mut host = Host::new(trigger);
             let other = guest();
-            epoll::add(&host.epoll, &other, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
+            epoll::add(host.epoll(), &other, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
             let (near, far) = ends(host.reactor());
             let far = Socket::wrap(other.reactor(), far).unwrap();
             let rounds = Rc::new(Cell::new(0));
@@ -549,7 +492,7 @@ on_each_driver! {
                     far.send(message.bytes()).await.unwrap();
                 }
             });
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 for _ in 0..100 {
                     near.send("over").await.unwrap();
                     near.receive().await.unwrap();
@@ -558,13 +501,13 @@ on_each_driver! {
             });
             while rounds.get() < 100 {
                 let mut events = Vec::with_capacity(8);
-                epoll::wait(&host.epoll, spare_capacity(&mut events), None).unwrap();
+                epoll::wait(host.epoll(), spare_capacity(&mut events), None).unwrap();
                 for event in &events {
-                    let turned = if event.data.u64() == 0 { &host.guest } else { &other };
+                    let turned = if event.data.u64() == 0 { host.guest() } else { &other };
                     turned.turn().unwrap();
                 }
             }
-            epoll::delete(&host.epoll, &other).unwrap();
+            epoll::delete(host.epoll(), &other).unwrap();
             host.calm();
         }
     }
@@ -574,27 +517,27 @@ on_each_driver! {
         for trigger in TRIGGERS {
             let host = Host::new(trigger);
             let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-            epoll::add(&host.epoll, &bell, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
+            epoll::add(host.epoll(), &bell, epoll::EventData::new_u64(1), epoll::EventFlags::IN).unwrap();
             let polls = Rc::new(Cell::new(0_usize));
             let counted = Rc::clone(&polls);
             // Never done, and always ready.
-            host.guest.executor().spawn(poll_fn(move |context| {
+            host.guest().executor().spawn(poll_fn(move |context| {
                 counted.set(counted.get() + 1);
                 context.waker().wake_by_ref();
                 Poll::<()>::Pending
             }));
             for round in 1..=20 {
-                assert!(host.guest.turn().unwrap().more);
+                assert!(host.guest().turn().unwrap().more);
                 assert_eq!(polls.get(), round * ROUNDS_MAX);
-                assert!(is_readable(&host.guest));
+                assert!(is_readable(host.guest()));
             }
             let before = polls.get();
             rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap();
             let mut events: Vec<epoll::Event> = Vec::with_capacity(8);
-            epoll::wait(&host.epoll, spare_capacity(&mut events), None).unwrap();
+            epoll::wait(host.epoll(), spare_capacity(&mut events), None).unwrap();
             assert!(events.iter().any(|event| event.data.u64() == 1), "the host's own is not starved");
             assert!(events.iter().any(|event| event.data.u64() == 0), "and the guest is not forgotten");
-            host.guest.turn().unwrap();
+            host.guest().turn().unwrap();
             assert!(polls.get() > before);
         }
     }
@@ -622,9 +565,9 @@ on_each_driver! {
             let mut host = Host::new(trigger);
             let ran = Rc::new(Cell::new(false));
             let told = Rc::clone(&ran);
-            host.guest.executor().spawn(async { panic!("expected by the test") });
-            host.guest.executor().spawn(async move { told.set(true) });
-            assert!(catch_unwind(AssertUnwindSafe(|| host.guest.turn())).is_err());
+            host.guest().executor().spawn(async { panic!("expected by the test") });
+            host.guest().executor().spawn(async move { told.set(true) });
+            assert!(catch_unwind(AssertUnwindSafe(|| host.guest().turn())).is_err());
             assert!(!ran.get());
             host.sleep_until(|| ran.get());
         }
@@ -667,8 +610,8 @@ on_each_driver! {
             host.calm();
             let ran = Rc::new(Cell::new(0));
             let told = Rc::clone(&ran);
-            let spawner = host.guest.executor().spawner();
-            host.guest.executor().block_on(async move {
+            let spawner = host.guest().executor().spawner();
+            host.guest().executor().block_on(async move {
                 spawner.spawn(poll_fn(move |context| {
                     told.set(told.get() + 1);
                     if told.get() < 10 {
@@ -705,7 +648,7 @@ on_each_driver! {
             while near.try_send("fill").is_ok() {}
             let sent = Rc::new(Cell::new(false));
             let told = Rc::clone(&sent);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 near.send("one more").await.unwrap();
                 told.set(true);
             });
@@ -726,7 +669,7 @@ on_each_driver! {
             near.set_descriptors_max(1);
             let taken = Rc::new(RefCell::new(Vec::new()));
             let kept = Rc::clone(&taken);
-            host.guest.executor().spawn(async move {
+            host.guest().executor().spawn(async move {
                 while let Ok(message) = near.receive().await {
                     assert_eq!(message.descriptors(), 1);
                     kept.borrow_mut().push(message);
@@ -756,18 +699,16 @@ on_each_driver! {
         let (near, far) = ends(host.reactor());
         near.stream();
         let reactor = host.reactor().clone();
-        host.guest.executor().spawn(async move {
+        host.guest().executor().spawn(async move {
             let _held = far;
             reactor.sleep(Duration::from_secs(3600)).await;
         });
-        host.guest.executor().spawn(async move {
+        host.guest().executor().spawn(async move {
             let _ = near.receive().await;
             pending::<()>().await;
         });
         host.calm();
-        let Host { epoll, guest, .. } = host;
-        epoll::delete(&epoll, &guest).unwrap();
-        drop(guest);
+        drop(host.into_guest());
     }
 
     fn sockets_outlive_their_guest(_reactor: &Reactor) {

@@ -7,14 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::{Config, Guest, HostError, Kind, OnTokio, Reactor, Socket};
-use testing::{helper, on_each_driver, receive_packet, send_packet, start_helper};
+use ring::{HostError, Kind, OnTokio, Reactor, Socket};
+use testing::{guest, helper, on_each_driver, receive_packet, send_packet, start_helper};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{LocalSet, spawn_local, yield_now};
-
-fn guest() -> Guest {
-    Guest::with_config(Config { driver: testing::driver(), ..Config::default() }).unwrap()
-}
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()

@@ -41,6 +41,7 @@ pub mod body;
 mod census;
 mod fork;
 mod helper;
+mod host;
 mod role;
 mod sockets;
 mod steps;
@@ -57,6 +58,7 @@ pub use fork::{Forked, fork};
 pub use helper::{HELPER_TIME_MAX, Helper};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};
+pub use host::{Host, TRIGGERS, Trigger, guest};
 pub use role::{driver, helper_argument, reactor, settle};
 pub use sockets::{
     LINGER_TIME, Lingering, PACKET_DESCRIPTORS_MAX, Packet, RAW_PACKET_BYTES_MAX, lingering_tcp, packet_pair,
