@@ -29,6 +29,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Three ways to connect
+//!
+//! | way | needs | what is wrong with it |
+//! |---|---|---|
+//! | [`bound_socket`] | a descriptor | success without acceptance, unless confirmed |
+//! | [`older::stream`] | a name, and `socket`, `bind`, `connect` | who reads the name connects; a backlog |
+//! | [`older::datagram`] | a name, and a socket to send from | who reads the name sends anything; 11 wait |
+//!
+//! The first is the one to use. The [older](older) ones are what it replaced, for peers that speak them.
+//!
+//! # What travels on a connection
+//!
+//! Messages with descriptors, whatever they are ([`ConnectedSocket`]); or [typed](TypedSocket) ones, in which
+//! each descriptor is declared to be what it is: a [`SocketAddress`], a [`DataOnlySocket`], [`SharedMemory`]
+//! or [`FrozenMemory`], or a [`PlainFile`]. Then Native Client's rule is kept by type: a connected socket
+//! either travels or carries descriptors, never both.
+//!
 //! # What connecting means
 //!
 //! [`SocketAddress::connect`] ends well when the request is *queued*. A full queue is awaited, and
@@ -63,8 +80,8 @@
 //! - Requests are read in order and without regard to who sent them: a quota for each sender is the
 //!   program's.
 //!
-//! It does not listen on paths or abstract names, does not say what messages mean, does not confirm unless
-//! told to, and does not decide who may connect.
+//! It does not listen on paths, nor on names but in [`older`], does not say what messages mean, does not
+//! confirm unless told to, and does not decide who may connect.
 #![forbid(unsafe_code)]
 
 mod address;

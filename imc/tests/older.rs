@@ -41,6 +41,8 @@ fn send_raw(token: &Token, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     sendmsg_addr(datagram_socket(), &native_name(token), &parts, &mut control, SendFlags::empty()).unwrap();
 }
 
+type Counter = fn(&Violations) -> u64;
+
 fn token_of(text: &str) -> Token {
     Token::new(text).unwrap()
 }
@@ -418,7 +420,7 @@ on_each_driver! {
         let lonely =
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let eight = [socket.as_fd(); 8];
-        let cases: [(&[u8], &[BorrowedFd<'_>], fn(&Violations) -> u64); 8] = [
+        let cases: [(&[u8], &[BorrowedFd<'_>], Counter); 8] = [
             (b"c", &[socket.as_fd()], |violations| violations.wrong_message),
             (b"", &[], |violations| violations.none),
             (b"", &eight, |violations| violations.several),
