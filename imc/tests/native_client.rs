@@ -517,8 +517,8 @@ async fn send_seven(socket: &Socket) {
     }
 }
 
-/// By type: there is no way to write it down. See the documentation of [`Capability`], whose examples must not
-/// compile; this one says that both can still be told apart from what may be sent.
+/// By type: there is no way to write it down. See the documentation of [`Capability`], whose examples must
+/// not compile; this one says that both can still be told apart from what may be sent.
 #[test]
 fn a_bound_and_a_connected_socket_are_no_capabilities() {
     fn is_sent<T: Into<Capability>>() {}
