@@ -1,0 +1,502 @@
+//! The introduction server: peers register, ask for each other, and get a socket of their own.
+//!
+//! Owns a task that reads and one that writes for each connection, and a clock. It passes descriptors on and
+//! never looks into what is said over them. Nothing that one peer does ends it, or keeps others waiting.
+
+mod registry;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use registry::{After, Id, Letter, Registry, Serial};
+use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
+use rustix::net::sockopt;
+use thiserror::Error;
+
+use crate::identity::{Identity, is_signed, random};
+use crate::inlet::Come;
+use crate::locator::{Locator, PublicKey};
+use crate::policy::{Open, Peer, Policy};
+use crate::reading::{Ended, Reading, connected};
+use crate::record::{CHALLENGE_BYTES, Challenge, Form, Outcome, Record};
+use crate::signal::{Signal, before};
+use crate::statement;
+
+/// Bytes sent along with a descriptor. Four, as Goblins expects, and these as it sends them.
+pub(crate) const DUMMY: &[u8; 4] = &[0x39, 0x30, 0, 0];
+
+/// What the kernel may keep for a peer that does not read (it doubles this). So little that a silent peer
+/// holds no more than about five descriptors in flight: they count against the *server's* user, for whom the
+/// kernel allows as many as RLIMIT_NOFILE, and the next would be refused to everybody.
+const SEND_BUFFER: usize = 4096;
+
+/// After a connection could not be accepted for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+/// Limits of a server. All are tested on both sides.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// Connections in all. Default 256: a quarter of the usual RLIMIT_NOFILE, so that connections, the
+    /// descriptors of introductions and those in flight fit into it together. Beyond it newcomers are turned
+    /// away.
+    pub connections_max: usize,
+    /// Connections of one user. Default 128: one user leaves the others half.
+    pub user_connections_max: usize,
+    /// Connections that have not proved who they are. Default 32. Beyond it the oldest of them has to go,
+    /// since an honest one needs microseconds.
+    pub newcomers_max: usize,
+    /// Introductions under way that one peer has asked for. Default 16. Beyond it nothing more is read from
+    /// that peer.
+    pub held_max: usize,
+    /// Introductions under way in all. Default 256. Beyond it whoever has asked for most loses its oldest.
+    pub introductions_max: usize,
+    /// How long a newcomer may take to prove who it is. Default 5 s.
+    pub handshake_time: Duration,
+    /// How long a record that has begun may take, its descriptor included. Default 5 s.
+    pub record_time: Duration,
+    /// How long a peer may leave its queue full. Default 10 s.
+    pub write_time: Duration,
+    /// How long an introduction is kept, whether anybody takes it or not. Default 10 s.
+    pub introduction_time: Duration,
+    /// How the server's signature is written. Default: as Goblins reads it.
+    pub form: Form,
+    /// Whether only peers may register that sign for this server and no other (PROTOCOL.md, "Introductions").
+    /// Keeps out relayed registrations, and Goblins. Default false.
+    pub bound_registration_only: bool,
+}
+
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
+            connections_max: 256,
+            user_connections_max: 128,
+            newcomers_max: 32,
+            held_max: 16,
+            introductions_max: 256,
+            handshake_time: Duration::from_secs(5),
+            record_time: Duration::from_secs(5),
+            write_time: Duration::from_secs(10),
+            introduction_time: Duration::from_secs(10),
+            form: Form::Goblins,
+            bound_registration_only: false,
+        }
+    }
+}
+
+/// What a server has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// Connections turned away or pushed out, because there were too many.
+    pub turned_away: u64,
+    /// Peers that have registered, each time they did.
+    pub registrations: u64,
+    /// Introductions asked for.
+    pub introductions: u64,
+    /// Introductions passed on.
+    pub passed_on: u64,
+    /// Introductions whose time ran out.
+    pub expired: u64,
+    /// Introductions that made room for others.
+    pub evicted: u64,
+    /// Introductions whose descriptor did not arrive because *this* process had no room for it.
+    pub lost: u64,
+    /// Connections ended because they said what may not be said: records that are none, signatures that are
+    /// not theirs, another's name, descriptors that are no connected AF_UNIX sockets or stand where they do
+    /// not belong.
+    pub violations: u64,
+    /// Connections ended because they did not say in time what they had to, or did not read.
+    pub late: u64,
+    /// Registrations and introductions that policy did not allow.
+    pub refused: u64,
+}
+
+/// A descriptor was not taken as a peer's connection. It is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AdmitError {
+    /// Not a connected AF_UNIX stream.
+    #[error("not a connected AF_UNIX stream")]
+    NotAStream,
+    /// As many connections as there may be, in all or of this user.
+    #[error("too many connections")]
+    Full,
+}
+
+/// An introduction server on a reactor. It works as long as the reactor's turns are taken, whoever takes
+/// them, and ends when dropped: all peers see the end of file.
+///
+/// ```no_run
+/// # use std::path::Path;
+/// use introduction::{Identity, Server, ServerOptions};
+/// use ring::{Executor, Kind, Reactor, Socket};
+///
+/// let reactor = Reactor::new()?;
+/// let server = Server::new(&reactor, Identity::generate()?, ServerOptions::default());
+/// println!("{}", server.key());
+/// let listener = Socket::listen(&reactor, Path::new("/run/introduce"), Kind::Stream)?;
+/// Executor::new(&reactor).block_on(server.serve(&listener))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server {
+    shared: Rc<Shared>,
+    _clock: Companion,
+}
+
+struct Shared {
+    reactor: Reactor,
+    identity: Identity,
+    options: ServerOptions,
+    policy: Box<dyn Policy>,
+    registry: RefCell<Registry>,
+    /// A new introduction: the clock may have to go off earlier.
+    tick: Signal,
+}
+
+/// What the two tasks of one connection share.
+struct Line {
+    socket: Socket,
+    /// Something is to be sent.
+    outgoing: Signal,
+    /// An introduction has ended.
+    room: Signal,
+}
+
+impl Server {
+    /// A server that introduces everybody to everybody.
+    pub fn new(reactor: &Reactor, identity: Identity, options: ServerOptions) -> Server {
+        Server::with_policy(reactor, identity, options, Open)
+    }
+
+    /// A server that asks first.
+    pub fn with_policy(
+        reactor: &Reactor,
+        identity: Identity,
+        options: ServerOptions,
+        policy: impl Policy + 'static,
+    ) -> Server {
+        let shared = Rc::new(Shared {
+            reactor: reactor.clone(),
+            identity,
+            registry: RefCell::new(Registry::new(options.clone())),
+            options,
+            policy: Box::new(policy),
+            tick: Signal::default(),
+        });
+        let clock = reactor.companion(watch_the_clock(Rc::clone(&shared)));
+        Server { shared, _clock: clock }
+    }
+
+    /// The key by which peers know this server. Tell them beforehand.
+    pub fn key(&self) -> PublicKey {
+        self.shared.identity.key()
+    }
+
+    /// Takes a connected stream as a new peer's: one that was accepted, or an end of a pair.
+    ///
+    /// # Errors
+    /// See [`AdmitError`]. The descriptor is closed.
+    pub fn admit(&self, fd: OwnedFd) -> Result<(), AdmitError> {
+        match connected(&self.shared.reactor, fd) {
+            Some((fd, Kind::Stream)) => {
+                let socket = Socket::wrap(&self.shared.reactor, fd).map_err(|_| AdmitError::NotAStream)?;
+                self.admit_socket(socket)
+            }
+            Some((fd, Kind::SeqPacket)) => {
+                discard(fd);
+                Err(AdmitError::NotAStream)
+            }
+            None => Err(AdmitError::NotAStream),
+        }
+    }
+
+    fn admit_socket(&self, socket: Socket) -> Result<(), AdmitError> {
+        let Some(credentials) = credentials(&socket) else { return Err(AdmitError::NotAStream) };
+        let _ = sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER);
+        socket.set_private(true);
+        let line = Rc::new(Line { socket, outgoing: Signal::default(), room: Signal::default() });
+        let shared = &self.shared;
+        let admitted = shared.with(|registry, after| registry.admit(credentials, Rc::clone(&line), after));
+        let id = admitted.map_err(|registry::Full| AdmitError::Full)?;
+        let reading = shared.reactor.companion(read_from(Rc::clone(shared), id, Rc::clone(&line)));
+        let writing = shared.reactor.companion(write_to(Rc::clone(shared), id, line));
+        let left = shared.with(|registry, _| registry.employ(id, vec![reading, writing]));
+        drop(left);
+        Ok(())
+    }
+
+    /// Accepts connections for as long as the future is polled.
+    ///
+    /// # Errors
+    /// What the kernel says against accepting. A lack of descriptors is waited out.
+    pub async fn serve(&self, listener: &Socket) -> io::Result<()> {
+        // The same numbers on every architecture.
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        loop {
+            match listener.accept().await {
+                // Too many: it sees the end of file.
+                Ok(socket) => drop(self.admit_socket(socket)),
+                Err(error) if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) => {
+                    self.shared.reactor.sleep(ACCEPT_PAUSE).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// What has been counted so far.
+    pub fn stats(&self) -> ServerStats {
+        self.shared.registry.borrow().stats
+    }
+
+    /// Connections there are now, registered or not.
+    pub fn connections(&self) -> usize {
+        self.shared.registry.borrow().connections()
+    }
+
+    /// Peers registered now.
+    pub fn registered(&self) -> usize {
+        self.shared.registry.borrow().registered()
+    }
+
+    /// Introductions under way now.
+    pub fn introductions(&self) -> usize {
+        self.shared.registry.borrow().introductions()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.with(Registry::remove_all);
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("key", &self.key()).finish_non_exhaustive()
+    }
+}
+
+/// Who connected, as the kernel remembers it.
+fn credentials(socket: &Socket) -> Option<Credentials> {
+    let who = sockopt::socket_peercred(socket.as_fd()).ok()?;
+    Some(Credentials { pid: who.pid.as_raw_nonzero().get(), uid: who.uid.as_raw(), gid: who.gid.as_raw() })
+}
+
+impl Shared {
+    /// One step with the tables, and then what follows from it.
+    fn with<T>(&self, step: impl FnOnce(&mut Registry, &mut After) -> T) -> T {
+        let mut after = After::default();
+        let result = step(&mut self.registry.borrow_mut(), &mut after);
+        after.happen();
+        result
+    }
+
+    /// Introduces, if both are there and policy allows it.
+    fn route(&self, serial: Serial) {
+        let matched = self.registry.borrow().matched(serial);
+        match matched {
+            None => {}
+            Some(Ok(found)) if self.policy.may_reach(&found.from, &found.to) => {
+                self.with(|registry, after| registry.pass_on(serial, found.to_id, after));
+            }
+            Some(Ok(found)) => {
+                self.with(|registry, _| registry.stats.refused += 1);
+                self.tell_if_candid(serial, &found.from, Outcome::Refused);
+            }
+            Some(Err(from)) => self.tell_if_candid(serial, &from, Outcome::Unknown),
+        }
+    }
+
+    fn tell_if_candid(&self, serial: Serial, from: &Peer, outcome: Outcome) {
+        if self.policy.may_know(from) {
+            self.with(|registry, after| registry.tell(serial, outcome, after));
+        }
+    }
+
+    fn count(&self, ended: &Ended) {
+        let mut registry = self.registry.borrow_mut();
+        let stats = &mut registry.stats;
+        match ended {
+            Ended::Closed | Ended::Ours(_) => {}
+            Ended::Late => stats.late += 1,
+            Ended::Violation => stats.violations += 1,
+            Ended::Refused => stats.refused += 1,
+        }
+    }
+}
+
+/// Ends introductions whose time is over.
+async fn watch_the_clock(shared: Rc<Shared>) {
+    loop {
+        let first = shared.registry.borrow().first_deadline();
+        match first {
+            None => shared.tick.wait().await,
+            Some(moment) => {
+                before(&shared.reactor, moment, shared.tick.wait()).await;
+            }
+        }
+        shared.with(|registry, after| registry.expire(Instant::now(), after));
+    }
+}
+
+/// All that a connection says.
+async fn read_from(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
+    let ended = match converse(&shared, id, &line).await {
+        Ok(never) => match never {},
+        Err(ended) => ended,
+    };
+    shared.count(&ended);
+    // With the connection this task ends.
+    shared.with(|registry, after| registry.remove(id, after));
+}
+
+enum Never {}
+
+async fn converse(shared: &Shared, id: Id, line: &Line) -> Result<Never, Ended> {
+    let mut reading = Reading::new(&line.socket, shared.options.record_time);
+    let key = shake_hands(shared, id, line, &mut reading).await?;
+    loop {
+        let (come, descriptor) = reading.next(&line.socket, None).await?;
+        match (come, descriptor) {
+            (Come::Record { record: Record::NewConnection { from, to, number: None }, bytes }, Some(fd)) => {
+                if from.key != key {
+                    return Err(Ended::Violation);
+                }
+                let connected = connected(&shared.reactor, fd).ok_or(Ended::Violation)?;
+                introduce(shared, id, line, to, bytes, Fd::from(connected.0)).await;
+            }
+            (Come::Record { record: Record::Verdict { number, accepted }, .. }, None) => {
+                let judged = shared.with(|registry, after| registry.judge(id, number, accepted, after));
+                match judged {
+                    Err(registry::NeverSent) => return Err(Ended::Violation),
+                    Ok(None) => {}
+                    Ok(Some((serial, from))) => shared.tell_if_candid(serial, &from, Outcome::Refused),
+                }
+            }
+            (Come::Lost(_), _) => shared.with(|registry, _| registry.lost(id)),
+            _ => return Err(Ended::Violation),
+        }
+    }
+}
+
+/// Waits until this peer may ask for one more, and so does not read meanwhile; then introduces.
+async fn introduce(shared: &Shared, id: Id, line: &Line, to: Locator, record: Vec<u8>, fd: Fd) {
+    while !shared.registry.borrow().has_room(id) {
+        line.room.wait().await;
+    }
+    let serial = shared.with(|registry, after| registry.introduce(id, to.key, record, fd, after));
+    shared.tick.ring();
+    if let Some(serial) = serial {
+        shared.route(serial);
+    }
+}
+
+/// Registers the peer, once it has proved its key.
+async fn shake_hands(
+    shared: &Shared,
+    id: Id,
+    line: &Line,
+    reading: &mut Reading,
+) -> Result<PublicKey, Ended> {
+    let deadline = Instant::now() + shared.options.handshake_time;
+    let (come, _) = reading.next(&line.socket, Some(deadline)).await?;
+    let Come::Record { record: Record::Register { locator, challenge }, .. } = come else {
+        return Err(Ended::Violation);
+    };
+    let (peer, ours) = (locator.key, random().map_err(Ended::Ours)?);
+    let theirs = <[u8; CHALLENGE_BYTES]>::try_from(challenge.bytes()).ok();
+    let bound = theirs
+        .filter(|_| locator.hints.extension)
+        .map(|theirs| statement::registration(&shared.identity.key(), &peer, &theirs, &ours));
+    if bound.is_none() && shared.options.bound_registration_only {
+        return Err(Ended::Refused);
+    }
+    let response = response(shared, &challenge, &ours, bound.is_some());
+    let sent = before(&shared.reactor, deadline, line.socket.send(response)).await;
+    sent.ok_or(Ended::Late)?.map_err(|_| Ended::Closed)?;
+
+    let (come, _) = reading.next(&line.socket, Some(deadline)).await?;
+    let Come::Record { record: Record::Signature { payload, signature }, .. } = come else {
+        return Err(Ended::Violation);
+    };
+    let signed = bound.as_deref().unwrap_or(&ours);
+    if payload.bytes() != ours || !is_signed(&peer, signed, &signature) {
+        return Err(Ended::Violation);
+    }
+    let Some(credentials) = credentials(&line.socket) else { return Err(Ended::Closed) };
+    if !shared.policy.may_register(&Peer { key: peer, credentials }) {
+        return Err(Ended::Refused);
+    }
+    let is_extended = bound.is_some();
+    let waiting = shared.with(|registry, after| registry.register(id, peer, is_extended, after));
+    for serial in waiting {
+        shared.route(serial);
+    }
+    Ok(peer)
+}
+
+fn response(
+    shared: &Shared,
+    challenge: &Challenge,
+    ours: &[u8; CHALLENGE_BYTES],
+    is_extended: bool,
+) -> Vec<u8> {
+    let (key, signature) = (shared.identity.key(), shared.identity.sign_challenge(challenge));
+    let ours = Challenge::new(ours).expect("as long as a challenge is");
+    let version = u64::from(is_extended);
+    match shared.options.form {
+        Form::Draft => Record::draft_response(&key, &ours, challenge, &signature, version),
+        form => Record::ServerResponse { key, challenge: ours, signature, form, version }.to_bytes(form),
+    }
+}
+
+/// All that is said to a connection after it has registered.
+async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
+    loop {
+        let letter = shared.with(|registry, _| registry.next_letter(id));
+        let is_sent = match letter {
+            None => {
+                line.outgoing.wait().await;
+                continue;
+            }
+            Some(Letter::Introduction { serial, record, fd }) => {
+                // Two messages: who reads byte by byte would lose a descriptor that came with the record.
+                let is_sent = send(&shared, &line, Message::new(record)).await
+                    && send(&shared, &line, Message::from(DUMMY).with_descriptor(fd)).await;
+                if is_sent {
+                    shared.with(|registry, after| registry.passed(serial, id, after));
+                }
+                is_sent
+            }
+            Some(Letter::Outcome { serial, record }) => {
+                let is_sent = send(&shared, &line, Message::new(record)).await;
+                shared.with(|registry, after| registry.finish(serial, after));
+                is_sent
+            }
+        };
+        if !is_sent {
+            // With the connection this task ends.
+            return shared.with(|registry, after| registry.remove(id, after));
+        }
+    }
+}
+
+/// Sends within time, or says that the peer is of no use any more.
+async fn send(shared: &Shared, line: &Line, message: Message) -> bool {
+    let deadline = Instant::now() + shared.options.write_time;
+    match before(&shared.reactor, deadline, line.socket.send(message)).await {
+        Some(sent) => sent.is_ok(),
+        None => {
+            shared.count(&Ended::Late);
+            false
+        }
+    }
+}

@@ -1,0 +1,656 @@
+//! The server, seen by peers that are not ours: both forms of the protocol byte for byte, what becomes of an
+//! introduction, and each limit on both sides.
+#![allow(clippy::unwrap_used)]
+
+mod raw;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
+use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet};
+use ring::{Fd, Kind, Message, Reactor, Socket};
+use testing::{Census, on_each_driver, settle};
+
+/// Long enough for all that a test wants to happen before.
+const LONG: Duration = Duration::from_secs(60);
+/// Short enough to be waited for.
+const SHORT: Duration = Duration::from_millis(50);
+
+fn patient() -> ServerOptions {
+    let mut options = ServerOptions::default();
+    options.handshake_time = LONG;
+    options.record_time = LONG;
+    options.write_time = LONG;
+    options.introduction_time = LONG;
+    options
+}
+
+fn server_with(reactor: &Reactor, options: ServerOptions) -> Server {
+    Server::new(reactor, Identity::from_seed(&[100; 32]), options)
+}
+
+/// A peer that is connected and says nothing yet.
+fn newcomer(reactor: &Reactor, server: &Server, seed: u8) -> RawPeer {
+    let (peer, far) = RawPeer::new(reactor, seed);
+    server.admit(far).unwrap();
+    peer
+}
+
+async fn registered(reactor: &Reactor, server: &Server, seed: u8) -> RawPeer {
+    let before = server.stats().registrations;
+    let peer = newcomer(reactor, server, seed);
+    peer.register().await;
+    until(reactor, || server.stats().registrations > before).await;
+    peer
+}
+
+/// Takes turns until it is so. A test that waits in vain is ended by the harness.
+async fn until(reactor: &Reactor, mut is_so: impl FnMut() -> bool) {
+    while !is_so() {
+        reactor.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// An honest pair of peers meets, in spite of all that happened before.
+async fn serves(reactor: &Reactor, server: &Server) {
+    let before = server.registered();
+    let (anne, bert) = (registered(reactor, server, 201).await, registered(reactor, server, 202).await);
+    let near = anne.ask_for(&bert.designator()).await;
+    are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+    drop((anne, bert));
+    until(reactor, || server.registered() == before).await;
+}
+
+/// Whether a connection is ended for a violation, with all that it brought, and nobody else notices.
+fn is_violation(reactor: &Reactor, misbehave: impl AsyncFnOnce(&RawPeer)) {
+    let server = server_with(reactor, patient());
+    settle(reactor, async {
+        serves(reactor, &server).await;
+        let census = Census::take();
+        let peer = registered(reactor, &server, 1).await;
+        misbehave(&peer).await;
+        assert_eq!(peer.stream.rest().await, b"");
+        drop(peer);
+        reactor.sleep(Duration::ZERO).await;
+        census.unchanged();
+        assert_eq!(server.stats().violations, 1);
+        serves(reactor, &server).await;
+    });
+}
+
+struct Nobody;
+
+impl Policy for Nobody {
+    fn may_register(&self, peer: &Peer) -> bool {
+        assert_eq!(peer.credentials.pid, std::process::id() as i32);
+        assert_eq!(peer.credentials.uid, rustix::process::geteuid().as_raw());
+        false
+    }
+}
+
+struct Apart;
+
+impl Policy for Apart {
+    fn may_reach(&self, _from: &Peer, _to: &Peer) -> bool {
+        false
+    }
+}
+
+on_each_driver! {
+    fn two_peers_meet_and_the_server_steps_out(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            serves(reactor, &server).await;
+        });
+        assert_eq!(server.introductions(), 0);
+        assert_eq!(server.stats().passed_on, 1);
+        assert_eq!(server.stats().violations, 0);
+    }
+
+    fn a_connection_outlives_the_server(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let near = anne.ask_for(&bert.designator()).await;
+            let far = bert.introduced_by(&anne.designator()).await;
+            drop(server);
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!(bert.stream.rest().await, b"");
+            are_connected(near, far).await;
+        });
+    }
+
+    fn the_drafts_forms_are_spoken_too(reactor: &Reactor) {
+        let mut options = patient();
+        options.form = Form::Draft;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let mut peers = Vec::new();
+            for seed in [1, 2] {
+                let mut peer = newcomer(reactor, &server, seed);
+                peer.dialect = Dialect::Draft;
+                peer.register().await;
+                peers.push(peer);
+            }
+            until(reactor, || server.registered() == 2).await;
+            let near = peers[0].ask_for(&peers[1].designator()).await;
+            are_connected(near, peers[1].introduced_by(&peers[0].designator()).await).await;
+        });
+    }
+
+    fn a_peer_of_the_draft_may_register_with_a_server_as_goblins_has_it(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let mut peer = newcomer(reactor, &server, 1);
+            peer.stream.say(peer.registration()).await;
+            let (_, challenge) = peer.response().await;
+            peer.dialect = Dialect::Draft;
+            peer.stream.say(peer.signature(&challenge)).await;
+            until(reactor, || server.registered() == 1).await;
+        });
+    }
+
+    fn records_may_come_a_byte_at_a_time(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = newcomer(reactor, &server, 1);
+            let bert = registered(reactor, &server, 2).await;
+            for byte in anne.registration() {
+                anne.stream.say([byte]).await;
+            }
+            let (_, challenge) = anne.response().await;
+            assert_eq!(anne.stream.take(1).await, b">");
+            for byte in anne.signature(&challenge) {
+                anne.stream.say([byte]).await;
+            }
+            for byte in introduction(&anne.designator(), &bert.designator()) {
+                anne.stream.say([byte]).await;
+            }
+            let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            anne.stream.pass(b"!", Fd::made_here(far)).await;
+            are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn record_and_descriptor_may_come_together_with_any_bytes_beside(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let record = introduction(&anne.designator(), &bert.designator());
+            for dummy in [1, 4, 4096] {
+                let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+                let together = [record.as_slice(), &vec![b'<'; dummy]].concat();
+                anne.stream.pass(&together, Fd::made_here(far)).await;
+                are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+                let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+                anne.stream.say(&record).await;
+                anne.stream.pass(&vec![b'<'; dummy], Fd::made_here(far)).await;
+                are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+            }
+        });
+    }
+
+    fn many_introductions_may_follow_each_other_at_once(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let mut nears = Vec::new();
+            for _ in 0..40 {
+                nears.push(anne.ask_for(&bert.designator()).await);
+            }
+            for near in nears {
+                are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+            }
+        });
+    }
+
+    fn hints_are_passed_on_as_they_were(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let from = raw::locator_with(&anne.designator(), "{7'unknown[1+2+]}");
+            let some_server = "{52\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaat}";
+            let to = raw::locator_with(&bert.designator(), some_server);
+            let record = format!("<18'uds:new-connection{from}{to}>");
+            let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            anne.stream.say(&record).await;
+            anne.stream.pass(b"1", Fd::made_here(far)).await;
+            assert_eq!(bert.stream.take(record.len()).await, record.as_bytes());
+            are_connected(near, bert.stream.take_descriptor().await).await;
+        });
+    }
+
+    fn a_seqpacket_socket_is_passed_on(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+            anne.stream.say(introduction(&anne.designator(), &bert.designator())).await;
+            anne.stream.pass(b"1", Fd::made_here(far)).await;
+            are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn a_peer_may_ask_for_itself(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let near = anne.ask_for(&anne.designator()).await;
+            are_connected(near, anne.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn who_registers_late_is_still_met(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let bert = newcomer(reactor, &server, 2);
+            let first = anne.ask_for(&bert.designator()).await;
+            let second = anne.ask_for(&bert.designator()).await;
+            until(reactor, || server.introductions() == 2).await;
+            bert.register().await;
+            are_connected(first, bert.introduced_by(&anne.designator()).await).await;
+            are_connected(second, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn a_peer_that_reconnects_is_served_again(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            for _ in 0..3 {
+                let bert = registered(reactor, &server, 2).await;
+                let near = anne.ask_for(&bert.designator()).await;
+                are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+            }
+        });
+    }
+
+    fn the_same_key_may_register_again_before_its_old_connection_is_gone(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, old) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let bert = registered(reactor, &server, 2).await;
+            assert_eq!(old.stream.rest().await, b"");
+            assert_eq!(server.registered(), 2);
+            let near = anne.ask_for(&bert.designator()).await;
+            are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn whoever_asks_for_nobody_sees_the_end_when_the_time_is_over(reactor: &Reactor) {
+        let mut options = patient();
+        options.introduction_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let near = anne.ask_for(&raw::base32(&[9; 32])).await;
+            is_closed(&near).await;
+            assert_eq!(server.stats().expired, 1);
+            assert!(is_quiet(&anne.stream.socket));
+            assert_eq!(server.introductions(), 0);
+        });
+    }
+
+    fn whoever_asks_for_somebody_forbidden_sees_the_same(reactor: &Reactor) {
+        let mut options = patient();
+        options.introduction_time = SHORT;
+        let server = Server::with_policy(reactor, Identity::from_seed(&[100; 32]), options, Apart);
+        settle(reactor, async {
+            let (anne, bert) = (registered(reactor, &server, 1).await, registered(reactor, &server, 2).await);
+            let near = anne.ask_for(&bert.designator()).await;
+            is_closed(&near).await;
+            assert_eq!((server.stats().expired, server.stats().refused), (1, 1));
+            assert!(is_quiet(&anne.stream.socket));
+            assert!(is_quiet(&bert.stream.socket));
+        });
+    }
+
+    fn who_may_not_register_is_disconnected(reactor: &Reactor) {
+        let server = Server::with_policy(reactor, Identity::from_seed(&[100; 32]), patient(), Nobody);
+        settle(reactor, async {
+            let anne = newcomer(reactor, &server, 1);
+            anne.register().await;
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!((server.stats().refused, server.connections()), (1, 0));
+        });
+    }
+
+    fn what_a_peer_has_asked_for_goes_with_it(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let near = anne.ask_for(&raw::base32(&[9; 32])).await;
+            until(reactor, || server.introductions() == 1).await;
+            drop(anne);
+            is_closed(&near).await;
+            assert_eq!(server.introductions(), 0);
+        });
+    }
+
+    /// With nothing read and the connection closed, the answer finds nobody.
+    fn registering_and_closing_at_once_harms_nobody(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            for seed in 1..20 {
+                let peer = newcomer(reactor, &server, seed);
+                peer.stream.say(peer.registration()).await;
+            }
+            until(reactor, || server.connections() == 0).await;
+            serves(reactor, &server).await;
+        });
+    }
+
+    fn garbage_ends_the_connection(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let garbage: [&[u8]; 5] =
+                [b"GET / HTTP/1.0", b"<300000000:", &[b'['; 20], b"t", b"<12'uds:register>"];
+            for bytes in garbage {
+                let peer = newcomer(reactor, &server, 1);
+                peer.stream.say(bytes).await;
+                assert_eq!(peer.stream.rest().await, b"");
+            }
+            assert_eq!(server.stats().violations, 5);
+            serves(reactor, &server).await;
+        });
+    }
+
+    fn somebody_elses_signature_is_refused(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (mut anne, mallory) = (newcomer(reactor, &server, 1), newcomer(reactor, &server, 3));
+            anne.stream.say(anne.registration()).await;
+            let (_, challenge) = anne.response().await;
+            anne.stream.take(1).await;
+            anne.key = mallory.key.clone();
+            anne.stream.say(anne.signature(&challenge)).await;
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!((server.stats().violations, server.registered()), (1, 0));
+        });
+    }
+
+    fn a_signature_for_another_challenge_is_refused(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = newcomer(reactor, &server, 1);
+            anne.stream.say(anne.registration()).await;
+            anne.response().await;
+            anne.stream.take(1).await;
+            anne.stream.say(anne.signature(&[7; 64])).await;
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!((server.stats().violations, server.registered()), (1, 0));
+        });
+    }
+
+    fn speaking_in_anothers_name_is_a_violation(reactor: &Reactor) {
+        is_violation(reactor, async |peer| {
+            let (_near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            peer.stream.say(introduction(&raw::base32(&[9; 32]), &peer.designator())).await;
+            peer.stream.pass(b"1234", Fd::made_here(far)).await;
+        });
+    }
+
+    fn bytes_where_a_descriptor_belongs_are_a_violation(reactor: &Reactor) {
+        is_violation(reactor, async |peer| {
+            peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+            peer.stream.say(b"1234").await;
+        });
+    }
+
+    fn a_descriptor_where_none_belongs_is_a_violation(reactor: &Reactor) {
+        is_violation(reactor, async |peer| {
+            peer.stream.pass(b"<", testing::packet_pair().0).await;
+        });
+    }
+
+    fn two_descriptors_are_a_violation(reactor: &Reactor) {
+        for count in [2, 3, 100, 253] {
+            is_violation(reactor, async |peer| {
+                peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+                let (_near, far) = testing::packet_pair();
+                let mut message = Message::from(b"1234");
+                (0..count).for_each(|_| message.push_descriptor(far.try_clone().unwrap()));
+                peer.stream.socket.send(message).await.unwrap();
+            });
+        }
+    }
+
+    fn only_connected_sockets_are_passed_on(reactor: &Reactor) {
+        let path = std::env::temp_dir().join(format!("sendright-introduction-{}", std::process::id()));
+        let listener = || {
+            let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            listener
+        };
+        let unconnected = || {
+            use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
+        };
+        let mut unfit: Vec<OwnedFd> = vec![
+            std::io::pipe().unwrap().0.into(),
+            std::fs::File::open("/dev/null").unwrap().into(),
+            std::fs::File::open("/").unwrap().into(),
+            listener().into(),
+            unconnected(),
+            std::os::unix::net::UnixDatagram::pair().unwrap().0.into(),
+            std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().into(),
+        ];
+        for fd in unfit.drain(..) {
+            is_violation(reactor, async |peer| {
+                peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+                peer.stream.pass(b"1234", fd.try_clone().unwrap()).await;
+            });
+        }
+    }
+
+    fn a_lingering_socket_keeps_nobody_waiting(reactor: &Reactor) {
+        let stuck = testing::lingering_tcp();
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let peer = registered(reactor, &server, 1).await;
+            peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+            peer.stream.pass(b"1234", stuck.near).await;
+            assert_eq!(peer.stream.rest().await, b"");
+            serves(reactor, &server).await;
+        });
+        assert!(ring::closer_busy(), "somebody else is still closing it");
+        drop(stuck.far);
+    }
+
+    fn a_second_registration_on_one_connection_is_a_violation(reactor: &Reactor) {
+        is_violation(reactor, async |peer| peer.stream.say(peer.registration()).await);
+    }
+
+    fn who_never_registers_is_disconnected(reactor: &Reactor) {
+        let mut options = patient();
+        options.handshake_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let silent = newcomer(reactor, &server, 1);
+            assert_eq!(silent.stream.rest().await, b"");
+            let half = newcomer(reactor, &server, 1);
+            half.stream.say(half.registration()).await;
+            half.response().await;
+            assert_eq!(half.stream.rest().await, b">");
+            assert_eq!(server.stats().late, 2);
+        });
+    }
+
+    fn who_does_not_finish_a_record_is_disconnected(reactor: &Reactor) {
+        let mut options = patient();
+        options.record_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let half = registered(reactor, &server, 1).await;
+            half.stream.say(b"<").await;
+            assert_eq!(half.stream.rest().await, b"");
+            let missing = registered(reactor, &server, 1).await;
+            missing.stream.say(introduction(&missing.designator(), &missing.designator())).await;
+            assert_eq!(missing.stream.rest().await, b"");
+            assert_eq!(server.stats().late, 2);
+            serves(reactor, &server).await;
+        });
+    }
+
+    fn there_are_so_many_connections_and_no_more(reactor: &Reactor) {
+        let mut options = patient();
+        options.connections_max = 3;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let peers = [1, 2, 3].map(|seed| newcomer(reactor, &server, seed));
+            let (late, far) = Stream::pair(reactor);
+            assert_eq!(server.admit(far), Err(introduction::AdmitError::Full));
+            assert_eq!(late.rest().await, b"");
+            drop(peers);
+            until(reactor, || server.connections() == 0).await;
+            serves(reactor, &server).await;
+        });
+    }
+
+    fn one_user_has_so_many_connections_and_no_more(reactor: &Reactor) {
+        let mut options = patient();
+        options.user_connections_max = 2;
+        let server = server_with(reactor, options);
+        let _peers = [newcomer(reactor, &server, 1), newcomer(reactor, &server, 2)];
+        assert_eq!(server.admit(Stream::pair(reactor).1), Err(introduction::AdmitError::Full));
+    }
+
+    fn newcomers_do_not_keep_others_out(reactor: &Reactor) {
+        let mut options = patient();
+        options.newcomers_max = 2;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let first = newcomer(reactor, &server, 1);
+            let second = newcomer(reactor, &server, 2);
+            assert!(is_quiet(&first.stream.socket));
+            let _third = newcomer(reactor, &server, 3);
+            assert_eq!(first.stream.rest().await, b"");
+            assert!(is_quiet(&second.stream.socket));
+            serves(reactor, &server).await;
+        });
+    }
+
+    fn what_is_no_stream_is_not_admitted(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        for fd in [testing::packet_pair().0, std::io::pipe().unwrap().0.into()] {
+            assert_eq!(server.admit(fd), Err(introduction::AdmitError::NotAStream));
+        }
+    }
+
+    fn a_peer_holds_so_many_introductions_and_no_more(reactor: &Reactor) {
+        let mut options = patient();
+        options.held_max = 3;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let mut nears = Vec::new();
+            for _ in 0..5 {
+                nears.push(anne.ask_for(&raw::base32(&[9; 32])).await);
+            }
+            until(reactor, || server.introductions() == 3).await;
+            // Others go on meanwhile, and it is not read any further.
+            serves(reactor, &server).await;
+            assert_eq!(server.introductions(), 3);
+            assert!(nears.iter().all(is_quiet));
+        });
+    }
+
+    fn a_peer_that_waits_for_room_goes_on_when_there_is_some(reactor: &Reactor) {
+        let mut options = patient();
+        options.held_max = 1;
+        options.introduction_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let bert = registered(reactor, &server, 2).await;
+            let nobody = anne.ask_for(&raw::base32(&[9; 32])).await;
+            let near = anne.ask_for(&bert.designator()).await;
+            is_closed(&nobody).await;
+            are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    fn whoever_asks_for_most_makes_room(reactor: &Reactor) {
+        let mut options = patient();
+        options.introductions_max = 4;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let greedy = registered(reactor, &server, 1).await;
+            let modest = registered(reactor, &server, 2).await;
+            let one = modest.ask_for(&raw::base32(&[9; 32])).await;
+            until(reactor, || server.introductions() == 1).await;
+            let mut nears = Vec::new();
+            for _ in 0..3 {
+                nears.push(greedy.ask_for(&raw::base32(&[9; 32])).await);
+            }
+            until(reactor, || server.introductions() == 4).await;
+            assert_eq!(server.stats().evicted, 0);
+            serves(reactor, &server).await;
+            is_closed(&nears[0]).await;
+            assert_eq!(server.stats().evicted, 1);
+            assert!(is_quiet(&one) && is_quiet(&nears[1]) && is_quiet(&nears[2]));
+        });
+    }
+
+    /// What lies in the queue of a peer that does not read counts against the server's user.
+    fn few_descriptors_are_in_flight_to_a_silent_peer(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let silent = registered(reactor, &server, 2).await;
+            let mut nears = Vec::new();
+            for _ in 0..16 {
+                nears.push(anne.ask_for(&silent.designator()).await);
+            }
+            until(reactor, || server.stats().introductions == 16).await;
+            serves(reactor, &server).await;
+            let in_flight = server.stats().passed_on - 1;
+            assert!((1..=8).contains(&in_flight), "{in_flight} in flight");
+            for near in nears {
+                are_connected(near, silent.introduced_by(&anne.designator()).await).await;
+            }
+        });
+    }
+
+    fn who_does_not_read_is_disconnected(reactor: &Reactor) {
+        let mut options = patient();
+        options.write_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let silent = registered(reactor, &server, 2).await;
+            let mut nears = Vec::new();
+            for _ in 0..16 {
+                nears.push(anne.ask_for(&silent.designator()).await);
+            }
+            until(reactor, || server.registered() == 1).await;
+            assert_eq!(server.stats().late, 1);
+            // What did not reach it waits for it to come back.
+            let left = server.introductions();
+            let back = registered(reactor, &server, 2).await;
+            for near in nears.split_off(16 - left) {
+                are_connected(near, back.introduced_by(&anne.designator()).await).await;
+            }
+        });
+    }
+
+    fn a_listener_is_served(reactor: &Reactor) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let server = server_with(reactor, patient());
+        let listener = Socket::listen(reactor, &path, Kind::Stream).unwrap();
+        let executor = ring::Executor::new(reactor);
+        let serving = std::rc::Rc::new(server);
+        let served = std::rc::Rc::clone(&serving);
+        executor.spawn(async move { served.serve(&listener).await.unwrap() });
+        executor.block_on(async {
+            let (mut peer, _) = RawPeer::new(reactor, 1);
+            peer.stream = Stream::new(Socket::connect(reactor, &path, Kind::Stream).await.unwrap());
+            peer.register().await;
+            until(reactor, || serving.registered() == 1).await;
+        });
+    }
+}
