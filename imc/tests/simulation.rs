@@ -1,7 +1,7 @@
 //! Worlds of connections: those who connect, those who accept, and whatever happens to either.
 //!
-//! Each connection carries a mark from the one who made it and counts what goes each way. It knows no bytes of
-//! the protocol.
+//! Each connection carries a mark from the one who made it and counts what goes each way. It knows no bytes
+//! of the protocol.
 #![allow(clippy::unwrap_used)]
 
 use std::cell::{Cell, RefCell};
@@ -286,7 +286,7 @@ fn live(seed: u64, faults: Faults, deaths: bool, tally: &mut BTreeMap<&'static s
 
 fn worlds(first: u64, faults: Faults, deaths: bool, ends: &[&str]) {
     let mut tally = BTreeMap::new();
-    for_seeds(first, 400, |seed| live(seed, faults, deaths, &mut tally));
+    for_seeds(first, 200, |seed| live(seed, faults, deaths, &mut tally));
     println!("{tally:?}");
     if !testing::worlds::is_one_seed() {
         ends.iter().for_each(|end| assert!(tally.contains_key(end), "none was {end}: {tally:?}"));

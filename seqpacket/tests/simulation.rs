@@ -22,7 +22,7 @@ enum Events {
     None,
     /// The server, a client or the third party dies, and servers come back.
     Deaths,
-    /// A server drops its mailbox, or leaves in a hurry.
+    /// A server drops its mailbox, leaves in a hurry, or takes all grants back.
     Farewells,
     /// A server leaves, and takes the time it needs.
     Leaves,
@@ -49,11 +49,11 @@ async fn client(busy: Busy, object: Object, third: Object, spawner: Spawner) {
 
 async fn some_call(busy: Busy, object: Object, third: Object) {
     let setting = &busy.0;
-    let verb = Verb::ALL[setting.world.below(Verb::ALL.len())];
+    let verb = Verb::ASKED[setting.world.below(Verb::ASKED.len())];
     let patience = setting.world.happens(150).then(|| setting.milliseconds(8));
     let mut descriptors = Vec::new();
-    if verb == Verb::Forward {
-        // Granted, so that the server need not be trusted; or there is nothing to forward to.
+    if matches!(verb, Verb::Forward | Verb::HandOn) {
+        // Granted, so that the server need not be trusted; or there is nobody to go to.
         match third.grant().await {
             Ok(granted) => descriptors.push(granted),
             Err(_) => return,
@@ -72,6 +72,7 @@ fn happens(events: Events, setting: &Rc<Setting>, cast: &mut Cast) {
     let which = world.below(2);
     match events {
         Events::None => {}
+        Events::Farewells if world.happens(300) => cast.servers[which].revoke_all(),
         Events::Farewells => {
             let within = world.happens(500).then(|| setting.milliseconds(20));
             cast.servers[which].farewell(setting, within);
@@ -134,7 +135,7 @@ fn live(seed: u64, faults: Faults, events: Events, tally: &mut Tally) -> u64 {
 
 fn worlds(first: u64, faults: Faults, events: Events, ends: &[&str]) {
     let mut tally = Tally::default();
-    for_seeds(first, 400, |seed| {
+    for_seeds(first, 250, |seed| {
         live(seed, faults, events, &mut tally);
     });
     tally.has(ends);

@@ -266,7 +266,7 @@ fn live(seed: u64, faults: Faults, deaths: Deaths, tally: &mut Tally) {
 
 fn worlds(first: u64, faults: Faults, deaths: Deaths, ends: &[&str]) {
     let mut tally = Tally::default();
-    for_seeds(first, 400, |seed| live(seed, faults, deaths, &mut tally));
+    for_seeds(first, 200, |seed| live(seed, faults, deaths, &mut tally));
     tally.has(ends);
 }
 

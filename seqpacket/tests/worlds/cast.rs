@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use ring::script::{Faults, STEPS_MAX, World};
 use ring::{Executor, Message, Reactor, Spawner};
-use seqpacket::{CallError, CallOptions, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions};
+use seqpacket::{
+    CallError, CallOptions, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions, PlainContinuation,
+};
 
-use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities};
+use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities, identity};
 
 /// What all parties of one world share.
 pub struct Setting {
@@ -150,7 +152,32 @@ pub async fn handle(setting: Rc<Setting>, reactor: Reactor, call: Incoming) {
                 let _ = continuation.answer(answer(answered));
             }
         }
+        Verb::HandOn => {
+            let object = Object::from_fd(&reactor, descriptors.remove(0)).unwrap();
+            let Ok(fd) = continuation.into_fd() else { return };
+            // Of how the errand ends only this one is told; the caller waits for whoever has the descriptor.
+            let _ = errand(&setting, &object, mark, fd).await;
+        }
+        Verb::Errand => {
+            let other = u64::from_ne_bytes(bytes[9..17].try_into().unwrap());
+            let theirs = PlainContinuation::from_fd(&reactor, descriptors.remove(0)).unwrap();
+            if setting.world.happens(300) {
+                reactor.sleep(setting.milliseconds(5)).await;
+            }
+            let made = identified().0;
+            model.answered(other, identities(std::slice::from_ref(&made)));
+            theirs.answer(Message::new(other.to_ne_bytes()).with_descriptor(made)).unwrap();
+            let _ = continuation.answer(answer(Vec::new()));
+        }
     }
+}
+
+/// Has somebody answer the call of this mark.
+async fn errand(setting: &Rc<Setting>, object: &Object, mark: u64, fd: OwnedFd) -> Option<()> {
+    let made = Made::new(&setting.model, Verb::Errand, vec![identity(&fd)], None);
+    let bytes = [&made.mark.to_ne_bytes()[..], &[Verb::Errand.byte()], &mark.to_ne_bytes()].concat();
+    let result = object.call(Message::new(bytes).with_descriptor(fd)).await;
+    made.ended(result).ok().map(drop)
 }
 
 // The clients.
@@ -247,6 +274,13 @@ impl Server {
             });
         }
         waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// All sessions through grants end.
+    pub fn revoke_all(&self) {
+        if let Some(mailbox) = &self.desk.borrow().mailbox {
+            mailbox.revoke_all();
+        }
     }
 
     pub fn is_blameless(&self) {

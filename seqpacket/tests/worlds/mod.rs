@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use seqpacket::{Answer, CallError, Part};
-pub use testing::worlds::{Party, at_most, for_seeds, identified, identities};
+pub use testing::worlds::{Party, at_most, for_seeds, identified, identities, identity};
 
 // The model.
 
@@ -36,18 +36,31 @@ pub enum Verb {
     Never,
     /// Call the object that came along, and answer with its answer.
     Forward,
+    /// Let the object that came along answer in one's place.
+    HandOn,
+    /// Answer, on what came along, the call of another: what servers ask of each other.
+    Errand,
 }
 
 impl Verb {
-    pub const ALL: [Verb; 7] =
-        [Verb::Echo, Verb::Make, Verb::Later, Verb::Drop, Verb::Refuse, Verb::Never, Verb::Forward];
+    /// What clients ask for.
+    pub const ASKED: [Verb; 8] = [
+        Verb::Echo,
+        Verb::Make,
+        Verb::Later,
+        Verb::Drop,
+        Verb::Refuse,
+        Verb::Never,
+        Verb::Forward,
+        Verb::HandOn,
+    ];
 
     pub fn byte(self) -> u8 {
-        Verb::ALL.iter().position(|verb| *verb == self).unwrap() as u8
+        self as u8
     }
 
     pub fn of_byte(byte: u8) -> Verb {
-        Verb::ALL[usize::from(byte)]
+        Verb::ASKED.get(usize::from(byte)).copied().unwrap_or(Verb::Errand)
     }
 }
 
@@ -154,7 +167,7 @@ impl Model {
             }
             Err(CallError::Dropped) => {
                 let by_handler = match story.verb {
-                    Some(Verb::Drop | Verb::Forward) => true,
+                    Some(Verb::Drop | Verb::Forward | Verb::HandOn) => true,
                     // The handler knows when its caller gives up, and may be the first to see that moment.
                     Some(Verb::Never | Verb::Later) => story.within.is_some(),
                     _ => false,
@@ -175,7 +188,9 @@ impl Model {
                 "call lost descriptors"
             }
             Err(CallError::DescriptorsLost(Part::Answer)) => {
-                let had = story.answered.as_ref().is_some_and(|answered| !answered.is_empty());
+                // The way to whoever answers instead is a descriptor too.
+                let had = story.verb == Some(Verb::HandOn)
+                    || story.answered.as_ref().is_some_and(|answered| !answered.is_empty());
                 assert!(allowed.shortages && (had || allowed.comes_home), "{}", context());
                 "answer lost descriptors"
             }
