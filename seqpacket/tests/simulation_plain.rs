@@ -67,7 +67,7 @@ async fn handle(setting: Rc<Setting>, reactor: Reactor, other: PlainObject, call
             // Of how this call ends nobody is told: whoever made the other is.
             let _ = other.call(message).await;
         }
-        Verb::Drop | Verb::Refuse => drop(continuation),
+        Verb::Drop | Verb::Refuse | Verb::HandOn | Verb::Errand => drop(continuation),
     }
 }
 
