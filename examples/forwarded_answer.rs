@@ -1,8 +1,9 @@
 //! Three processes, one call: a front takes it, a worker answers it, and the caller cannot tell.
 //!
-//! A call of a plain object brings the descriptor to answer on. The front does not answer; it passes that
-//! descriptor on, as it would pass any other, and has nothing more to do with the call. If the worker died
-//! instead of answering, the caller would see it at once, for the worker holds the only copy.
+//! The front does not answer; it makes a descriptor of the right to, passes that on, as it would pass any
+//! other, and has nothing more to do with the call. If the worker died instead of answering, the caller would
+//! see it at once, for the worker holds the only copy. (A call of a plain object comes with that descriptor;
+//! one of a session makes it when it is asked for.)
 //!
 //! ```text
 //! caller ── call ──> front ── call, with the continuation ──> worker
@@ -20,7 +21,7 @@ use std::process::{Child, Command};
 
 use ring::{Executor, Message, Reactor};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use seqpacket::{CallError, Mailbox, Object, PlainContinuation, PlainMailbox, PlainObject};
+use seqpacket::{CallError, Mailbox, Object, PlainContinuation};
 
 type Failure = Box<dyn Error>;
 
@@ -51,7 +52,7 @@ fn caller() -> Result<(), Failure> {
 
     let reactor = Reactor::new()?;
     println!("the caller runs on {}", reactor.driver());
-    let front = PlainObject::from_fd(&reactor, front)?;
+    let front = Object::from_fd(&reactor, front)?;
     let executor = Executor::new(&reactor);
     executor.block_on(async {
         for name in ["Ada", "Grace", "Barbara"] {
@@ -100,7 +101,7 @@ fn start(role: &str, descriptors: Vec<(OwnedFd, i32)>) -> Result<Child, Failure>
 
 fn front(mailbox: OwnedFd, worker: OwnedFd) -> Result<(), Failure> {
     let reactor = Reactor::new()?;
-    let mailbox = PlainMailbox::from_fd(&reactor, mailbox)?;
+    let mailbox = Mailbox::from_fd(&reactor, mailbox)?;
     let worker = Object::from_fd(&reactor, worker)?;
     Executor::new(&reactor).block_on(async {
         while let Some(call) = mailbox.next().await {

@@ -26,6 +26,21 @@ on_each_driver! {
         assert!(shown.contains("asked for nobody: nobody will answer"), "{shown}");
     }
 
+    fn workers_share_an_object_and_outlive_each_other(_reactor: &Reactor) {
+        let shown = succeeds("shared_workers", &[]);
+        assert!(shown.contains("12 clients were served by"), "{shown}");
+        assert!(shown.contains("was killed"), "{shown}");
+        assert!(shown.contains("with the last worker the object is gone"), "{shown}");
+    }
+
+    fn a_deadline_stops_work_two_processes_away(_reactor: &Reactor) {
+        let shown = succeeds("deadlines", &[]);
+        assert!(shown.contains("caller: something quick: done in time"), "{shown}");
+        assert_eq!(shown.matches("worker: the time that is left is known").count(), 2, "{shown}");
+        assert!(shown.contains("worker: nobody waits any more, stopped"), "{shown}");
+        assert!(shown.contains("caller: no answer in time"), "{shown}");
+    }
+
     fn a_worker_serves_tcp_connections_it_did_not_accept(_reactor: &Reactor) {
         let shown = succeeds("tcp_worker", &[]);
         assert_eq!(shown.matches("a client was told: GET /").count(), 3, "{shown}");
