@@ -83,6 +83,8 @@ struct Channel {
     kind: Kind,
     /// Nobody else holds this end: it may be shut down.
     private: bool,
+    /// One end of a pair that was made for this channel.
+    made_here: bool,
     /// Receives are served by a multishot.
     many: bool,
     room: Room,
@@ -260,6 +262,7 @@ impl Core {
             fd,
             kind,
             private,
+            made_here: false,
             many: false,
             room: Room { descriptors: DESCRIPTORS_DEFAULT, pidfd: false },
             credentials: Credentials::NotAsked,
@@ -286,6 +289,10 @@ impl Core {
 
     pub(crate) fn set_private(&mut self, channel: usize, private: bool) {
         self.channels[channel].private = private;
+    }
+
+    pub(crate) fn set_made_here(&mut self, channel: usize) {
+        self.channels[channel].made_here = true;
     }
 
     pub(crate) fn set_many(&mut self, channel: usize) {
@@ -1252,7 +1259,9 @@ impl Channel {
     /// Only credentials tell an empty packet from the end of file.
     fn ask_for_credentials(&mut self) {
         let fd = self.fd.as_fd();
-        let before = sys::socket_option(fd, SocketOption::PassCredentials).is_ok_and(|asked| asked != 0);
+        // Of an end that was made here nobody else can have asked for them.
+        let before = !self.made_here
+            && sys::socket_option(fd, SocketOption::PassCredentials).is_ok_and(|asked| asked != 0);
         self.credentials = if before { Credentials::AskedBefore } else { Credentials::AskedHere };
         if !before {
             let _ = sys::set_socket_option(fd, SocketOption::PassCredentials, 1);

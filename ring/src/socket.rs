@@ -70,7 +70,9 @@ impl Socket {
     /// The kernel's (out of descriptors).
     pub fn pair(reactor: &Reactor, kind: Kind) -> io::Result<(Socket, OwnedFd)> {
         let (near, far) = reactor.with(|core, _| core.driver.pair(kind))?;
-        Ok((Socket::new(reactor, Fd::ours(near), kind, true), far))
+        let near = Socket::new(reactor, Fd::ours(near), kind, true);
+        reactor.with(|core, _| core.set_made_here(near.channel));
+        Ok((near, far))
     }
 
     /// Connects to a listener of the file system. A full backlog is awaited.

@@ -4,8 +4,9 @@
 //! needed, and near ends that have served are closed some at a time: at the end of a call, when as many have
 //! served as the stock keeps and no other call is under way; or by a companion of the reactor, when that has
 //! not happened for a moment. Closing any socket while a descriptor is in flight sets the kernel's garbage
-//! collector off, on another CPU, which costs more than the call. A pair serves one call and is never used
-//! again, so that nobody who kept its far end can forge an answer or hide a death.
+//! collector off, on another CPU, which costs more than the call. A pair of this stock serves one call and is
+//! never used again, so that nobody who kept its far end can forge an answer or hide a death. (Those that may
+//! come home are taken from here and then go to `returned`.)
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

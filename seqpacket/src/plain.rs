@@ -38,7 +38,8 @@ pub const PLAIN_ARGUMENTS_MAX: usize = DESCRIPTORS_MAX - 1;
 pub const PLAIN_ARGUMENTS_DEFAULT: usize = 15;
 
 /// How long a [large answer](PlainContinuation::answer_large) waits for its caller to make room for one more
-/// packet. A caller that reads at all, however slowly, is waited for.
+/// packet. A caller that goes on reading, however slowly, is waited for; but the kernel says that there is
+/// room when three quarters of the queue are free, so it must take four packets in this time.
 pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A new plain object: the right to call it, and the mailbox in which its calls arrive.

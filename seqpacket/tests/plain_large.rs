@@ -8,10 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use ring::script::{Faults, World};
 use ring::{Executor, Fd, Message, Reactor};
-use seqpacket::{AnswerError, CallError, Part, PlainMailbox, PlainObject, plain_object};
+use seqpacket::{
+    AnswerError, CallError, LARGE_ANSWER_PAUSE_MAX, Part, PlainMailbox, PlainObject, plain_object,
+};
 use support::*;
-use testing::{helper, on_each_driver, start_helper};
+use testing::{helper, in_own_process, on_each_driver, start_helper};
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|n| (n % 251) as u8).collect()
@@ -245,28 +248,6 @@ on_each_driver! {
         assert!(matches!(executor.block_on(call), Err(CallError::Dropped)));
     }
 
-    /// Ten seconds for one packet, not for all. What the limit is for: a caller that never reads.
-    fn a_caller_that_does_not_read_is_given_up(reactor: &Reactor) {
-        let executor = Executor::new(reactor);
-        let (object, mailbox) = plain_object(reactor).unwrap();
-        let socket = object.share().unwrap();
-        let (near, far) = testing::packet_pair();
-        testing::send_packet(&socket, b"hello", &[far.as_fd()]).unwrap();
-        drop(far);
-        let call = executor.block_on(mailbox.next()).unwrap();
-        let told = executor.block_on(call.into_continuation().answer_large(pattern(1_000_000)));
-        assert_eq!(told, Err(AnswerError::Unread));
-        executor.settle();
-        let mut came = 0;
-        while let Some(bytes) = testing::receive_packet(&near).ok().map(|packet| packet.bytes.len()) {
-            came += bytes;
-            if bytes == 0 {
-                break;
-            }
-        }
-        assert!((65_536..1_000_000).contains(&came), "{came}");
-    }
-
     fn a_deadline_ends_a_large_answer_too(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (call, continuation) = called(reactor, &executor);
@@ -319,5 +300,55 @@ on_each_driver! {
                 }
             }
         }
+    }
+}
+
+// A caller that takes its time, by a clock that nobody waits for.
+
+/// Answers a million bytes to somebody who takes a packet after each pause. What the answerer is told, and
+/// how many bytes came.
+fn to_a_reader_that_pauses(pause: Duration) -> (Result<(), AnswerError>, usize) {
+    let world = World::new(1, Faults::NONE);
+    let server = Executor::new(&world.reactor().unwrap());
+    let reader = Executor::new(&world.reactor().unwrap());
+    let (object, mailbox) = plain_object(server.reactor()).unwrap();
+    let (near, far) = testing::packet_pair();
+    testing::send_packet(object.share().unwrap(), b"hello", &[far.as_fd()]).unwrap();
+    drop((object, far));
+    let told = Rc::new(Cell::new(None));
+    let tells = Rc::clone(&told);
+    server.spawn(async move {
+        let call = mailbox.next().await.unwrap();
+        tells.set(Some(call.into_continuation().answer_large(pattern(1_000_000)).await));
+    });
+    let came = Rc::new(Cell::new(None));
+    let comes = Rc::clone(&came);
+    let clock = reader.reactor().clone();
+    reader.spawn(async move {
+        let mut count = 0;
+        loop {
+            clock.sleep(pause).await;
+            let length = testing::receive_packet(&near).unwrap().bytes.len();
+            count += length;
+            if length == 0 {
+                return comes.set(Some(count));
+            }
+        }
+    });
+    world.run(&[&server, &reader], || told.get().is_some() && came.get().is_some()).unwrap();
+    (told.get().unwrap(), came.get().unwrap())
+}
+
+in_own_process! {
+    /// Ten seconds for the queue to be empty enough, and not for all there is to say.
+    fn a_caller_that_reads_slowly_is_waited_for() {
+        assert_eq!(to_a_reader_that_pauses(LARGE_ANSWER_PAUSE_MAX / 5), (Ok(()), 1_000_016));
+    }
+
+    /// What was sent by then is there, and behind it the end.
+    fn a_caller_that_does_not_read_is_given_up() {
+        let (told, came) = to_a_reader_that_pauses(LARGE_ANSWER_PAUSE_MAX + Duration::from_millis(10));
+        assert_eq!(told, Err(AnswerError::Unread));
+        assert!((65_536..1_000_000).contains(&came), "{came}");
     }
 }

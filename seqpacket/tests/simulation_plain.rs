@@ -1,5 +1,5 @@
-//! Worlds of plain objects: shared ends, continuations that travel to a third party or home, withdrawals and
-//! deaths.
+//! Worlds of plain objects: shared ends, continuations that travel to a third party or home, answers of many
+//! packets, withdrawals and deaths.
 //!
 //! The model is that of the worlds with sessions; what a loss of descriptors leads to is another matter here,
 //! since a call that has lost some is dropped whole.
@@ -38,6 +38,14 @@ async fn serve(serving: Serving, mailbox: PlainMailbox, role: Role, spawner: Spa
     }
 }
 
+/// So much is behind the mark of a large answer: four packets.
+const LARGE: usize = 200_000;
+
+/// Whether an answer of many packets is expected.
+fn is_large(bytes: &[u8]) -> bool {
+    bytes[9] == 1
+}
+
 fn mark_and_verb(bytes: &[u8]) -> (u64, Verb) {
     (u64::from_ne_bytes(bytes[..8].try_into().unwrap()), Verb::of_byte(bytes[8]))
 }
@@ -51,6 +59,13 @@ async fn handle(setting: Rc<Setting>, reactor: Reactor, other: PlainObject, call
     let (bytes, descriptors, continuation) = call.into_parts();
     let (mark, verb) = mark_and_verb(&bytes);
     setting.model.seen(mark, verb, &descriptors);
+    if is_large(&bytes) {
+        let mut answer = answer(&setting, mark, descriptors);
+        answer.bytes_mut().resize(LARGE, 7);
+        // The caller may be gone, or want nothing any more.
+        let _ = continuation.answer_large(answer).await;
+        return;
+    }
     match verb {
         Verb::Echo => continuation.answer(answer(&setting, mark, descriptors)).unwrap(),
         Verb::Make => continuation.answer(answer(&setting, mark, vec![identified().0])).unwrap(),
@@ -142,9 +157,10 @@ async fn client(busy: Busy, object: PlainObject) {
         };
         let within = (verb == Verb::Never || world.happens(200)).then(|| setting.milliseconds(20));
         let made = Made::new(&setting.model, verb, identities(&descriptors), within);
-        let bytes = [&made.mark.to_ne_bytes()[..], &[verb.byte()]].concat();
+        let large = verb == Verb::Echo && world.happens(400);
+        let bytes = [&made.mark.to_ne_bytes()[..], &[verb.byte(), u8::from(large)]].concat();
         let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
-        let call = object.call(message);
+        let call = if large { object.call_large(message) } else { object.call(message) };
         let call = match within {
             Some(time) => call.within(time),
             None => call,
@@ -154,6 +170,11 @@ async fn client(busy: Busy, object: PlainObject) {
             false => Some(call.await),
         };
         if let Some(result) = result {
+            if let Ok(answer) = &result {
+                let rest = &answer.bytes()[8..];
+                assert_eq!(rest.len(), if large { LARGE - 8 } else { 0 });
+                assert!(rest.iter().all(|byte| *byte == 7));
+            }
             let _ = made.ended(result);
         }
     }

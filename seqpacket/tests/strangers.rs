@@ -773,9 +773,14 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let (mailbox, object) = testing::packet_pair();
         let object = PlainObject::from_fd(reactor, object).unwrap();
+        let returning = object.clone().with_returned_pairs(seqpacket::ReturnTrust::FirstToAnswer);
         let pool = Pool::new();
-        fuzz(packets(), |packets| {
-            let mut call = object.call("please");
+        fuzz((packets(), 0..3), |(packets, way)| {
+            let mut call = match way {
+                0 => object.call("please"),
+                1 => returning.call("please"),
+                _ => object.call_large("please"),
+            };
             assert!(poll_once(&mut call).is_pending());
             executor.settle();
             let mut received = testing::receive_packet(&mailbox).unwrap();
@@ -786,8 +791,10 @@ on_each_driver! {
             }
             drop(continuation);
             match executor.block_on(call) {
+                Ok(answer) if way == 2 => assert!(answer.bytes().len() < 6 * 65_536),
                 Ok(answer) => assert!(packets.iter().any(|(bytes, _)| bytes == answer.bytes())),
                 Err(CallError::Dropped | CallError::Truncated | CallError::DescriptorsLost(_)) => {}
+                Err(CallError::Malformed(_) | CallError::TooLarge(_)) if way == 2 => {}
                 Err(error) => panic!("{error}"),
             }
         });
