@@ -54,6 +54,12 @@ on_each_driver! {
         assert!(shown.contains("the child was told: noted"), "{shown}");
     }
 
+    fn three_ways_lead_to_the_same_place(_reactor: &Reactor) {
+        let shown = succeeds("older_ways", &[]);
+        assert_eq!(shown.matches(": hello, from who was").count(), 3, "{shown}");
+        assert_eq!(shown.matches("there is its name").count(), 2, "{shown}");
+    }
+
     fn python_is_a_peer_or_the_example_says_that_there_is_none(_reactor: &Reactor) {
         let shown = succeeds("python_peer", &[]);
         let is_done = shown.contains("served by python with our help: REWARD");
