@@ -7,11 +7,12 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
 use crate::envelope;
+use crate::fork;
 use crate::sys::{self, Half, SocketOption, ready};
 
 /// With this many descriptors waiting to be closed, receives are not armed any more: whoever sends us
@@ -25,10 +26,16 @@ const THREADS_MAX: usize = 8;
 /// The length of the queue, to be read without the lock.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-static CLOSER: Closer =
-    Closer { state: Mutex::new(State::new()), filled: Condvar::new(), emptied: Condvar::new() };
+/// Of the first process in a line of forks that closes anything; those after it follow, each with its own.
+static FIRST: Closer = Closer::new();
 
 struct Closer {
+    /// The process it is of, or 0. A forked child has the queue but not the threads, and the lock as it was
+    /// in that moment, perhaps held for ever by a thread that is not there. And the queue may name what the
+    /// child has not got: the kernel copies the table of descriptors before the memory. So the child leaves
+    /// all that alone, and what waited there stays open in it.
+    of: AtomicU64,
+    heir: OnceLock<Box<Closer>>,
     state: Mutex<State>,
     /// There is something to close: one thread is woken.
     filled: Condvar,
@@ -42,17 +49,11 @@ struct State {
     /// Taken from the queue, not yet closed: as many threads are busy.
     closing: usize,
     threads: usize,
-    /// The process whose threads serve the queue: after a fork the child has the queue but not the threads.
-    served_by: u32,
 }
 
 impl State {
-    const fn new() -> State {
-        State { waiting: VecDeque::new(), closing: 0, threads: 0, served_by: 0 }
-    }
-
     fn is_busy(&self) -> bool {
-        self.served_by == std::process::id() && (self.closing > 0 || !self.waiting.is_empty())
+        self.closing > 0 || !self.waiting.is_empty()
     }
 
     /// Sees to it that a thread is free for what waits. False if there is none at all.
@@ -126,18 +127,50 @@ pub(crate) fn backlog() -> usize {
 
 /// Whether something is being closed, or waits for it. For tests of what takes long to close.
 pub fn closer_busy() -> bool {
-    CLOSER.lock().is_busy()
+    is_used() && closer().lock().is_busy()
 }
 
 /// Blocks until everything handed over so far is closed. For tests that count descriptors.
 pub fn closer_idle() {
-    let mut state = CLOSER.lock();
+    if !is_used() {
+        return;
+    }
+    let closer = closer();
+    let mut state = closer.lock();
     while state.is_busy() {
-        state = CLOSER.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state = closer.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Whether anything was ever handed over.
+fn is_used() -> bool {
+    FIRST.of.load(Ordering::Relaxed) != 0
+}
+
+/// The closer of this process.
+fn closer() -> &'static Closer {
+    let here = fork::generation().number();
+    let mut closer = &FIRST;
+    loop {
+        match closer.of.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return closer,
+            Err(of) if of == here => return closer,
+            Err(_) => closer = closer.heir.get_or_init(|| Box::new(Closer::new())),
+        }
     }
 }
 
 impl Closer {
+    const fn new() -> Closer {
+        Closer {
+            of: AtomicU64::new(0),
+            heir: OnceLock::new(),
+            state: Mutex::new(State { waiting: VecDeque::new(), closing: 0, threads: 0 }),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held; a poisoned lock is still a good queue.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,12 +194,8 @@ pub(crate) fn queue(fd: OwnedFd) {
     if is_scripted() {
         return drop(fd);
     }
-    let mut state = CLOSER.lock();
-    if state.served_by != std::process::id() {
-        state.served_by = std::process::id();
-        state.closing = 0;
-        state.threads = 0;
-    }
+    let closer = closer();
+    let mut state = closer.lock();
     if !state.call_a_thread() {
         // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing would
         // be worse for all.
@@ -177,17 +206,18 @@ pub(crate) fn queue(fd: OwnedFd) {
     state.waiting.push_back(fd);
     WAITING.store(state.waiting.len(), Ordering::Relaxed);
     drop(state);
-    CLOSER.filled.notify_one();
+    closer.filled.notify_one();
 }
 
 fn serve() {
-    let mut state = CLOSER.lock();
+    let closer = closer();
+    let mut state = closer.lock();
     loop {
         let Some(fd) = state.waiting.pop_front() else {
             if state.closing == 0 {
-                CLOSER.emptied.notify_all();
+                closer.emptied.notify_all();
             }
-            state = CLOSER.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = closer.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
         state.closing += 1;
@@ -198,7 +228,7 @@ fn serve() {
         }
         drop(state);
         drop(fd);
-        state = CLOSER.lock();
+        state = closer.lock();
         state.closing -= 1;
     }
 }

@@ -21,6 +21,13 @@ use crate::sys;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Generation(u64);
 
+impl Generation {
+    /// Never 0, and greater than any ancestor's.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// How a fork is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,6 +1,8 @@
 //! A forked child is told from its parent, and its children from both; with the page, and without it.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ring::fork::{Notice, generation, notice};
 use testing::{fork, in_own_process, refuse_wiping_on_fork};
 
@@ -35,6 +37,33 @@ in_own_process! {
         let seen = std::thread::spawn(move || assert_eq!(generation(), first));
         seen.join().unwrap();
         std::thread::spawn(move || fork(|| assert_ne!(generation(), first)).succeeded()).join().unwrap();
+    }
+
+    /// The closer threads of the parent, and its lock, are not there in the child.
+    fn a_child_forked_amid_closing_closes_what_it_is_given() {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let (one, other) = testing::packet_pair();
+                        ring::discard(one);
+                        ring::discard(other);
+                        ring::closer_idle();
+                    }
+                });
+            }
+            for _ in 0..50 {
+                fork(|| {
+                    let (one, other) = testing::packet_pair();
+                    ring::discard(one);
+                    assert!(testing::receive_packet(&other).unwrap().bytes.is_empty());
+                    ring::closer_idle();
+                })
+                .succeeded();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
     }
 
     fn threads_of_a_child_agree_on_its_generation() {
