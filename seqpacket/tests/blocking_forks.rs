@@ -1,4 +1,4 @@
-//! Blocking objects in processes that fork and in several threads at a time: a child has a session of its own,
+//! Blocking objects in processes that fork, and in several threads: a child has a session of its own,
 //! the parent's calls notice nothing, and whoever holds a copy of a session does not keep it alive. It knows
 //! nothing of packets.
 #![allow(clippy::unwrap_used)]
