@@ -156,7 +156,7 @@ in_own_process! {
                 let (number, heard) = peer.hear_call();
                 peer.say(&answer(number, &heard, 0));
             });
-            assert_eq!(object.call(&patterned(bytes)).unwrap().bytes(), b"all of it");
+            assert_eq!(object.call(patterned(bytes)).unwrap().bytes(), b"all of it");
             assert_eq!(object.call("small").unwrap().bytes(), b"small");
             server.join().unwrap();
         }
@@ -168,7 +168,7 @@ in_own_process! {
             let (number, heard) = peer.hear_call();
             peer.say(&answer(number, &heard, 0));
         });
-        assert_eq!(object.call(&patterned(65_520)).unwrap().bytes(), patterned(65_520));
+        assert_eq!(object.call(patterned(65_520)).unwrap().bytes(), patterned(65_520));
         server.join().unwrap();
     }
 
@@ -201,9 +201,9 @@ in_own_process! {
                 peer.say(&answer(number, b"", 0));
                 peer.hear_the_end();
             });
-            let error = object.call(&patterned(largest + 1)).unwrap_err();
+            let error = object.call(patterned(largest + 1)).unwrap_err();
             assert!(matches!(error, CallError::TooLarge(Part::Call)), "{error:?}");
-            object.call(&patterned(largest)).unwrap();
+            object.call(patterned(largest)).unwrap();
             drop(object);
             server.join().unwrap();
         }
@@ -284,7 +284,7 @@ in_own_process! {
             assert_eq!(heard, b"and now?");
             peer.say(&answer(number, b"fine", 0));
         });
-        let error = object.call(&patterned(20 << 20)).unwrap_err();
+        let error = object.call(patterned(20 << 20)).unwrap_err();
         assert!(matches!(error, CallError::OutOfMemory), "{error:?}");
         assert_eq!(object.call("and now?").unwrap().bytes(), b"fine");
         server.join().unwrap();
@@ -304,7 +304,7 @@ in_own_process! {
         });
         object.attach().unwrap();
         let options = CallOptions { within: Some(SHORT), ..CallOptions::default() };
-        let error = object.call_with(&patterned(20 << 20), options).unwrap_err();
+        let error = object.call_with(patterned(20 << 20), options).unwrap_err();
         assert!(matches!(error, CallError::Deadline), "{error:?}");
         GIVEN_UP.store(true, Ordering::Release);
         assert_eq!(object.call("and now?").unwrap().bytes(), b"fine");
