@@ -139,6 +139,16 @@ on_each_driver! {
         assert!(String::from_utf8_lossy(&output.stdout).contains(": 10 calls"), "{output:?}");
     }
 
+    fn each_way_to_wait_has_a_row(_reactor: &Reactor) {
+        let shown = succeeds("waiting", &[]);
+        for way in ["sleep ", "spin ", "epoll ", "tokio "] {
+            assert!(shown.lines().any(|row| row.starts_with(way)), "{way}:\n{shown}");
+        }
+        for way in ["sleep", "spin", "epoll", "tokio"] {
+            assert!(run("waiting", &[way, "100"]).status.success(), "{way}");
+        }
+    }
+
     fn a_number_of_calls_that_is_none_is_an_error(_reactor: &Reactor) {
         for arguments in [&["0"][..], &["many"], &["1", "2", "3"]] {
             let output = run("million_calls", arguments);

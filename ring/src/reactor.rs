@@ -53,6 +53,10 @@ impl Default for Config {
 /// The most receive buffers a reactor takes.
 pub const BUFFERS_MAX: u16 = 4096;
 
+/// After so many looks whoever waits for this CPU may have it: the kernel likes to put those who answer each
+/// other on one, and then looking on is what keeps the answer from coming.
+const LOOKS_PER_YIELD: u32 = 16;
+
 /// How long [`Reactor::turn`] may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -198,6 +202,7 @@ impl Reactor {
         let look = sleep.duration().map_or(look, |time| time.min(look));
         let start = Instant::now();
         self.count(|stats| stats.spins += 1);
+        let mut looks = 0_u32;
         loop {
             let seen = self.0.core.borrow_mut().look()?;
             let after = start.elapsed();
@@ -212,7 +217,12 @@ impl Reactor {
             if after >= look {
                 break;
             }
-            std::hint::spin_loop();
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_PER_YIELD) {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
         if !shortened {
             self.0.spinner.borrow_mut().miss();

@@ -188,7 +188,7 @@ on_each_driver! {
         let (object, helper) = served(&host);
         let calls = object.clone();
         host.runs(async move { calls.call("once").await.unwrap() });
-        host.calm();
+        while host.sleep_at_most(Duration::from_millis(50)) {}
         let before = host.calls();
         assert!(!host.sleep_at_most(Duration::from_millis(50)), "there was nothing to do");
         assert_eq!(host.calls(), before);
