@@ -22,7 +22,6 @@ use worlds::*;
 /// What happens at the chosen step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
-    Nothing,
     /// One of the calls is withdrawn.
     Withdrawn(usize),
     /// The client lets go of the objects; its calls stay under way.
@@ -39,7 +38,7 @@ enum Event {
 const CALLS: usize = 7;
 
 fn events() -> Vec<Event> {
-    let mut events = vec![Event::Nothing, Event::LetGo, Event::ClientDies];
+    let mut events = vec![Event::LetGo, Event::ClientDies];
     events.extend((0..CALLS).map(Event::Withdrawn));
     for server in 0..2 {
         events.extend([Event::ServerDies(server), Event::ServerEnds(server)]);
@@ -100,7 +99,7 @@ async fn call(busy: Busy, object: Rc<RefCell<Option<[Object; 2]>>>, number: usiz
 
 /// The story with this event at this step. Says whether it lasted so long.
 fn tell(seed: u64, faults: Faults, event: Event, at: u64, tally: &mut Tally) -> bool {
-    let forceful = !matches!(event, Event::Nothing | Event::Withdrawn(_) | Event::LetGo);
+    let forceful = !matches!(event, Event::Withdrawn(_) | Event::LetGo);
     let allowed = Allowed {
         gone: forceful,
         dropped: forceful && !matches!(event, Event::Leaves(_)),
@@ -138,7 +137,6 @@ fn happens(
     objects: &Rc<RefCell<Option<[Object; 2]>>>,
 ) {
     match event {
-        Event::Nothing => {}
         Event::Withdrawn(number) => places[number].withdraw(),
         Event::LetGo => drop(objects.take()),
         Event::ClientDies => {

@@ -14,6 +14,7 @@ use ring::script::{Faults, STEPS_MAX, World};
 use ring::{Executor, Message, Reactor, Spawner};
 use seqpacket::{
     CallError, CallOptions, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions, PlainContinuation,
+    SharedMailbox, Violations,
 };
 
 use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities, identity};
@@ -71,10 +72,46 @@ impl Setting {
 
 // The server.
 
+/// A mailbox of one process, or one that several serve.
+pub enum AnyMailbox {
+    Own(Mailbox),
+    Shared(SharedMailbox),
+}
+
+impl AnyMailbox {
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        match self {
+            AnyMailbox::Own(mailbox) => mailbox.poll_next(context),
+            AnyMailbox::Shared(mailbox) => mailbox.poll_next(context),
+        }
+    }
+
+    async fn leave(self, within: Duration) {
+        match self {
+            AnyMailbox::Own(mailbox) => mailbox.leave(within).await,
+            AnyMailbox::Shared(mailbox) => mailbox.leave(within).await,
+        }
+    }
+
+    fn revoke_all(&self) {
+        match self {
+            AnyMailbox::Own(mailbox) => mailbox.revoke_all(),
+            AnyMailbox::Shared(mailbox) => mailbox.revoke_all(),
+        }
+    }
+
+    fn violations(&self) -> Violations {
+        match self {
+            AnyMailbox::Own(mailbox) => mailbox.violations(),
+            AnyMailbox::Shared(mailbox) => mailbox.violations(),
+        }
+    }
+}
+
 /// Where a server has its mailbox, until it is taken away.
 #[derive(Default)]
 pub struct Desk {
-    pub mailbox: Option<Mailbox>,
+    pub mailbox: Option<AnyMailbox>,
     pub waker: Option<Waker>,
 }
 
@@ -225,67 +262,86 @@ impl Drop for Busy {
     }
 }
 
-/// A server's process, its mailbox to take away, and where another can take over.
+/// The processes that serve an object, and where others can take over.
 pub struct Server {
-    pub party: Option<Party>,
-    pub desk: Rc<RefCell<Desk>>,
+    pub workers: Vec<Worker>,
     pub bound: Option<OwnedFd>,
     pub address: OwnedFd,
+    /// How many processes serve it: one, unless they share the mailbox.
+    wanted: usize,
+}
+
+/// One of these processes, and its mailbox to take away.
+pub struct Worker {
+    party: Party,
+    desk: Rc<RefCell<Desk>>,
 }
 
 impl Server {
     pub fn start(setting: &Rc<Setting>) -> Server {
         let (bound, address) = testing::packet_pair();
-        let mut server = Server { party: None, desk: Rc::default(), bound: Some(bound), address };
+        let wanted = if setting.world.happens(700) { 1 } else { 2 };
+        let mut server = Server { workers: Vec::new(), bound: Some(bound), address, wanted };
         server.take_over(setting);
         server
     }
 
-    /// The process has died, and another serves the mailbox; unless that is gone for good.
-    pub fn take_over(&mut self, setting: &Rc<Setting>) {
-        let Some(bound) = &self.bound else { return };
-        let party = Party::join(&setting.world);
-        let bound = bound.try_clone().unwrap();
-        let mailbox = Mailbox::from_fd_with(party.reactor(), bound, setting.mailbox_options()).unwrap();
-        self.desk = Rc::new(RefCell::new(Desk { mailbox: Some(mailbox), waker: None }));
-        let (serving, reactor) = (Serving::new(setting), party.reactor().clone());
-        let serving = serve(serving, reactor, Rc::clone(&self.desk), party.0.spawner());
-        party.0.spawn(serving);
-        self.party = Some(party);
+    pub fn is_missed(&self) -> bool {
+        self.bound.is_some() && self.workers.len() < self.wanted
     }
 
+    /// Processes have died, and others serve the mailbox; unless that is gone for good.
+    pub fn take_over(&mut self, setting: &Rc<Setting>) {
+        while self.is_missed() {
+            let Some(bound) = &self.bound else { return };
+            let bound = bound.try_clone().unwrap();
+            let party = Party::join(&setting.world);
+            let (reactor, options) = (party.reactor(), setting.mailbox_options());
+            let mailbox = match self.wanted {
+                1 => AnyMailbox::Own(Mailbox::from_fd_with(reactor, bound, options).unwrap()),
+                _ => AnyMailbox::Shared(SharedMailbox::from_fd_with(reactor, bound, options).unwrap()),
+            };
+            let desk = Rc::new(RefCell::new(Desk { mailbox: Some(mailbox), waker: None }));
+            let (serving, reactor) = (Serving::new(setting), reactor.clone());
+            party.0.spawn(serve(serving, reactor, Rc::clone(&desk), party.0.spawner()));
+            self.workers.push(Worker { party, desk });
+        }
+    }
+
+    /// One of the processes dies.
     pub fn die(&mut self, world: &World) {
-        if let Some(party) = self.party.take() {
-            world.kill(party.reactor());
-            self.desk = Rc::default();
+        if !self.workers.is_empty() {
+            let worker = self.workers.swap_remove(world.below(self.workers.len()));
+            world.kill(worker.party.reactor());
         }
     }
 
     pub fn farewell(&mut self, setting: &Rc<Setting>, within: Option<Duration>) {
-        let Some(party) = &self.party else { return };
-        let Desk { mailbox, waker } = std::mem::take(&mut *self.desk.borrow_mut());
-        let Some(mailbox) = mailbox else { return };
         self.bound = None;
-        if let Some(within) = within {
-            let serving = Serving::new(setting);
-            party.0.spawn(async move {
-                mailbox.leave(within).await;
-                drop(serving);
-            });
+        for Worker { party, desk } in &self.workers {
+            let Desk { mailbox, waker } = std::mem::take(&mut *desk.borrow_mut());
+            if let (Some(mailbox), Some(within)) = (mailbox, within) {
+                let serving = Serving::new(setting);
+                party.0.spawn(async move {
+                    mailbox.leave(within).await;
+                    drop(serving);
+                });
+            }
+            waker.into_iter().for_each(Waker::wake);
         }
-        waker.into_iter().for_each(Waker::wake);
     }
 
     /// All sessions through grants end.
     pub fn revoke_all(&self) {
-        if let Some(mailbox) = &self.desk.borrow().mailbox {
-            mailbox.revoke_all();
+        for worker in &self.workers {
+            worker.desk.borrow().mailbox.iter().for_each(AnyMailbox::revoke_all);
         }
     }
 
     pub fn is_blameless(&self) {
-        if let Some(mailbox) = &self.desk.borrow().mailbox {
-            let violations = mailbox.violations();
+        for worker in &self.workers {
+            let desk = worker.desk.borrow();
+            let violations = desk.mailbox.as_ref().map(AnyMailbox::violations).unwrap_or_default();
             assert_eq!(violations.malformed, 0, "something is malformed");
             assert_eq!(violations.beyond_window, 0, "a caller thinks it has more room than it has");
             assert_eq!(violations.unread, 0, "a caller that reads is said not to");
@@ -314,16 +370,19 @@ impl Cast {
     }
 
     pub fn executors(&self) -> Vec<&Executor> {
-        let servers = self.servers.iter().filter_map(|server| server.party.as_ref());
-        servers.chain(self.clients.iter().flatten()).map(|party| &party.0).collect()
+        let workers = self.servers.iter().flat_map(|server| &server.workers);
+        workers
+            .map(|worker| &worker.party)
+            .chain(self.clients.iter().flatten())
+            .map(|party| &party.0)
+            .collect()
     }
 
     /// Somebody does something, or time passes. Servers that can be replaced are, sooner or later.
     pub fn step(&mut self, setting: &Rc<Setting>) {
         setting.steps.set(setting.steps.get() + 1);
         assert!(setting.steps.get() < STEPS_MAX, "it goes round in circles: {:?}", setting.world);
-        let dead = self.servers.iter().filter(|server| server.party.is_none() && server.bound.is_some());
-        let waits = dead.count() > 0;
+        let waits = self.servers.iter().any(Server::is_missed);
         if waits && setting.world.happens(50) {
             self.revive(setting);
         }
@@ -335,21 +394,18 @@ impl Cast {
     }
 
     fn revive(&mut self, setting: &Rc<Setting>) {
-        for server in self.servers.iter_mut().filter(|server| server.party.is_none()) {
-            server.take_over(setting);
-        }
+        self.servers.iter_mut().for_each(|server| server.take_over(setting));
     }
 
     /// Everybody goes, and the servers notice. Then all is counted.
     pub fn finish(mut self, setting: &Rc<Setting>) {
         self.clients.clear();
-        let (parties, desks): (Vec<_>, Vec<_>) =
-            self.servers.into_iter().map(|server| (server.party, server.desk)).unzip();
-        let parties: Vec<Party> = parties.into_iter().flatten().collect();
-        let executors: Vec<&Executor> = parties.iter().map(|party| &party.0).collect();
+        let workers: Vec<Worker> = self.servers.into_iter().flat_map(|server| server.workers).collect();
+        let executors: Vec<&Executor> = workers.iter().map(|worker| &worker.party.0).collect();
         let served = setting.world.run(&executors, || setting.serving.get() == 0);
         served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
-        drop(desks);
+        drop(executors);
+        drop(workers);
         setting.model.over();
     }
 }
