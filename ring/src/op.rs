@@ -448,6 +448,16 @@ impl Core {
         waiter
     }
 
+    /// Whoever asked for this letter does not wait any more, and it goes out all the same. If it cannot, what
+    /// follows would not make sense.
+    pub(crate) fn let_go(&mut self, key: usize, woken: &mut Woken) {
+        let waiter = self.waiters.remove(key);
+        woken.drop.extend(waiter.waker);
+        let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
+        let slips = lane.waiting.iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
+        slips.filter(|slip| slip.waiter == Some(key)).for_each(|slip| slip.waiter = None);
+    }
+
     /// Queues a last message that holds this very socket.
     pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
         self.channels[key].travels = Travels::Soon;

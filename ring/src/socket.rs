@@ -591,6 +591,16 @@ enum SendingState {
     Over,
 }
 
+impl Sending {
+    /// Stops waiting and lets the message go out all the same, as a [post](Socket::post) would: if it cannot
+    /// be sent, the socket is broken.
+    pub fn let_go(mut self) {
+        if let SendingState::Waiting(waiter) = std::mem::replace(&mut self.state, SendingState::Over) {
+            self.reactor.with(|core, woken| core.let_go(waiter, woken));
+        }
+    }
+}
+
 impl Future for Sending {
     type Output = Result<(), SendError>;
 

@@ -186,6 +186,34 @@ on_each_driver_and_seed! {
         assert_eq!(drain(&far), [b"instead".to_vec()]);
     }
 
+    fn what_is_let_go_leaves_although_its_socket_is_dropped(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        let filled = fill(&near);
+        let whole = Rc::new(b"onetwo".to_vec());
+        let sends = [near.send("opening"), near.send_piece(b"", &whole, 0..3), near.send_piece(b"", &whole, 3..6)];
+        // The first is away by now, and finds the queue full.
+        turn(reactor);
+        sends.into_iter().for_each(ring::Sending::let_go);
+        drop(near);
+        assert_eq!(drain(&far).len(), filled);
+        let mut heard = Vec::new();
+        testing::wait_until("all has left", || {
+            turn(reactor);
+            heard.extend(drain(&far));
+            heard.len() == 3
+        });
+        assert_eq!(heard, [b"opening".to_vec(), b"one".to_vec(), b"two".to_vec()]);
+    }
+
+    fn what_was_sent_already_is_let_go_without_a_trace(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let sent = near.send("sent");
+        turn(reactor);
+        sent.let_go();
+        assert_eq!(drain(&far), [b"sent".to_vec()]);
+        assert!(near.into_fd().is_ok(), "nothing of it is left");
+    }
+
     fn a_piece_that_is_none_or_too_long_is_a_mistake_of_ours(reactor: &Reactor) {
         let (near, _far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let (stream, _end) = Socket::pair(reactor, Kind::Stream).unwrap();

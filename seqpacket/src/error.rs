@@ -44,7 +44,8 @@ impl std::fmt::Display for Part {
 /// | `DescriptorsLost(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
 /// | `OutOfDescriptors(Call)` | no | no | yes, later |
 /// | `OutOfDescriptors(Answer)` | yes | perhaps | only if seeing it twice does no harm |
-/// | `OutOfMemory` | yes | not by the handler | yes, later |
+/// | `OutOfMemory(Call)` | yes | not by the handler | yes, later |
+/// | `OutOfMemory(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
 /// | `WouldBlock` | no | no | yes, later |
 /// | `Malformed` | perhaps | perhaps | no: the other side does not speak this protocol |
 /// | `Io` | perhaps | perhaps | only if seeing it twice does no harm |
@@ -86,9 +87,10 @@ pub enum CallError {
     /// of this user are in flight; nothing was sent), or for the server to answer with.
     #[error("out of descriptors for the {0}")]
     OutOfDescriptors(Part),
-    /// The server had no memory for a call as large. The handler has not seen it.
-    #[error("the server is out of memory; the call has not been handled")]
-    OutOfMemory,
+    /// No memory left for a message as large: at the server for the call (its handler has not seen it), or
+    /// here for the answer.
+    #[error("out of memory for the {0}")]
+    OutOfMemory(Part),
     /// It would have to wait. Only [`Object::try_call`](crate::Object::try_call) says so, and a call when
     /// [`CALLS_QUEUED_MAX`](crate::CALLS_QUEUED_MAX) others wait already.
     #[error("the call would have to wait")]
@@ -123,7 +125,7 @@ impl CallError {
             | CallError::WouldBlock
             | CallError::Refused
             | CallError::Expired
-            | CallError::OutOfMemory
+            | CallError::OutOfMemory(Part::Call)
             | CallError::TooLarge(Part::Call)
             | CallError::DescriptorsLost(Part::Call)
             | CallError::OutOfDescriptors(Part::Call) => false,
@@ -134,6 +136,7 @@ impl CallError {
             | CallError::Truncated
             | CallError::DescriptorsLost(Part::Answer)
             | CallError::OutOfDescriptors(Part::Answer)
+            | CallError::OutOfMemory(Part::Answer)
             | CallError::Malformed(_)
             | CallError::Io(_) => true,
         }
@@ -176,7 +179,7 @@ impl CallError {
             RefusedReason::Cancelled => CallError::Cancelled,
             RefusedReason::Leaving => CallError::Gone,
             RefusedReason::Expired => CallError::Expired,
-            RefusedReason::OutOfMemory => CallError::OutOfMemory,
+            RefusedReason::OutOfMemory => CallError::OutOfMemory(Part::Call),
         }
     }
 }
@@ -220,7 +223,7 @@ pub enum AnswerError {
 mod tests {
     use super::*;
 
-    fn one_of_each() -> [CallError; 17] {
+    fn one_of_each() -> [CallError; 18] {
         [
             CallError::Gone,
             CallError::Dropped,
@@ -235,7 +238,8 @@ mod tests {
             CallError::DescriptorsLost(Part::Answer),
             CallError::OutOfDescriptors(Part::Call),
             CallError::OutOfDescriptors(Part::Answer),
-            CallError::OutOfMemory,
+            CallError::OutOfMemory(Part::Call),
+            CallError::OutOfMemory(Part::Answer),
             CallError::WouldBlock,
             CallError::Malformed("malformed"),
             CallError::Io(io::Error::other("something else")),

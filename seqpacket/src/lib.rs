@@ -88,8 +88,37 @@
 //!
 //! Every byte on the wire is in the project's `PROTOCOL.md`.
 //!
-//! It does not know what a message means, does not encode or check types, does not look up names, and does
-//! not make a large message of small ones: 65,520 bytes on a session, 65,536 on a plain object.
+//! # Large messages
+//!
+//! On a session a call may have 64 MiB, or what the server's [`MailboxOptions::message_bytes`] says. What
+//! does not fit a packet is sent in parts, between which small calls and answers pass. So may an answer, if
+//! its caller has asked for the room ([`ObjectOptions::answer_bytes`], [`CallOptions::answer_bytes`]):
+//!
+//! ```
+//! # use ring::{Executor, Reactor};
+//! use seqpacket::CallOptions;
+//!
+//! # let reactor = Reactor::new()?;
+//! # let executor = Executor::new(&reactor);
+//! let (mirror, mailbox) = seqpacket::object(&reactor)?;
+//! executor.spawn(async move {
+//!     while let Some(call) = mailbox.next().await {
+//!         let mut bytes = call.bytes().to_vec();
+//!         bytes.reverse();
+//!         let _ = call.answer(bytes);
+//!     }
+//! });
+//! let picture = vec![7; 1 << 20];
+//! let room = CallOptions { answer_bytes: Some(picture.len()), ..CallOptions::default() };
+//! let mirrored = executor.block_on(mirror.call_with(picture, room))?;
+//! assert_eq!(mirrored.bytes().len(), 1 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A message on a plain object ends with its packet, at 65,536 bytes: other holders' packets may come
+//! between, and nobody could put the pieces together.
+//!
+//! It does not know what a message means, does not encode or check types, and does not look up names.
 
 #![forbid(unsafe_code)]
 
@@ -105,6 +134,7 @@ mod make_socket;
 mod object;
 mod pairs;
 mod parcel;
+mod parts;
 mod plain;
 mod returned;
 mod served;
@@ -125,6 +155,7 @@ pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
 };
 pub use pairs::{PAIRS_DEFAULT, Pairs};
+pub use parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, PARTS_QUEUED_MAX};
 pub use plain::{
     LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, PlainCall,
     PlainContinuation, PlainIncoming, PlainMailbox, PlainNext, PlainObject, PlainViolations, plain_object,

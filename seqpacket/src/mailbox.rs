@@ -21,11 +21,12 @@ use slab::Slab;
 
 use crate::incoming::Incoming;
 use crate::object::deadline;
-use crate::served::{Client, Over, Served, Session};
+use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, Memory};
+use crate::served::{Client, Over, Served, Session, Terms};
 use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
-    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason,
-    Windows,
+    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX,
+    PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason, Windows,
 };
 
 /// Where several processes serve an object: so long one that has just attached a client leaves the next to
@@ -49,6 +50,18 @@ pub struct MailboxOptions {
     /// of answers are the answerer's own; those of answers a client does not read stay open here, for as many
     /// calls as `calls` allows.)
     pub descriptors: u32,
+    /// The largest call, and the largest answer. Default 64 MiB, at most 2,147,483,647 bytes. With 65,520 or
+    /// less nothing is sent in parts, and no session holds more than `bytes`.
+    pub message_bytes: u32,
+    /// Bytes of large messages one session may have under way, calls and room for answers together: those
+    /// that do not fit a packet. Default 128 MiB, at least twice `message_bytes`.
+    pub large_bytes: u32,
+    /// Bytes of large calls under way in all sessions together. Beyond, a call that does not fit a packet is
+    /// refused ([`CallError::OutOfMemory`](crate::CallError::OutOfMemory)). Default 1 GiB.
+    pub large_bytes_together: usize,
+    /// How long a large call may stand still before all of it has arrived, and a large answer because its
+    /// caller does not read, before the session is ended. Default 10 seconds.
+    pub large_stall: Duration,
     /// Descriptors one call may carry. Default 16, at most 253. Where descriptors are short, receives wait
     /// for so many to be free.
     pub call_descriptors: u32,
@@ -69,6 +82,10 @@ impl Default for MailboxOptions {
             calls: windows.calls,
             bytes: windows.bytes,
             descriptors: windows.descriptors,
+            message_bytes: MESSAGE_BYTES_DEFAULT,
+            large_bytes: windows.large_bytes,
+            large_bytes_together: LARGE_TOGETHER_DEFAULT,
+            large_stall: LARGE_STALL_MAX,
             call_descriptors: CALL_DESCRIPTORS_DEFAULT,
             sessions: 1024,
             granted_sessions: 64,
@@ -81,18 +98,15 @@ impl MailboxOptions {
     /// As a HELLO that a client accepts: what is too small is made large enough.
     fn hello(self) -> Hello {
         let call_descriptors_max = self.call_descriptors.min(DESCRIPTORS_MAX as u32);
+        let message_bytes_max = self.message_bytes.clamp(PAYLOAD_BYTES_MAX as u32, MESSAGE_BYTES_MAX as u32);
         let windows = Windows {
             calls: self.calls.max(1),
             bytes: self.bytes.max(2 * PACKET_BYTES_MAX as u32),
             descriptors: self.descriptors.max(call_descriptors_max),
-            large_bytes: 0,
+            large_bytes: self.large_bytes.max(2 * message_bytes_max),
         };
-        Hello {
-            windows,
-            call_descriptors_max,
-            packet_bytes_max: PACKET_BYTES_MAX as u32,
-            message_bytes_max: PAYLOAD_BYTES_MAX as u32,
-        }
+        let packet_bytes_max = PACKET_BYTES_MAX as u32;
+        Hello { windows, call_descriptors_max, packet_bytes_max, message_bytes_max }
     }
 }
 
@@ -109,6 +123,9 @@ pub struct Violations {
     pub beyond_window: u64,
     /// Sessions ended for calling on and on without reading the answers.
     pub unread: u64,
+    /// Sessions ended because a large message stood still: no more of the call came, or none of the answer
+    /// was read.
+    pub stalled: u64,
 }
 
 /// Where an object's calls arrive.
@@ -127,6 +144,7 @@ pub(crate) struct Shared {
     reactor: Reactor,
     options: MailboxOptions,
     hello: Hello,
+    memory: Rc<Memory>,
     state: RefCell<State>,
     violations: Cell<Violations>,
     attached_ever: Cell<u64>,
@@ -212,6 +230,7 @@ impl Mailbox {
             reactor: reactor.clone(),
             options,
             hello: options.hello(),
+            memory: Memory::new(options.large_bytes_together),
             state: RefCell::new(State::default()),
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
@@ -661,7 +680,9 @@ impl Shared {
         state.fresh = true;
         let entry = state.sessions.vacant_entry();
         let client = Client { key: entry.key(), address: number, credentials };
-        entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, self.hello, client));
+        let terms =
+            Terms { hello: self.hello, stall: self.options.large_stall, memory: Rc::clone(&self.memory) };
+        entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, terms, client));
     }
 
     /// A session is over. Its calls that nobody has taken go with it.
@@ -705,6 +726,7 @@ impl Shared {
             Over::Malformed => violations.malformed += 1,
             Over::BeyondWindow => violations.beyond_window += 1,
             Over::Unread => violations.unread += 1,
+            Over::Stalled => violations.stalled += 1,
         }
         self.violations.set(violations);
     }

@@ -19,8 +19,9 @@ use ring::{Message, Reactor, Sleep};
 use crate::error::{CallError, Part};
 use crate::mailbox::{Mailbox, MailboxOptions};
 use crate::parcel::Parcel;
+use crate::parts::LARGE_STALL_MAX;
 use crate::session::{Attached, Attachment, Session};
-use crate::wire::{CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, PAYLOAD_BYTES_MAX, Size};
+use crate::wire::{CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, Size};
 
 /// How many calls of one object may wait for room before more are turned away with
 /// [`CallError::WouldBlock`].
@@ -69,8 +70,10 @@ pub fn object_with(
 /// What a caller keeps for answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectOptions {
-    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default and most:
-    /// 65,520. Less lets more calls into the server's window of bytes at a time.
+    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default 65,520, which is
+    /// the most that comes in one packet. Less lets more calls into the server's window of bytes at a time.
+    /// More is room for a large answer, which the server counts apart: by default up to 64 MiB, and as many
+    /// calls with so much room as fit 128 MiB. What is beyond the server's largest message is not asked for.
     pub answer_bytes: usize,
     /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
     /// Default 16, at most 253. Where descriptors are short, receives wait for so many to be free.
@@ -79,6 +82,9 @@ pub struct ObjectOptions {
     /// reactor's budget of descriptors is kept in any case, this only says how much of it one object may ask
     /// for.
     pub answer_descriptors_together: usize,
+    /// How long a large answer may stand still before all of it has arrived. Then the session is ended, and
+    /// its calls with it. Default 10 seconds.
+    pub large_stall: Duration,
 }
 
 impl Default for ObjectOptions {
@@ -87,6 +93,7 @@ impl Default for ObjectOptions {
             answer_bytes: PAYLOAD_BYTES_MAX,
             answer_descriptors: CALL_DESCRIPTORS_DEFAULT as usize,
             answer_descriptors_together: 4096,
+            large_stall: LARGE_STALL_MAX,
         }
     }
 }
@@ -95,7 +102,7 @@ impl ObjectOptions {
     /// With what is beyond the protocol's limits brought down to them.
     pub(crate) fn within_limits(self) -> ObjectOptions {
         ObjectOptions {
-            answer_bytes: self.answer_bytes.min(PAYLOAD_BYTES_MAX),
+            answer_bytes: self.answer_bytes.min(MESSAGE_BYTES_MAX),
             answer_descriptors: self.answer_descriptors.min(DESCRIPTORS_MAX),
             ..self
         }
@@ -105,7 +112,8 @@ impl ObjectOptions {
 /// What one call asks for beyond the object's options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallOptions {
-    /// Bytes of answer to have room for: at most 65,520.
+    /// Bytes of answer to have room for: up to the server's largest message, by default 64 MiB. A call that
+    /// may get more than 65,520 bytes has to say so here or in [`ObjectOptions::answer_bytes`].
     pub answer_bytes: Option<usize>,
     /// Descriptors of answer to have room for: at most what the object has.
     pub answer_descriptors: Option<usize>,

@@ -48,11 +48,6 @@ impl Parcel {
         (Parcel::whole(packet), who)
     }
 
-    /// Bytes alone.
-    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Parcel {
-        Parcel { bytes: Bytes::Copied(bytes), descriptors: VecDeque::new() }
-    }
-
     /// A part of a packet.
     pub(crate) fn part(packet: &Rc<Received>, range: Range<usize>) -> Parcel {
         let bytes = if range.len() <= COPIED_MAX {
@@ -61,6 +56,11 @@ impl Parcel {
             Bytes::Shared(Rc::clone(packet), range)
         };
         Parcel { bytes, descriptors: VecDeque::new() }
+    }
+
+    /// Bytes alone.
+    pub(crate) fn of_bytes(bytes: Vec<u8>) -> Parcel {
+        Parcel { bytes: Bytes::Copied(bytes), descriptors: VecDeque::new() }
     }
 
     /// Descriptors alone, to be closed or given to a part.

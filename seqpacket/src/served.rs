@@ -20,6 +20,7 @@ use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::parcel::Parcel;
+use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::waiting::wake;
 use crate::wire::{self, Arrived, Body, FromClient, Header, Hello, Opening, RefusedReason, Size};
 
@@ -35,9 +36,10 @@ impl Served {
         reactor: &Reactor,
         mailbox: Weak<Shared>,
         socket: Socket,
-        hello: Hello,
+        terms: Terms,
         client: Client,
     ) -> Rc<Served> {
+        let Terms { hello, stall, memory } = terms;
         socket.set_private(true);
         socket.set_descriptors_max(hello.call_descriptors_max as usize);
         socket.stream();
@@ -51,9 +53,15 @@ impl Served {
             client_leaving: false,
             over: false,
             said: 0,
+            emptied: 0,
             unsettled: VecDeque::new(),
+            outbox: Outbox::default(),
+            arriving: 0,
+            reading: Watch::default(),
+            writing: Watch::default(),
+            waker: None,
         });
-        let session = Rc::new(Session { client, socket, hello, mailbox, state });
+        let session = Rc::new(Session { client, socket, hello, stall, memory, mailbox, state });
         session.say(&[&hello.frame()], Vec::new(), None);
         let served = Rc::clone(&session);
         let companion = reactor.companion(async move { serve(&served).await });
@@ -74,10 +82,20 @@ pub(crate) struct Client {
     pub(crate) credentials: Credentials,
 }
 
+/// What a session is begun with.
+pub(crate) struct Terms {
+    pub(crate) hello: Hello,
+    pub(crate) stall: Duration,
+    pub(crate) memory: Rc<Memory>,
+}
+
 pub(crate) struct Session {
     client: Client,
     socket: Socket,
     hello: Hello,
+    /// How long a large message may stand still.
+    stall: Duration,
+    memory: Rc<Memory>,
     mailbox: Weak<Shared>,
     state: RefCell<State>,
 }
@@ -97,9 +115,21 @@ struct State {
     over: bool,
     /// Bytes given to the socket since it had nothing left to send.
     said: u64,
+    /// How many times nothing was left to send, and `said` began anew.
+    emptied: u64,
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
     /// back.
     unsettled: VecDeque<(u64, Cost)>,
+    /// Large answers on their way.
+    outbox: Outbox,
+    /// How many large calls have begun and are not complete.
+    arriving: usize,
+    /// For large calls that are arriving.
+    reading: Watch,
+    /// For large answers that nobody reads.
+    writing: Watch,
+    /// Of the companion.
+    waker: Option<Waker>,
 }
 
 /// One call under way.
@@ -109,6 +139,21 @@ struct Entry {
     deadline: Option<Instant>,
     withdrawn: bool,
     waker: Option<Waker>,
+    stage: Stage,
+    /// Of a large call.
+    claim: Option<Claim>,
+}
+
+/// How far a call has come.
+enum Stage {
+    /// It is large, and not all of it is here.
+    Arriving { assembly: Assembly, room: Size },
+    /// It waits, or somebody has it.
+    Here,
+    /// Its answer is large and on its way.
+    Answering,
+    /// It was refused before all of it was here. Parts may still come, and the client says where they end.
+    Refused { missing: usize, said: u64, emptied: u64 },
 }
 
 /// What ended a session.
@@ -117,6 +162,7 @@ pub(crate) enum Over {
     Malformed,
     BeyondWindow,
     Unread,
+    Stalled,
 }
 
 async fn serve(session: &Rc<Session>) {
@@ -153,7 +199,10 @@ impl Session {
 
     async fn receive_all(&self) -> Over {
         loop {
-            let (packet, cut) = match self.socket.receive().await {
+            let Some(received) = poll_fn(|context| self.poll_next(context)).await else {
+                return Over::Stalled;
+            };
+            let (packet, cut) = match received {
                 Ok(packet) => (packet, false),
                 Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
                 Err(ReceiveError::Truncated(_)) => return Over::Malformed,
@@ -164,6 +213,64 @@ impl Session {
             }
             // One packet, then the others have theirs.
             yield_once().await;
+        }
+    }
+
+    /// Sends the next part of a large answer, and receives the next packet; `None` if a large message stands
+    /// still.
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, ReceiveError>>> {
+        let mut state = self.state.borrow_mut();
+        let old = state.waker.replace(context.waker().clone());
+        drop(state);
+        drop(old);
+        self.send_parts(context);
+        // What has arrived counts before what has not.
+        if let Poll::Ready(received) = self.socket.poll_receive(context) {
+            return Poll::Ready(Some(received));
+        }
+        let State { reading, writing, calls, outbox, arriving, .. } = &mut *self.state.borrow_mut();
+        if *arriving == 0 {
+            reading.rest();
+        } else {
+            let stands_since = || {
+                let arriving = calls.values().filter_map(|entry| match &entry.stage {
+                    Stage::Arriving { assembly, .. } => Some(assembly.moved()),
+                    _ => None,
+                });
+                arriving.min()
+            };
+            // What has come and is not received, for want of descriptors say, is not the client's fault.
+            let excused = || !self.socket.is_quiet();
+            let stalled = reading.poll(self.socket.reactor(), self.stall, stands_since, excused, context);
+            if stalled.is_ready() {
+                return Poll::Ready(None);
+            }
+        }
+        if outbox.is_empty() {
+            writing.rest();
+            return Poll::Pending;
+        }
+        let stands_since = || outbox.stands_since();
+        writing.poll(self.socket.reactor(), self.stall, stands_since, || false, context).map(|()| None)
+    }
+
+    fn send_parts(&self, context: &mut Context<'_>) {
+        let mut state = self.state.borrow_mut();
+        if state.outbox.is_empty() {
+            return;
+        }
+        let left = state.outbox.poll(&self.socket, self.hello.payload_bytes_max() as usize, context);
+        state.said += state.outbox.take_said();
+        drop(state);
+        for left in left {
+            match left {
+                Left::Whole(number) => self.finish(number),
+                Left::NotOpened(number, _) if self.is_answering(number) => {
+                    self.refuse(number, RefusedReason::OutOfDescriptors);
+                }
+                // It was withdrawn, and has been refused already.
+                Left::NotOpened(..) => {}
+            }
         }
     }
 
@@ -200,19 +307,22 @@ impl Session {
     ) -> Result<(), Over> {
         match said {
             FromClient::Call { number, body, descriptors: declared, missing, answer, time_left } => {
-                let Body::Whole(payload) = body else { return Err(Over::Malformed) };
                 self.begin(number, Cost::of_call(opening, &self.hello))?;
                 self.wait_no_longer(number, time_left);
+                let mut theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
+                if let Body::Large { total } = body {
+                    self.begin_large(number, total, answer, theirs, missing > 0);
+                    return Ok(());
+                }
                 if missing > 0 {
-                    drop(std::mem::take(descriptors));
+                    drop(theirs);
                     self.refuse(number, RefusedReason::DescriptorsLost);
                     return Ok(());
                 }
+                let Body::Whole(payload) = body else { unreachable!("looked at above") };
                 let start = payload.as_ptr() as usize - packet.bytes().as_ptr() as usize;
                 let mut parcel = Parcel::part(packet, start..start + payload.len());
-                if declared > 0 {
-                    parcel.take_from(descriptors);
-                }
+                parcel.take_from(&mut theirs);
                 if self.is_leaving() {
                     self.refuse(number, RefusedReason::Leaving);
                 } else {
@@ -223,7 +333,7 @@ impl Session {
                 self.begin(number, Cost::of_grant())?;
                 self.grant(number, opening.answer());
             }
-            FromClient::Part { .. } => return Err(Over::Malformed),
+            FromClient::Part { number, payload } => self.part(number, payload)?,
             FromClient::Cancel { number } => self.cancel(number),
             FromClient::Goodbye => {
                 let again = std::mem::replace(&mut self.state.borrow_mut().client_leaving, true);
@@ -257,8 +367,67 @@ impl Session {
             // them.
             return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
         }
-        state.calls.insert(number, Entry { cost, deadline: None, withdrawn: false, waker: None });
+        let (stage, claim) = (Stage::Here, None);
+        let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
+        state.calls.insert(number, entry);
         Ok(())
+    }
+
+    /// A large call begins. Whatever becomes of it, the client says where its parts end.
+    fn begin_large(&self, number: u32, total: u32, room: Size, descriptors: Parcel, lost: bool) {
+        let now = self.reactor().now();
+        let begun = if lost {
+            Err(RefusedReason::DescriptorsLost)
+        } else if self.is_leaving() {
+            Err(RefusedReason::Leaving)
+        } else {
+            let claim = Memory::claim(&self.memory, total as usize);
+            let begun = claim.and_then(|claim| Some((Assembly::begin(total, descriptors, now).ok()?, claim)));
+            begun.ok_or(RefusedReason::OutOfMemory)
+        };
+        let mut state = self.state.borrow_mut();
+        state.arriving += 1;
+        let Some(entry) = state.calls.get_mut(&number) else { unreachable!("just begun") };
+        let (assembly, refused) = match begun {
+            Ok((assembly, claim)) => {
+                entry.claim = Some(claim);
+                (assembly, None)
+            }
+            Err(reason) => (Assembly::of_no_use(total, now), Some(reason)),
+        };
+        entry.stage = Stage::Arriving { assembly, room };
+        drop(state);
+        if let Some(reason) = refused {
+            self.refuse(number, reason);
+        }
+    }
+
+    fn part(&self, number: u32, payload: &[u8]) -> Result<(), Over> {
+        let part_bytes_max = self.hello.payload_bytes_max() as usize;
+        let state = &mut *self.state.borrow_mut();
+        let Some(entry) = state.calls.get_mut(&number) else { return Err(Over::Malformed) };
+        match &mut entry.stage {
+            Stage::Arriving { assembly, .. } => {
+                let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
+                if added.map_err(|_| Over::Malformed)?
+                    && let Stage::Arriving { assembly, room } =
+                        std::mem::replace(&mut entry.stage, Stage::Here)
+                {
+                    state.arriving -= 1;
+                    state.queue.push_back((number, room, assembly.into_parcel()));
+                }
+                Ok(())
+            }
+            Stage::Refused { missing, .. } => {
+                expect_part(payload.len(), *missing, part_bytes_max).map_err(|_| Over::Malformed)?;
+                *missing -= payload.len();
+                if *missing == 0 {
+                    state.parts_have_ended(number);
+                }
+                Ok(())
+            }
+            Stage::Here | Stage::Answering => Err(Over::Malformed),
+        }
     }
 
     /// The caller has said how long it waits, as of the writing of its call. A time that no clock here can
@@ -287,18 +456,30 @@ impl Session {
     }
 
     fn cancel(&self, number: u32) {
-        let mut state = self.state.borrow_mut();
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         // A number that is not under way has crossed its final frame.
         let Some(entry) = state.calls.get_mut(&number) else { return };
         entry.withdrawn = true;
         let waker = entry.waker.take();
+        let mut unfinished = None;
+        match &entry.stage {
+            // That was the client's word for where its parts end.
+            Stage::Refused { .. } => return state.parts_have_ended(number),
+            Stage::Arriving { .. } => {
+                unfinished = Some(std::mem::replace(&mut entry.stage, Stage::Here));
+                state.arriving -= 1;
+            }
+            Stage::Answering if state.outbox.stop(number) => unfinished = Some(Stage::Answering),
+            Stage::Here | Stage::Answering => {}
+        }
         let queued = state.queue.iter().position(|(queued, _, _)| *queued == number);
         let untaken = queued.and_then(|place| state.queue.remove(place));
-        drop(state);
-        if untaken.is_some() {
+        drop(borrowed);
+        if untaken.is_some() || unfinished.is_some() {
             self.refuse(number, RefusedReason::Cancelled);
         }
-        drop(untaken);
+        drop((untaken, unfinished));
         wake(waker);
     }
 
@@ -351,10 +532,14 @@ impl Session {
             self.refuse(number, RefusedReason::TooLarge);
             return Err(AnswerError::TooLarge);
         };
-        let header = Header::answer_to(number, size).encode();
+        let opening = self.hello.answer_to(number, size);
+        if opening.total().is_some() {
+            self.answer_in_parts(&opening, bytes, descriptors);
+            return Ok(());
+        }
         let instead =
             (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
-        self.say(&[&header, &bytes], descriptors, instead);
+        self.say(&[&opening.encode(), &bytes], descriptors, instead);
         self.finish(number);
         Ok(())
     }
@@ -378,6 +563,36 @@ impl Session {
         self.say(&[&Header::elsewhere(number).encode()], vec![Fd::made_here(near)], Some(instead));
         self.finish(number);
         Ok(far)
+    }
+
+    /// The companion sends the parts, and the call has ended with the last of them.
+    fn answer_in_parts(&self, opening: &Opening, bytes: Vec<u8>, descriptors: Vec<Fd>) {
+        let number = opening.header.number;
+        let frame = opening.encode();
+        // No part goes before it is known that the opening frame has gone; without descriptors it always
+        // does.
+        let opened = if descriptors.is_empty() {
+            self.say(&[&frame], Vec::new(), None);
+            None
+        } else {
+            let mut message = Message::new(&*frame);
+            descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
+            self.state.borrow_mut().said += frame.len() as u64;
+            Some(self.socket.send(message))
+        };
+        let mut state = self.state.borrow_mut();
+        state.outbox.push(number, bytes, opened);
+        if let Some(entry) = state.calls.get_mut(&number) {
+            entry.stage = Stage::Answering;
+        }
+        let companion = state.waker.clone();
+        drop(state);
+        wake(companion);
+    }
+
+    fn is_answering(&self, number: u32) -> bool {
+        let state = self.state.borrow();
+        state.calls.get(&number).is_some_and(|entry| matches!(entry.stage, Stage::Answering))
     }
 
     /// Nobody will answer.
@@ -412,11 +627,19 @@ impl Session {
     /// them, as it likes.
     fn finish(&self, number: u32) {
         let mut state = self.state.borrow_mut();
-        let Some(entry) = state.calls.remove(&number) else { return };
+        let state = &mut *state;
+        let Some(entry) = state.calls.get_mut(&number) else { return };
         let said = state.said;
+        if let Stage::Arriving { assembly, .. } = &entry.stage {
+            let refused = Stage::Refused { missing: assembly.missing(), said, emptied: state.emptied };
+            entry.stage = refused;
+            entry.claim = None;
+            state.arriving -= 1;
+            return;
+        }
         state.unsettled.push_back((said, entry.cost));
-        drop(state);
-        drop(entry.waker);
+        let entry = state.calls.remove(&number);
+        drop(entry);
     }
 
     /// Gives back what calls took whose final frames have left.
@@ -434,6 +657,7 @@ impl Session {
         }
         if unsent == 0 {
             state.said = 0;
+            state.emptied += 1;
         }
     }
 
@@ -467,10 +691,15 @@ impl Session {
             return;
         }
         let queue = std::mem::take(&mut state.queue);
+        let outbox = std::mem::take(&mut state.outbox);
+        state.arriving = 0;
+        state.reading.rest();
+        state.writing.rest();
         let woken: Vec<Waker> = state.calls.values_mut().filter_map(|entry| entry.waker.take()).collect();
+        let calls = std::mem::take(&mut state.calls);
         drop(state);
         self.socket.shut_down();
-        drop(queue);
+        drop((queue, outbox, calls));
         wake(woken);
     }
 
@@ -481,12 +710,40 @@ impl Session {
             return;
         }
         let queue = std::mem::take(&mut state.queue);
+        let arriving = |(number, entry): (&u32, &Entry)| {
+            matches!(entry.stage, Stage::Arriving { .. }).then_some(*number)
+        };
+        let arriving: Vec<u32> = state.calls.iter().filter_map(arriving).collect();
         drop(state);
         for (number, _, parcel) in queue {
             drop(parcel);
             self.refuse(number, RefusedReason::Leaving);
         }
+        arriving.into_iter().for_each(|number| self.refuse(number, RefusedReason::Leaving));
         self.say(&[&Header::goodbye().encode()], Vec::new(), None);
+    }
+}
+
+impl Drop for Session {
+    /// Nobody has a call to answer any more. What has been answered still goes out.
+    fn drop(&mut self) {
+        let part_bytes_max = self.hello.payload_bytes_max() as usize;
+        self.state.get_mut().outbox.hand_over(&self.socket, part_bytes_max);
+    }
+}
+
+impl State {
+    /// The client has said where the parts of a refused call end, and with that the number is free. The
+    /// call's share is given back when its refusal, said before this, has left.
+    fn parts_have_ended(&mut self, number: u32) {
+        let Some(Entry { cost, stage: Stage::Refused { said, emptied, .. }, .. }) =
+            self.calls.remove(&number)
+        else {
+            unreachable!("asked of refused calls only")
+        };
+        let said = if emptied == self.emptied { said } else { 0 };
+        let place = self.unsettled.partition_point(|(end, _)| *end <= said);
+        self.unsettled.insert(place, (said, cost));
     }
 }
 

@@ -20,9 +20,11 @@ use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::Parcel;
+use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
 use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
-    self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX, Size,
+    self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
+    RefusedReason, Resource, Size,
 };
 
 /// Voids in the queue are swept out when they are so many, and more than half of it.
@@ -63,6 +65,13 @@ struct State {
     queued: VecDeque<usize>,
     /// How many of the queued are void.
     voids: usize,
+    /// Calls that only wait for room for large messages, in order. The small ones behind them do not.
+    queued_large: VecDeque<usize>,
+    /// Large calls on their way.
+    outbox: Outbox,
+    /// How many large answers have begun and are not complete.
+    arriving: usize,
+    watch: Watch,
     /// How many calls are sent or withdrawn, and so await a final frame.
     under_way: usize,
     /// Descriptors reserved for answers under way.
@@ -96,6 +105,8 @@ enum End {
     Gone,
     Malformed,
     OutOfDescriptors,
+    /// A large answer stood still.
+    Stalled,
     /// The kernel's number for it.
     Io(i32),
 }
@@ -104,7 +115,7 @@ impl End {
     /// For a call that has not been sent.
     fn unsent(self) -> CallError {
         match self {
-            End::Gone => CallError::Gone,
+            End::Gone | End::Stalled => CallError::Gone,
             End::Malformed => CallError::Malformed("not a session of this protocol"),
             End::OutOfDescriptors => CallError::OutOfDescriptors(Part::Call),
             End::Io(errno) => CallError::Io(std::io::Error::from_raw_os_error(errno)),
@@ -116,6 +127,7 @@ impl End {
         match self {
             End::Gone | End::OutOfDescriptors => CallError::Dropped,
             End::Malformed => CallError::Malformed("the server has broken the protocol"),
+            End::Stalled => CallError::Malformed("the server has stopped in the middle of an answer"),
             End::Io(_) => self.unsent(),
         }
     }
@@ -128,6 +140,8 @@ impl End {
 struct Slot {
     stage: Stage,
     waker: Option<Waker>,
+    /// A large answer that has begun.
+    arriving: Option<Assembly>,
 }
 
 enum Stage {
@@ -139,6 +153,8 @@ enum Stage {
     Withdrawn(UnderWay),
     /// For the session it has ended: somebody answers over a socket of its own.
     Elsewhere(Elsewhere),
+    /// Withdrawn here, because its large answer is of no use, and the caller has not been told.
+    Failed(UnderWay, CallError),
     Done(Result<Parcel, CallError>),
 }
 
@@ -194,6 +210,8 @@ enum Verdict {
     /// So.
     Now(UnderWay),
     Later,
+    /// Only room for large messages is missing.
+    LaterLarge,
     Never(CallError),
 }
 
@@ -223,14 +241,14 @@ impl Session {
         if state.leaving {
             return Err(CallError::Gone);
         }
-        if state.queued.len() - state.voids >= CALLS_QUEUED_MAX {
+        if state.queued.len() - state.voids + state.queued_large.len() >= CALLS_QUEUED_MAX {
             return Err(CallError::WouldBlock);
         }
         let entry = state.calls.vacant_entry();
         let key = entry.key();
         // The slot's key is the number: free again when the slot is, which is after the final frame.
         outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
-        entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None });
+        entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
         state.queued.push_back(key);
         let woken = state.advance(&self.options);
         drop(state);
@@ -243,7 +261,7 @@ impl Session {
         let state = self.state.borrow();
         let Ok(asked) = call_of(message, room, None) else { return false };
         let first = state.queued.len() == state.voids;
-        !first || matches!(state.judge(0, asked, &self.options), Verdict::Later)
+        !first || matches!(state.judge(0, asked, &self.options), Verdict::Later | Verdict::LaterLarge)
     }
 
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
@@ -254,8 +272,16 @@ impl Session {
             drop(state);
             return self.poll_elsewhere(key, &elsewhere, context);
         }
+        if let Stage::Failed(under_way, _) = slot.stage {
+            let waker = slot.waker.take();
+            let stage = std::mem::replace(&mut slot.stage, Stage::Withdrawn(under_way));
+            drop(state);
+            drop(waker);
+            let Stage::Failed(_, error) = stage else { unreachable!("looked at above") };
+            return Poll::Ready(Err(error));
+        }
         if let Stage::Done(_) = slot.stage {
-            let Slot { stage, waker } = state.calls.remove(key);
+            let Slot { stage, waker, .. } = state.calls.remove(key);
             drop(state);
             drop(waker);
             let Stage::Done(result) = stage else { unreachable!("looked at above") };
@@ -298,15 +324,22 @@ impl Session {
     }
 
     pub(crate) fn withdraw(&self, key: usize) {
-        let mut state = self.state.borrow_mut();
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         let slot = &mut state.calls[key];
         let waker = slot.waker.take();
-        let mut removed = None;
+        let (mut removed, mut given_up) = (None, None);
         match slot.stage {
             Stage::Queued(_) => {
-                removed = Some(std::mem::replace(&mut slot.stage, Stage::Void));
-                state.voids += 1;
-                state.sweep();
+                let large = state.queued_large.iter().position(|queued| *queued == key);
+                if let Some(place) = large {
+                    state.queued_large.remove(place);
+                    removed = Some(state.calls.remove(key).stage);
+                } else {
+                    removed = Some(std::mem::replace(&mut slot.stage, Stage::Void));
+                    state.voids += 1;
+                    state.sweep();
+                }
             }
             Stage::Done(_) => removed = Some(state.calls.remove(key).stage),
             // The near end is private: whoever has the far end sees at once that it is dropped.
@@ -316,14 +349,20 @@ impl Session {
             }
             Stage::Sent(under_way) => {
                 slot.stage = Stage::Withdrawn(under_way);
-                state.cancel(under_way.opening.header.number);
+                let number = under_way.opening.header.number;
+                given_up = slot.arriving.as_mut().map(Assembly::give_up);
+                state.outbox.stop(number);
+                state.cancel(number);
+            }
+            Stage::Failed(under_way, _) => {
+                removed = Some(std::mem::replace(&mut slot.stage, Stage::Withdrawn(under_way)));
             }
             Stage::Void | Stage::Withdrawn(_) => unreachable!("withdrawn once"),
         }
         // It may have been the one that kept the others waiting.
         let woken = state.advance(&self.options);
-        drop(state);
-        drop((waker, removed));
+        drop(borrowed);
+        drop((waker, removed, given_up));
         wake(woken);
     }
 
@@ -388,8 +427,10 @@ impl Session {
         let mut woken = Vec::new();
         let mut result = Ok(());
         for frame in wire::frames(packet.bytes(), arrived) {
-            result = frame
-                .and_then(|frame| state.frame(frame.from_server()?, &packet, &mut descriptors, &mut woken));
+            result = frame.and_then(|frame| {
+                state.admits(&frame.opening())?;
+                state.frame(frame.from_server()?, &packet, &mut descriptors, &mut woken)
+            });
             if result.is_err() {
                 break;
             }
@@ -421,15 +462,30 @@ impl Session {
         let mut woken = state.attaching.take_all();
         let sendings = std::mem::take(&mut state.sendings);
         state.queued.clear();
+        state.queued_large.clear();
         state.voids = 0;
         state.under_way = 0;
+        state.arriving = 0;
+        state.watch.rest();
+        let outbox = std::mem::take(&mut state.outbox);
         let mut removed = Vec::new();
+        let mut given_up = Vec::new();
         for key in state.calls.iter().map(|(key, _)| key).collect::<Vec<_>>() {
             let slot = &mut state.calls[key];
+            given_up.extend(slot.arriving.take());
             let error = match &slot.stage {
                 // Whoever answers elsewhere does so without this session.
                 Stage::Done(_) | Stage::Elsewhere(_) => continue,
+                Stage::Failed(under_way, _) => {
+                    let withdrawn = Stage::Withdrawn(*under_way);
+                    let Stage::Failed(_, error) = std::mem::replace(&mut slot.stage, withdrawn) else {
+                        unreachable!("looked at above")
+                    };
+                    error
+                }
                 Stage::Queued(_) => unsent.unsent(),
+                // Nobody sees a call before it is whole.
+                Stage::Sent(_) if outbox.holds(key as u32) => unsent.unsent(),
                 Stage::Sent(_) => end.sent(),
                 Stage::Void | Stage::Withdrawn(_) => {
                     removed.push(state.calls.remove(key).stage);
@@ -440,12 +496,17 @@ impl Session {
             woken.extend(slot.waker.take());
         }
         drop(state);
-        drop((phase, sendings, removed));
+        drop((phase, sendings, removed, outbox, given_up));
         wake(woken);
     }
 
-    /// Looks after sends that may fail for their descriptors, and receives the next packet.
-    fn poll_next(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
+    /// Looks after sends that may fail for their descriptors, sends the next part of a large call, and
+    /// receives the next packet; `None` if a large answer stands still.
+    fn poll_next(
+        &self,
+        socket: &Socket,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Received, ReceiveError>>> {
         let mut state = self.state.borrow_mut();
         let old = state.waker.replace(context.waker().clone());
         let mut sendings = std::mem::take(&mut state.sendings);
@@ -468,9 +529,17 @@ impl Session {
             state.not_sent(key, error, &mut woken);
         }
         woken.extend(state.advance(&self.options));
+        if state.send_parts(socket, context, &mut woken) {
+            // What could not be sent has made room.
+            context.waker().wake_by_ref();
+        }
         drop(state);
         wake(woken);
-        socket.poll_receive(context)
+        // What has arrived counts before what has not.
+        if let Poll::Ready(received) = socket.poll_receive(context) {
+            return Poll::Ready(Some(received));
+        }
+        self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context).map(|()| None)
     }
 }
 
@@ -480,6 +549,17 @@ impl State {
     /// Sends what is queued, in order, as far as there is room. Returns whom to wake.
     fn advance(&mut self, options: &ObjectOptions) -> Vec<Waker> {
         let mut woken = Vec::new();
+        while let Some(&key) = self.queued_large.front() {
+            let Stage::Queued(outgoing) = &self.calls[key].stage else {
+                unreachable!("what is withdrawn is taken out")
+            };
+            match self.judge(outgoing.number, outgoing.asked, options) {
+                Verdict::Later | Verdict::LaterLarge => break,
+                Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
+                Verdict::Never(error) => self.never(key, error, &mut woken),
+            }
+            self.queued_large.pop_front();
+        }
         while let Some(&key) = self.queued.front() {
             let verdict = match &self.calls[key].stage {
                 Stage::Queued(outgoing) => self.judge(outgoing.number, outgoing.asked, options),
@@ -493,16 +573,25 @@ impl State {
             };
             match verdict {
                 Verdict::Later => break,
-                Verdict::Now(under_way) => self.send(key, under_way),
-                Verdict::Never(error) => {
-                    let slot = &mut self.calls[key];
-                    slot.stage = Stage::Done(Err(error));
-                    woken.extend(slot.waker.take());
+                Verdict::LaterLarge => self.queued_large.push_back(key),
+                // Large calls do not overtake one another.
+                Verdict::Now(under_way)
+                    if under_way.cost.large_bytes() > 0 && !self.queued_large.is_empty() =>
+                {
+                    self.queued_large.push_back(key);
                 }
+                Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
+                Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.queued.pop_front();
         }
         woken
+    }
+
+    fn never(&mut self, key: usize, error: CallError, woken: &mut Vec<Waker>) {
+        let slot = &mut self.calls[key];
+        slot.stage = Stage::Done(Err(error));
+        woken.extend(slot.waker.take());
     }
 
     fn judge(&self, number: u32, mut asked: Asked, options: &ObjectOptions) -> Verdict {
@@ -516,12 +605,12 @@ impl State {
         }
         // Room for more than a message of this session holds would only take it from other calls.
         if let Asked::Call { room, .. } = &mut asked {
-            *room = room.at_most_bytes(hello.payload_bytes_max());
+            *room = room.at_most_bytes(hello.message_bytes_max);
         }
         let Some(opening) = asked.opening(number, hello, reactor) else {
             return Verdict::Never(CallError::Deadline);
         };
-        if hello.admits(&opening).is_err() || opening.total().is_some() {
+        if hello.admits(&opening).is_err() {
             return Verdict::Never(CallError::TooLarge(Part::Call));
         }
         let cost = Cost::of_call(&opening, hello);
@@ -531,12 +620,13 @@ impl State {
         }
         match account.room_for(cost) {
             Ok(()) => Verdict::Now(UnderWay { opening, cost }),
+            Err(Short::Now(Resource::LargeBytes)) => Verdict::LaterLarge,
             Err(Short::Now(_)) => Verdict::Later,
             Err(Short::Never(_)) => Verdict::Never(CallError::TooLarge(Part::Call)),
         }
     }
 
-    fn send(&mut self, key: usize, under_way: UnderWay) {
+    fn send(&mut self, key: usize, under_way: UnderWay, woken: &mut Vec<Waker>) {
         let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(under_way));
         let Stage::Queued(Outgoing { bytes, descriptors, .. }) = stage else {
             unreachable!("looked at before")
@@ -545,7 +635,53 @@ impl State {
         account.try_reserve(under_way.cost).expect("judged before");
         self.awaited += under_way.opening.answer().descriptors();
         self.under_way += 1;
-        self.say(Some(key), &under_way.opening.encode(), bytes, descriptors);
+        let opening = under_way.opening;
+        if opening.total().is_none() {
+            return self.say(Some(key), &opening.encode(), bytes, descriptors);
+        }
+        // No part goes before it is known that the opening frame has gone; without descriptors it always
+        // does.
+        let Phase::Open { socket, .. } = &self.phase else { unreachable!("judged before") };
+        let opened = if descriptors.is_empty() {
+            self.say(None, &opening.encode(), Vec::new(), descriptors);
+            None
+        } else {
+            let mut message = Message::new(&*opening.encode());
+            descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
+            Some(socket.send(message))
+        };
+        self.outbox.push(opening.header.number, bytes, opened);
+        // The companion sends the parts.
+        woken.extend(self.waker.clone());
+    }
+
+    /// Sends the next part of the large calls. Says whether a call has come to its end by that.
+    fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Vec<Waker>) -> bool {
+        let Phase::Open { hello, .. } = &self.phase else { return false };
+        let left = self.outbox.poll(socket, hello.payload_bytes_max() as usize, context);
+        let mut ended = false;
+        for left in left {
+            if let Left::NotOpened(number, error) = left {
+                self.not_sent(number as usize, error, woken);
+                ended = true;
+            }
+        }
+        ended
+    }
+
+    /// Ready when a large answer has stood still for too long.
+    fn poll_watch(&mut self, socket: &Socket, stall: Duration, context: &mut Context<'_>) -> Poll<()> {
+        if self.arriving == 0 {
+            self.watch.rest();
+            return Poll::Pending;
+        }
+        let State { watch, calls, .. } = self;
+        let stands_since = || {
+            let arriving = calls.iter().filter_map(|(_, slot)| slot.arriving.as_ref());
+            arriving.map(Assembly::moved).min()
+        };
+        // What has arrived and is not received, for want of descriptors say, is not the server's fault.
+        watch.poll(socket.reactor(), stall, stands_since, || !socket.is_quiet(), context)
     }
 
     fn cancel(&mut self, number: u32) {
@@ -606,37 +742,45 @@ impl State {
     ) -> Result<(), Malformed> {
         match frame {
             FromServer::Answer { number, body, descriptors: declared, missing } => {
-                let under_way = self.under_way(number, Kind::Answer)?;
-                let Body::Whole(payload) = body else {
-                    return Err(Malformed::Midway { kind: Kind::Answer, number });
+                let under_way = self.awaiting_all(number, Kind::Answer)?;
+                let length = match body {
+                    Body::Whole(payload) => payload.len(),
+                    Body::Large { total } => total as usize,
                 };
-                let size =
-                    Size::of_bytes(payload.len()).and_then(|size| size.with_descriptors(declared.into()));
+                let size = Size::of_bytes(length).and_then(|size| size.with_descriptors(declared.into()));
                 let fits = size.is_ok_and(|size| under_way.opening.answer().holds(size));
                 let granted = under_way.opening.header.kind != Kind::Grant || declared == 1;
                 if !fits || !granted {
                     return Err(Malformed::Answer {
                         kind: Kind::Answer,
-                        answer_bytes: payload.len() as u32,
+                        answer_bytes: length as u32,
                         answer_descriptors: declared,
                     });
                 }
+                let theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
+                let payload = match body {
+                    Body::Whole(payload) => payload,
+                    Body::Large { total } => {
+                        self.begin_answer(under_way, total, theirs, missing > 0, woken);
+                        return Ok(());
+                    }
+                };
                 let start = payload.as_ptr() as usize - packet.bytes().as_ptr() as usize;
                 let mut parcel = Parcel::part(packet, start..start + payload.len());
-                if declared > 0 {
-                    parcel.take_from(descriptors);
-                }
+                let mut theirs = theirs;
+                parcel.take_from(&mut theirs);
                 let result =
                     if missing > 0 { Err(CallError::DescriptorsLost(Part::Answer)) } else { Ok(parcel) };
                 self.finish(under_way, result, woken);
             }
             FromServer::Dropped { number } => {
-                let under_way = self.under_way(number, Kind::Dropped)?;
+                let under_way = self.awaiting_all(number, Kind::Dropped)?;
                 self.finish(under_way, Err(CallError::Dropped), woken);
             }
             FromServer::Refused { number, reason } => {
                 let under_way = self.under_way(number, Kind::Refused)?;
-                self.finish(under_way, Err(CallError::from_refusal(reason)), woken);
+                let error = self.refused(number, reason)?;
+                self.finish(under_way, Err(error), woken);
             }
             FromServer::Credit(windows) => {
                 let Phase::Open { account, .. } = &mut self.phase else { unreachable!("frames come later") };
@@ -644,11 +788,9 @@ impl State {
             }
             FromServer::Goodbye if self.leaving => return Err(Malformed::AfterGoodbye(Kind::Goodbye)),
             FromServer::Goodbye => self.leaving = true,
-            FromServer::Part { number, .. } => {
-                return Err(Malformed::Number { kind: Kind::Part, number });
-            }
+            FromServer::Part { number, payload } => self.part(number, payload, woken)?,
             FromServer::Elsewhere { number, missing } => {
-                let under_way = self.under_way(number, Kind::Elsewhere)?;
+                let under_way = self.awaiting_all(number, Kind::Elsewhere)?;
                 let near = self.near_end(under_way, missing, descriptors)?;
                 self.go_elsewhere(under_way, near, woken);
             }
@@ -690,6 +832,89 @@ impl State {
         slot.stage = Stage::Elsewhere(Elsewhere { near: Rc::new(near), room });
     }
 
+    fn admits(&self, opening: &Opening) -> Result<(), Malformed> {
+        let Phase::Open { hello, .. } = &self.phase else { unreachable!("frames come later") };
+        hello.admits(opening)
+    }
+
+    /// A large answer begins.
+    fn begin_answer(
+        &mut self,
+        under_way: UnderWay,
+        total: u32,
+        descriptors: Parcel,
+        lost: bool,
+        woken: &mut Vec<Waker>,
+    ) {
+        let number = under_way.opening.header.number;
+        let Phase::Open { socket, .. } = &self.phase else { unreachable!("frames come later") };
+        let now = socket.reactor().now();
+        let slot = &mut self.calls[number as usize];
+        let of_no_use = Assembly::of_no_use(total, now);
+        let (assembly, error) = if let Stage::Withdrawn(_) = slot.stage {
+            (of_no_use, None)
+        } else if lost {
+            (of_no_use, Some(CallError::DescriptorsLost(Part::Answer)))
+        } else {
+            match Assembly::begin(total, descriptors, now) {
+                Ok(assembly) => (assembly, None),
+                Err(OutOfMemory) => (of_no_use, Some(CallError::OutOfMemory(Part::Answer))),
+            }
+        };
+        slot.arriving = Some(assembly);
+        self.arriving += 1;
+        if let Some(error) = error {
+            slot.stage = Stage::Failed(under_way, error);
+            woken.extend(slot.waker.take());
+            self.cancel(number);
+        }
+    }
+
+    fn part(&mut self, number: u32, payload: &[u8], woken: &mut Vec<Waker>) -> Result<(), Malformed> {
+        let under_way = self.under_way(number, Kind::Part)?;
+        let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames come later") };
+        let slot = &mut self.calls[number as usize];
+        let Some(arriving) = &mut slot.arriving else {
+            return Err(Malformed::Number { kind: Kind::Part, number });
+        };
+        let part_bytes_max = hello.payload_bytes_max() as usize;
+        if !arriving.add(payload, part_bytes_max, socket.reactor().now())? {
+            return Ok(());
+        }
+        let Some(assembly) = slot.arriving.take() else { unreachable!("looked at above") };
+        self.arriving -= 1;
+        self.finish(under_way, Ok(assembly.into_parcel()), woken);
+        Ok(())
+    }
+
+    /// What a refusal means for a call of which something may still be on its way, here or there.
+    fn refused(&mut self, number: u32, reason: RefusedReason) -> Result<CallError, Malformed> {
+        let slot = &mut self.calls[number as usize];
+        if slot.arriving.take().is_some() {
+            self.arriving -= 1;
+            // In the middle of an answer only whoever was told to may stop.
+            let asked = matches!(slot.stage, Stage::Withdrawn(_) | Stage::Failed(..));
+            if reason != RefusedReason::Cancelled || !asked {
+                return Err(Malformed::Midway { kind: Kind::Refused, number });
+            }
+            return Ok(CallError::Cancelled);
+        }
+        // The server must know where our parts end.
+        if self.outbox.forget(number) {
+            self.cancel(number);
+        }
+        Ok(CallError::from_refusal(reason))
+    }
+
+    /// A call that awaits its final frame, all of which has been said and nothing answered.
+    fn awaiting_all(&self, number: u32, kind: Kind) -> Result<UnderWay, Malformed> {
+        let under_way = self.under_way(number, kind)?;
+        if self.calls[number as usize].arriving.is_some() || self.outbox.holds(number) {
+            return Err(Malformed::Midway { kind, number });
+        }
+        Ok(under_way)
+    }
+
     /// A call that awaits its final frame.
     fn under_way(&self, number: u32, kind: Kind) -> Result<UnderWay, Malformed> {
         self.sent(number as usize).ok_or(Malformed::Number { kind, number })
@@ -697,7 +922,9 @@ impl State {
 
     fn sent(&self, key: usize) -> Option<UnderWay> {
         match self.calls.get(key).map(|slot| &slot.stage) {
-            Some(Stage::Sent(under_way) | Stage::Withdrawn(under_way)) => Some(*under_way),
+            Some(Stage::Sent(under_way) | Stage::Withdrawn(under_way) | Stage::Failed(under_way, _)) => {
+                Some(*under_way)
+            }
             _ => None,
         }
     }
@@ -708,12 +935,14 @@ impl State {
         let key = opening.header.number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.
         self.sendings.retain(|(sender, _)| *sender != Some(key));
+        self.outbox.forget(opening.header.number);
         let slot = &mut self.calls[key];
         if let Stage::Withdrawn(_) = slot.stage {
             // Nobody wants it any more; the parcel closes its descriptors.
             self.calls.remove(key);
         } else {
-            slot.stage = Stage::Done(result);
+            let stage = std::mem::replace(&mut slot.stage, Stage::Void);
+            slot.stage = Stage::Done(if let Stage::Failed(_, error) = stage { Err(error) } else { result });
             woken.extend(slot.waker.take());
         }
         self.under_way -= 1;
@@ -772,7 +1001,7 @@ async fn serve(session: Rc<Session>, address: Rc<SocketAddress>) {
         Ok(()) => receive_all(&session, &socket).await,
         Err(end) => end,
     };
-    if let End::Malformed = end {
+    if let End::Malformed | End::Stalled = end {
         socket.shut_down();
     }
     session.end(end);
@@ -791,7 +1020,10 @@ async fn attached(session: &Session, socket: &Rc<Socket>) -> Result<(), End> {
 async fn receive_all(session: &Session, socket: &Socket) -> End {
     // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for long.
     while !session.has_left() {
-        let filed = match poll_fn(|context| session.poll_next(socket, context)).await {
+        let Some(received) = poll_fn(|context| session.poll_next(socket, context)).await else {
+            return End::Stalled;
+        };
+        let filed = match received {
             Ok(packet) => session.file(packet, false),
             Err(ReceiveError::DescriptorsLost(packet)) => session.file(packet, true),
             Err(ReceiveError::Truncated(_)) => return End::Malformed,

@@ -1266,9 +1266,6 @@ pub enum Malformed {
     /// Time left on a frame that does not say so.
     #[error("{0} microseconds left without a deadline")]
     TimeLeft(u64),
-    /// More parts than the message has bytes.
-    #[error("a part beyond the end of message {0}")]
-    Beyond(u32),
     /// A frame that ends a call whose message, or whose answer, is not complete, and may not end it so.
     #[error("{kind} in the middle of a large message, number {number}")]
     Midway {

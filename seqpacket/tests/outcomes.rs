@@ -12,8 +12,8 @@ use std::time::Duration;
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::wire::{Hello, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason};
 use seqpacket::{
-    AnswerError, CALLS_QUEUED_MAX, CallError, CallOptions, Object, ObjectOptions, PLAIN_ARGUMENTS_MAX,
-    PLAIN_BYTES_MAX, Part, object, object_with, plain_object,
+    AnswerError, CALLS_QUEUED_MAX, CallError, CallOptions, MailboxOptions, Object, ObjectOptions,
+    PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, Part, object, object_with, plain_object,
 };
 use support::*;
 use testing::{Census, helper, leave_descriptors, on_each_driver, settle, start_helper};
@@ -23,6 +23,11 @@ const SOON: Duration = Duration::from_millis(20);
 /// What the error says of itself: was it sent, may it have been seen, may it be tried again?
 fn says(error: &CallError) -> (Option<bool>, bool, bool) {
     (error.was_sent(), error.may_have_been_seen(), error.is_retry_safe())
+}
+
+/// A server whose messages end with their packets.
+fn nothing_large() -> MailboxOptions {
+    MailboxOptions { message_bytes: 0, ..MailboxOptions::default() }
 }
 
 const NOT_SENT: (Option<bool>, bool, bool) = (Some(false), false, true);
@@ -182,9 +187,9 @@ on_each_driver! {
         assert_eq!(says(&error), SENT_BUT_NOT_SEEN);
     }
 
-    fn too_large_is_a_call_that_does_not_fit_a_packet(reactor: &Reactor) {
+    fn too_large_is_a_call_that_does_not_fit_a_packet_where_nothing_is_large(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let (object, mailbox) = object(reactor).unwrap();
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), nothing_large()).unwrap();
         executor.spawn(echo(mailbox));
         let largest = vec![7; PAYLOAD_BYTES_MAX];
         assert_eq!(executor.block_on(object.call(largest.clone())).unwrap().bytes(), largest);
@@ -437,7 +442,7 @@ on_each_driver! {
     /// Waiting would be in vain.
     fn what_can_never_be_sent_would_not_block(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let (object, mailbox) = object(reactor).unwrap();
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), nothing_large()).unwrap();
         let object = attached(&executor, object);
         let fd = Fd::from(null());
         let call = object.try_call(with_many("many", &fd, 17)).unwrap();

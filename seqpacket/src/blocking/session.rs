@@ -20,6 +20,7 @@ use crate::blocking::plain::answer_from;
 use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
 use crate::object::ObjectOptions;
+use crate::parts::expect_part;
 use crate::wire::{
     self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, RefusedReason, Size,
 };
@@ -769,7 +770,7 @@ impl Session {
                     return Err(Malformed::Number { kind: Kind::Part, number });
                 };
                 let wanted = !under_way.withdrawn;
-                if assembly.add(number, payload, wanted)? {
+                if assembly.add(payload, self.hello.payload_bytes_max() as usize, wanted)? {
                     let assembly = under_way.answer.take().expect("just added to");
                     self.over(number, assembly.whole(), calls);
                 }
@@ -861,10 +862,8 @@ impl UnderWay {
 
 impl Assembly {
     /// Adds a part. Says whether it was the last.
-    fn add(&mut self, number: u32, part: &[u8], wanted: bool) -> Result<bool, Malformed> {
-        if part.len() > self.total - self.arrived {
-            return Err(Malformed::Beyond(number));
-        }
+    fn add(&mut self, part: &[u8], part_bytes_max: usize, wanted: bool) -> Result<bool, Malformed> {
+        expect_part(part.len(), self.total - self.arrived, part_bytes_max)?;
         self.arrived += part.len();
         if !wanted || self.spoilt.is_some() {
             // Still to be heard to its end, but not to be kept.
@@ -873,7 +872,7 @@ impl Assembly {
             self.bytes.extend_from_slice(part);
         } else {
             self.bytes = Vec::new();
-            self.spoilt = Some(CallError::Io(std::io::ErrorKind::OutOfMemory.into()));
+            self.spoilt = Some(CallError::OutOfMemory(Part::Answer));
         }
         Ok(self.arrived == self.total)
     }

@@ -1,0 +1,365 @@
+//! Messages that do not fit a packet: how they leave in parts, how they are put together, and how long
+//! somebody may keep us waiting for the rest.
+//!
+//! An outbox owns what is still to be sent of large messages and gives the socket one part at a time, so that
+//! small frames go between. An assembly owns what has arrived of one. It does not know which side it is on,
+//! what a number stands for, or windows.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use ring::{Reactor, SendError, Sending, Sleep, Socket};
+
+use crate::parcel::Parcel;
+use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
+
+/// How many packets with a part of a large message wait in a session's own queue: a small call or answer
+/// waits for so many, and for those that the kernel's queue has taken already (four of 65,536 bytes with the
+/// usual SO_SNDBUF of 212,992).
+pub const PARTS_QUEUED_MAX: usize = 1;
+
+/// How long a large message that has begun may stand still before its session is ended: 10 seconds. It holds
+/// memory, and whoever sends it is expected to have it at hand.
+pub const LARGE_STALL_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of large calls that all sessions of a mailbox may have under way unless it says otherwise: 1 GiB.
+/// Each session may fill its own window, and a thousand of them must not fill the machine.
+pub const LARGE_TOGETHER_DEFAULT: usize = 1 << 30;
+
+/// Large messages on their way out of one session, in turn.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    waiting: VecDeque<Outgoing>,
+    /// The part that the kernel has not taken yet. At most one: `PARTS_QUEUED_MAX`.
+    away: Option<(u32, Sending)>,
+    /// Bytes given to the socket since somebody asked.
+    said: u64,
+    /// When the kernel last took something, or there was nothing for it to take.
+    moved: Option<Instant>,
+    /// Nothing more can be sent: the session is about to end.
+    broken: bool,
+}
+
+struct Outgoing {
+    number: u32,
+    bytes: Rc<Vec<u8>>,
+    /// How much of it has been given to the socket.
+    sent: usize,
+    /// What opens it may still fail, and no part goes before it is known that it has not.
+    opening: Option<Sending>,
+    /// No more parts; it stays only until it is known whether it was opened.
+    stopped: bool,
+}
+
+/// What has become of a message in the outbox.
+#[derive(Debug)]
+pub(crate) enum Left {
+    /// The last part has been given to the socket.
+    Whole(u32),
+    /// It could not be opened, and nothing of it has left.
+    NotOpened(u32, SendError),
+}
+
+impl Outbox {
+    /// Takes a message whose opening frame has been given to the socket: for good, or as long as this future
+    /// does not say otherwise.
+    pub(crate) fn push(&mut self, number: u32, bytes: Vec<u8>, opening: Option<Sending>) {
+        let bytes = Rc::new(bytes);
+        self.waiting.push_back(Outgoing { number, bytes, sent: 0, opening, stopped: false });
+    }
+
+    /// Whether parts of this message are still to come.
+    pub(crate) fn holds(&self, number: u32) -> bool {
+        self.waiting.iter().any(|outgoing| outgoing.number == number && !outgoing.stopped)
+    }
+
+    /// Its call has ended: nothing of it is sent any more. Says whether parts were still to come.
+    pub(crate) fn forget(&mut self, number: u32) -> bool {
+        let stopped = self.stop(number);
+        self.waiting.retain(|outgoing| outgoing.number != number);
+        stopped
+    }
+
+    /// Sends no more parts of this message, not even one that waits for a full queue. Says whether parts were
+    /// still to come.
+    pub(crate) fn stop(&mut self, number: u32) -> bool {
+        let Some(place) = self.waiting.iter().position(|one| one.number == number && !one.stopped) else {
+            return false;
+        };
+        if self.away.as_ref().is_some_and(|(of, _)| *of == number) {
+            self.away = None;
+        }
+        if self.waiting[place].opening.is_some() {
+            self.waiting[place].stopped = true;
+            self.waiting[place].bytes = Rc::default();
+        } else {
+            self.waiting.remove(place);
+        }
+        true
+    }
+
+    /// Whether nothing is left to be sent or to be learned.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.away.is_none()
+    }
+
+    /// Bytes given to the socket since this was last asked.
+    pub(crate) fn take_said(&mut self) -> u64 {
+        std::mem::take(&mut self.said)
+    }
+
+    /// Since when the kernel has taken nothing although there was something to take.
+    pub(crate) fn stands_since(&self) -> Option<Instant> {
+        if self.is_empty() { None } else { self.moved }
+    }
+
+    /// Gives the socket the next part when it has got rid of the last one. What is told here is told once.
+    pub(crate) fn poll(
+        &mut self,
+        socket: &Socket,
+        part_bytes_max: usize,
+        context: &mut Context<'_>,
+    ) -> Vec<Left> {
+        let mut left = Vec::new();
+        if self.is_empty() || self.broken {
+            self.moved = None;
+            return left;
+        }
+        let now = socket.reactor().now();
+        self.moved.get_or_insert(now);
+        self.open(now, &mut left, context);
+        loop {
+            match self.away.as_mut().map(|(_, sending)| Pin::new(sending).poll(context)) {
+                Some(Poll::Pending) => return left,
+                Some(Poll::Ready(Ok(()))) => self.moved = Some(now),
+                // Gone: whoever receives will hear of it. Anything else: the rest of this message would not
+                // make sense, and neither would what follows it.
+                Some(Poll::Ready(Err(error))) => {
+                    if !matches!(error, SendError::Gone) {
+                        socket.shut_down();
+                    }
+                    self.away = None;
+                    self.broken = true;
+                    return left;
+                }
+                None => {}
+            }
+            self.away = None;
+            let Some(place) = self.waiting.iter().position(|outgoing| outgoing.opening.is_none()) else {
+                return left;
+            };
+            let Some(mut next) = self.waiting.remove(place) else { unreachable!("found above") };
+            let (sending, bytes) = next.send_part(socket, part_bytes_max);
+            self.said += bytes;
+            self.away = Some((next.number, sending));
+            if next.sent < next.bytes.len() {
+                self.waiting.push_back(next);
+            } else {
+                left.push(Left::Whole(next.number));
+            }
+        }
+    }
+
+    /// Gives the socket everything that is left, for nobody will be there to do it part by part. It is not
+    /// copied for that, and waits as long as the last letters of a dropped socket do.
+    pub(crate) fn hand_over(&mut self, socket: &Socket, part_bytes_max: usize) {
+        if self.broken {
+            return;
+        }
+        self.away.take().into_iter().for_each(|(_, sending)| sending.let_go());
+        for mut outgoing in self.waiting.drain(..) {
+            outgoing.opening.take().into_iter().for_each(Sending::let_go);
+            while outgoing.sent < outgoing.bytes.len() {
+                outgoing.send_part(socket, part_bytes_max).0.let_go();
+            }
+        }
+    }
+
+    /// Looks after the openings that may still fail.
+    fn open(&mut self, now: Instant, left: &mut Vec<Left>, context: &mut Context<'_>) {
+        let moved = &mut self.moved;
+        self.waiting.retain_mut(|outgoing| {
+            let Some(opening) = &mut outgoing.opening else { return true };
+            match Pin::new(opening).poll(context) {
+                Poll::Pending => true,
+                Poll::Ready(Ok(())) => {
+                    outgoing.opening = None;
+                    *moved = Some(now);
+                    !outgoing.stopped
+                }
+                Poll::Ready(Err(error)) => {
+                    left.push(Left::NotOpened(outgoing.number, error));
+                    false
+                }
+            }
+        });
+    }
+}
+
+impl Outgoing {
+    /// Gives the socket the next part. Says how many bytes that are.
+    fn send_part(&mut self, socket: &Socket, part_bytes_max: usize) -> (Sending, u64) {
+        let part = self.sent..self.bytes.len().min(self.sent + part_bytes_max);
+        self.sent = part.end;
+        let bytes = (HEADER_BYTES + part.len()) as u64;
+        let header = Header::part(self.number, part.len() as u32).encode();
+        (socket.send_piece(&header, &self.bytes, part), bytes)
+    }
+}
+
+/// A large message that is arriving.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    /// `None` if nobody wants it, and its parts are only counted.
+    bytes: Option<Vec<u8>>,
+    missing: usize,
+    /// The descriptors that came with what opened it.
+    descriptors: Parcel,
+    /// When something of it last arrived.
+    moved: Instant,
+}
+
+/// There is no memory for so large a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfMemory;
+
+impl Assembly {
+    /// Keeps room for `total` bytes. Memory is used as they arrive.
+    pub(crate) fn begin(total: u32, descriptors: Parcel, now: Instant) -> Result<Assembly, OutOfMemory> {
+        let missing = total as usize;
+        let bytes = ring::room_for(missing).map_err(|_| OutOfMemory)?;
+        Ok(Assembly { bytes: Some(bytes), missing, descriptors, moved: now })
+    }
+
+    /// Counts the parts of a message that nobody wants.
+    pub(crate) fn of_no_use(total: u32, now: Instant) -> Assembly {
+        Assembly { bytes: None, missing: total as usize, descriptors: Parcel::default(), moved: now }
+    }
+
+    /// Nobody wants it any more. Gives back what has arrived, to be dropped when nothing is borrowed.
+    pub(crate) fn give_up(&mut self) -> (Option<Vec<u8>>, Parcel) {
+        (self.bytes.take(), std::mem::take(&mut self.descriptors))
+    }
+
+    /// Adds the next part. Says whether it was the last.
+    pub(crate) fn add(
+        &mut self,
+        part: &[u8],
+        part_bytes_max: usize,
+        now: Instant,
+    ) -> Result<bool, Malformed> {
+        expect_part(part.len(), self.missing, part_bytes_max)?;
+        if let Some(bytes) = &mut self.bytes {
+            bytes.extend_from_slice(part);
+        }
+        self.missing -= part.len();
+        self.moved = now;
+        Ok(self.missing == 0)
+    }
+
+    /// Bytes that have not arrived.
+    pub(crate) fn missing(&self) -> usize {
+        self.missing
+    }
+
+    /// When something of it last arrived.
+    pub(crate) fn moved(&self) -> Instant {
+        self.moved
+    }
+
+    /// The whole message.
+    pub(crate) fn into_parcel(self) -> Parcel {
+        assert_eq!(self.missing, 0, "a message is whole when nothing of it is missing");
+        let mut parcel = Parcel::of_bytes(self.bytes.unwrap_or_default());
+        let mut descriptors = self.descriptors;
+        parcel.take_from(&mut descriptors);
+        parcel
+    }
+}
+
+/// Every part but the last is as large as there can be, so that a message has as many as it needs and no
+/// more: otherwise one of 64 MiB could be sent a byte at a time, for years.
+pub(crate) fn expect_part(length: usize, missing: usize, part_bytes_max: usize) -> Result<(), Malformed> {
+    if length != missing.min(part_bytes_max) {
+        return Err(Malformed::Length { kind: Kind::Part, length: length as u32 });
+    }
+    Ok(())
+}
+
+/// How much of large calls a mailbox may be holding, all its sessions together.
+pub(crate) struct Memory {
+    left: Cell<usize>,
+}
+
+impl Memory {
+    pub(crate) fn new(bytes: usize) -> Rc<Memory> {
+        Rc::new(Memory { left: Cell::new(bytes) })
+    }
+
+    /// So many bytes of it, until the claim is dropped.
+    pub(crate) fn claim(memory: &Rc<Memory>, bytes: usize) -> Option<Claim> {
+        let left = memory.left.get().checked_sub(bytes)?;
+        memory.left.set(left);
+        Some(Claim { memory: Rc::clone(memory), bytes })
+    }
+}
+
+/// Memory that one call may fill.
+pub(crate) struct Claim {
+    memory: Rc<Memory>,
+    bytes: usize,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.memory.left.set(self.memory.left.get() + self.bytes);
+    }
+}
+
+/// Looks at the clock while large messages are under way.
+#[derive(Default)]
+pub(crate) struct Watch(Option<Sleep>);
+
+impl Watch {
+    /// Ready when the one that has stood still for longest has done so for `stall`. It is asked which one
+    /// that is when the clock says so and not for each part. Whoever is excused has as much time again.
+    pub(crate) fn poll(
+        &mut self,
+        reactor: &Reactor,
+        stall: Duration,
+        stands_since: impl Fn() -> Option<Instant>,
+        excused: impl Fn() -> bool,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        loop {
+            if self.0.is_none() {
+                let Some(since) = stands_since() else { return Poll::Pending };
+                let Some(moment) = since.checked_add(stall) else { return Poll::Pending };
+                let now = reactor.now();
+                if now < moment {
+                    self.0 = Some(reactor.sleep_until(moment));
+                } else if excused() {
+                    self.0 = Some(reactor.sleep(stall));
+                } else {
+                    return Poll::Ready(());
+                }
+            }
+            if let Some(sleep) = &mut self.0
+                && Pin::new(sleep).poll(context).is_pending()
+            {
+                return Poll::Pending;
+            }
+            self.0 = None;
+        }
+    }
+
+    /// Nothing is under way.
+    pub(crate) fn rest(&mut self) {
+        self.0 = None;
+    }
+}
