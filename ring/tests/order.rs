@@ -190,7 +190,8 @@ on_each_driver_and_seed! {
         let (near, far) = shared(reactor);
         let filled = fill(&near);
         let whole = Rc::new(b"onetwo".to_vec());
-        let sends = [near.send("opening"), near.send_piece(b"", &whole, 0..3), near.send_piece(b"", &whole, 3..6)];
+        let piece = |piece| near.send_piece(b"", &whole, piece);
+        let sends = [near.send("opening"), piece(0..3), piece(3..6)];
         // The first is away by now, and finds the queue full.
         turn(reactor);
         sends.into_iter().for_each(ring::Sending::let_go);
