@@ -46,6 +46,7 @@ fn main() -> Result<(), Failure> {
 
 fn show() -> Result<(), Failure> {
     let reactor = Reactor::new()?;
+    println!("on {}", reactor.driver());
     let (listener, by_stream) = stream::bound_socket(&reactor, stream::BACKLOG)?;
     let (names, by_datagram) = datagram::bound_socket(&reactor)?;
     let (bound, address) = bound_socket(&reactor)?;
@@ -102,7 +103,7 @@ fn be_client(by_stream: &str, by_datagram: &str) -> Result<(), Failure> {
 fn measure() -> Result<(), Failure> {
     pin_to_one_cpu()?;
     let reactor = Reactor::new()?;
-    println!("{}\n", reactor.driver());
+    println!("on {}\n", reactor.driver());
     measure_connecting(&reactor)?;
     measure_descriptors(&reactor)
 }

@@ -37,7 +37,7 @@
 //! | [`older::stream`] | a name, and `socket`, `bind`, `connect` | who reads the name connects; a backlog |
 //! | [`older::datagram`] | a name, and a socket to send from | who reads the name sends anything; 11 wait |
 //!
-//! The first is the one to use. The [older](older) ones are what it replaced, for peers that speak them.
+//! The first is the one to use. The [older] ones are what it replaced, for peers that speak them.
 //!
 //! # What travels on a connection
 //!
