@@ -69,10 +69,6 @@ helper! {
             send_packet(host, b"for the host", &[]).unwrap();
         }
     }
-
-    /// Ends at once.
-    fn ends_at_once(_descriptors: Vec<OwnedFd>) {
-    }
 }
 
 on_each_driver! {
@@ -338,7 +334,7 @@ on_each_driver! {
             let slot: Arc<(AtomicBool, Mutex<Option<Waker>>)> = Arc::default();
             let other = Arc::clone(&slot);
             let wakes = thread::spawn(move || {
-                for _ in 0..500 {
+                for _ in 0..3_000 {
                     while other.0.swap(true, Ordering::AcqRel) {
                         thread::yield_now();
                     }
@@ -348,7 +344,7 @@ on_each_driver! {
                 }
             });
             host.runs(async move {
-                for _ in 0..500 {
+                for _ in 0..3_000 {
                     poll_fn(|context| {
                         *slot.1.lock().unwrap() = Some(context.waker().clone());
                         if slot.0.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
