@@ -83,6 +83,24 @@ on_each_driver! {
         }
     }
 
+    fn a_client_without_a_loop_waits_where_it_calls(_reactor: &Reactor) {
+        let shown = succeeds("blocking_client", &[]);
+        assert!(shown.contains("one answer: 2 words"), "{shown}");
+        assert!(shown.contains("several: 1 word, 2 words, 3 words"), "{shown}");
+        assert!(shown.contains("of a pipe: 7 words"), "{shown}");
+        assert!(shown.contains("too late: the deadline"), "{shown}");
+        assert!(shown.contains("and there: 3 words"), "{shown}");
+    }
+
+    fn the_blocking_table_has_a_row_for_each_way_to_call(_reactor: &Reactor) {
+        let shown = succeeds("round_trip_blocking", &[]);
+        for way in ["raw ping-pong", "raw five steps", "session call ", "plain call", "session call, 32"] {
+            let rows = shown.lines().filter(|row| row.starts_with(way)).count();
+            let is_short = shown.contains("skipped: there is one CPU only");
+            assert_eq!(rows, if is_short { 1 } else { 2 }, "{way}:\n{shown}");
+        }
+    }
+
     fn one_loop_serves_a_clock_and_a_guest(_reactor: &Reactor) {
         let shown = succeeds("guest_epoll", &[]);
         assert!(shown.contains("the guest was told: ONE LOOP SERVES BOTH\n"), "{shown}");
