@@ -1,10 +1,10 @@
 //! What a call costs without a reactor, beside the bare system calls of the same run: 64 bytes each way, one
 //! call at a time; and 32 at a time for sessions.
 //!
-//! Twice: both processes on one CPU, where everybody sleeps, and, where there are two CPUs, one for each. There
-//! the client looks for a while before it sleeps, and so do the floor and the server: what is compared is the
-//! price of waking nobody. The ways take turns in short rounds, so that whatever the machine does meanwhile it
-//! does to all of them. It is a sketch to be repeated anywhere, not a benchmark suite.
+//! Twice: both processes on one CPU, where everybody sleeps, and, where there are two CPUs, one for each.
+//! There the client looks for a while before it sleeps, and so do the floor and the server: what is compared is
+//! the price of waking nobody. The ways take turns in short rounds, so that whatever the machine does meanwhile
+//! it does to all of them. It is a sketch to be repeated anywhere, not a benchmark suite.
 //!
 //! ```text
 //! cargo run --release -p sendright-examples --example round_trip_blocking
@@ -204,8 +204,8 @@ fn pin_to(cpus: &[usize]) -> Result<(), Failure> {
 
 // -- the floors: nothing but system calls ------------------------------------------------------------------
 
-/// Receives as a table waits. Whoever looks gives up after a while, or the server of one way would keep the CPU
-/// from those of the others.
+/// Receives as a table waits. Whoever looks gives up after a while, or the server of one way would keep the
+/// CPU from those of the others.
 fn receive(socket: BorrowedFd<'_>, into: &mut [u8], waits: Waits) -> rustix::io::Result<usize> {
     if waits == Waits::Looking {
         let start = Instant::now();
