@@ -507,7 +507,7 @@ impl Session {
             let (number, room, parcel) = untaken?;
             let deadline = state.calls.get(&number).and_then(|entry| entry.deadline);
             drop(state);
-            if !deadline.is_some_and(|deadline| deadline <= self.reactor().now()) {
+            if deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
                 return Some((Taken { number, room, deadline, parcel }, more));
             }
             drop(parcel);
