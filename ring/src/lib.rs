@@ -33,8 +33,9 @@
 //! - Sends and receives keep their order; futures can be dropped at any moment and lose nothing.
 //! - The driver is chosen by trying: io_uring if it passes a descriptor, epoll if not. [`Reactor::driver`]
 //!   says which and why; `SENDRIGHT_DRIVER=uring|epoll` or the [`Config`] forces one.
-//! - The thread may have a loop already: a [`Guest`] is a reactor that sleeps in somebody else's, and shows it
-//!   one descriptor. With the feature `tokio`, `Guest::on_tokio` makes it a guest of that runtime in one line.
+//! - The thread may have a loop already: a [`Guest`] is a reactor that sleeps in somebody else's, and shows
+//!   it one descriptor. With the feature `tokio`, `Guest::on_tokio` makes it a guest of that runtime in one
+//!   line.
 //! - Waiting is sleeping, unless the [`Config`] says to look for a short while first ([`WaitPolicy`]).
 //!
 //! # Limits
