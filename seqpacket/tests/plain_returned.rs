@@ -11,7 +11,7 @@ use std::time::Duration;
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::{
     CallError, Part, PlainContinuation, PlainMailbox, PlainObject, RETURNED_PAIRS_MAX, ReturnTrust,
-    plain_object,
+    SharedPlainMailbox, plain_object,
 };
 use support::*;
 use testing::{Census, Packet, helper, on_each_driver, start_helper};
@@ -53,6 +53,20 @@ helper! {
         let reactor = testing::reactor();
         let mailbox = PlainMailbox::from_fd(&reactor, descriptors.into_iter().next().unwrap()).unwrap();
         Executor::new(&reactor).block_on(returning_echo(mailbox));
+    }
+
+    /// As one of several.
+    fn serves_beside_others(descriptors: Vec<OwnedFd>) {
+        let reactor = testing::reactor();
+        let fd = descriptors.into_iter().next().unwrap();
+        let mailbox = SharedPlainMailbox::from_fd(&reactor, fd).unwrap();
+        mailbox.return_continuations();
+        Executor::new(&reactor).block_on(async {
+            while let Some(call) = mailbox.next().await {
+                let bytes = call.bytes().to_vec();
+                let _ = call.answer(bytes);
+            }
+        });
     }
 
     /// Takes one call, says so, and does nothing more.
@@ -447,6 +461,33 @@ on_each_driver! {
             assert_eq!(object.returns().returned, served, "{trust:?}");
             assert_eq!(object.returns().not_trusted, 2 - served, "{trust:?}");
         }
+    }
+
+    /// Each call goes to whoever is free, and comes home from there.
+    fn pairs_come_home_from_several_servers(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let uid = rustix::process::getuid().as_raw();
+        let (mailbox, object) = testing::packet_pair();
+        let helpers: Vec<_> = (0..2)
+            .map(|_| start_helper!(serves_beside_others, vec![mailbox.try_clone().unwrap()]))
+            .collect();
+        drop(mailbox);
+        let object =
+            PlainObject::from_fd(reactor, object).unwrap().with_returned_pairs(ReturnTrust::User(uid));
+        executor.block_on(async {
+            for _ in 0..20 {
+                let calls: Vec<_> = (0..10_u32).map(|n| object.call(seqpacket::plain_data(&n))).collect();
+                for (n, call) in calls.into_iter().enumerate() {
+                    assert_eq!(call.await.unwrap().read::<u32>().unwrap(), n as u32);
+                }
+            }
+        });
+        let returns = object.returns();
+        assert_eq!((returns.returned, returns.not_trusted, returns.unclean), (200, 0, 0));
+        assert!(returns.reused >= 190, "{returns:?}");
+        drop(object);
+        executor.settle();
+        helpers.into_iter().for_each(testing::Helper::succeeded);
     }
 
     /// The far end then lies in the queue of its own near end, which closes with the process.
