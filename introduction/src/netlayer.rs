@@ -48,7 +48,8 @@ pub struct NetlayerOptions {
     pub incoming_of_key_max: usize,
     /// Servers at the same time. Default 32, as many as a locator names.
     pub servers_max: usize,
-    /// Introductions that wait to be sent to a server. Default 256. Beyond it [`ConnectError::Busy`].
+    /// Introductions that wait to be sent to a server. Default 256, at most 512. Beyond it
+    /// [`ConnectError::Busy`].
     pub asking_max: usize,
     /// How long a server may take for the registration. Default 5 s.
     pub handshake_time: Duration,
@@ -458,12 +459,12 @@ impl Netlayer {
         far: OwnedFd,
         answer: Option<&Rc<Answer>>,
     ) -> Result<(), ConnectError> {
-        if link.unsent() >= self.shared.options.asking_max {
+        if link.unsent() >= self.shared.options.asking_max.min(link::ASKING_MAX) {
             return Err(ConnectError::Busy);
         }
         let (from, to) = (self.our_location(), locator.clone());
         let record = Record::NewConnection { from, to, number: None }.to_bytes(Form::Goblins);
-        link.ask(record, Fd::made_here(far), answer.map(Rc::clone));
+        link.ask(record, Fd::made_here(far), answer);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use registry::{After, Id, Letter, Registry, Serial};
-use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
+use ring::{Companion, Fd, Kind, Message, Reactor, Socket, discard};
 use rustix::net::sockopt;
 use thiserror::Error;
 
@@ -216,7 +216,7 @@ impl Server {
     }
 
     fn admit_socket(&self, socket: Socket) -> Result<(), AdmitError> {
-        let Some(credentials) = credentials(&socket) else { return Err(AdmitError::NotAStream) };
+        let credentials = socket.peer_credentials().map_err(|_| AdmitError::NotAStream)?;
         let _ = sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER);
         socket.set_private(true);
         let line = Rc::new(Line { socket, outgoing: Signal::default(), room: Signal::default() });
@@ -282,12 +282,6 @@ impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server").field("key", &self.key()).finish_non_exhaustive()
     }
-}
-
-/// Who connected, as the kernel remembers it.
-fn credentials(socket: &Socket) -> Option<Credentials> {
-    let who = sockopt::socket_peercred(socket.as_fd()).ok()?;
-    Some(Credentials { pid: who.pid.as_raw_nonzero().get(), uid: who.uid.as_raw(), gid: who.gid.as_raw() })
 }
 
 impl Shared {
@@ -431,7 +425,7 @@ async fn shake_hands(
     if payload.bytes() != ours || !is_signed(&peer, signed, &signature) {
         return Err(Ended::Violation);
     }
-    let Some(credentials) = credentials(&line.socket) else { return Err(Ended::Closed) };
+    let credentials = line.socket.peer_credentials().map_err(Ended::Ours)?;
     if !shared.policy.may_register(&Peer { key: peer, credentials }) {
         return Err(Ended::Refused);
     }

@@ -55,8 +55,8 @@ fn flood(peer: &RawPeer) -> usize {
 }
 
 helper! {
-    /// A peer as Goblins is one: blocking, a byte at a time with `read`, and `recvmsg` with room for four bytes
-    /// and one descriptor where one is due. Registers, waits to be asked for, and says hello.
+    /// A peer as Goblins is one: blocking, a byte at a time with `read`, and `recvmsg` with room for four
+    /// bytes and one descriptor where one is due. Registers, waits to be asked for, and says hello.
     fn reads_byte_by_byte(descriptors: Vec<OwnedFd>) {
         let [line] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
         let mut line = UnixStream::from(line);

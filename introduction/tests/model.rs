@@ -172,7 +172,8 @@ impl Model {
 
 on_each_driver! {
     fn each_sequence_of_steps_ends_as_the_model_says(reactor: &Reactor) {
-        let config = Config { cases: 128, failure_persistence: None, max_shrink_time: 60_000, ..Config::default() };
+        let mut config = Config { cases: 128, failure_persistence: None, ..Config::default() };
+        config.max_shrink_time = 60_000;
         let sequences = prop::collection::vec(steps(), 1..40);
         let census = Census::take();
         TestRunner::new(config).run(&sequences, |sequence| {

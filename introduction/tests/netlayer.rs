@@ -401,6 +401,25 @@ on_each_driver! {
         });
     }
 
+    fn a_server_of_the_draft_is_answered_as_the_draft_has_it(reactor: &Reactor) {
+        settle(reactor, async {
+            let (stream, line) = Stream::pair(reactor);
+            let (draft, anne) = (RawServer::new(66), plain(reactor, 1));
+            let answering = async {
+                let (_, challenge) = draft.registration(&stream).await;
+                let bare = draft.response(&challenge, &[7; 32]);
+                let list = raw::signature_list(&[0; 64]).len() + 1;
+                let (start, list) = bare.split_at(bare.len() - list);
+                let wrapped = [b"<13'uds:signature64:".as_slice(), &challenge, list, b">"].concat();
+                stream.say([start, &wrapped].concat()).await;
+                let before = [b"<13'uds:signature32:".as_slice(), &[7; 32], b"[7'sig-val"].concat();
+                assert_eq!(stream.take(before.len()).await, before);
+            };
+            let (joined, ()) = both(anne.add_server(line, Expect::default()), answering).await;
+            assert!(!joined.unwrap().is_extended());
+        });
+    }
+
     fn peers_of_goblins_meet_ours(reactor: &Reactor) {
         let server = server(reactor, 100);
         settle(reactor, async {

@@ -637,6 +637,37 @@ on_each_driver! {
         });
     }
 
+    /// Whoever asks cannot tell it from somebody who is not there; and it gets what is whole, if late.
+    fn the_time_is_over_for_those_before_a_full_queue_too(reactor: &Reactor) {
+        let mut options = patient();
+        options.introduction_time = SHORT;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let silent = registered(reactor, &server, 2).await;
+            let mut nears = Vec::new();
+            for _ in 0..16 {
+                nears.push(anne.ask_for(&silent.designator()).await);
+            }
+            until(reactor, || server.stats().introductions == 16 && server.introductions() == 0).await;
+            let passed_on = server.stats().passed_on as usize;
+            assert!(nears[..passed_on].iter().all(is_quiet));
+            for near in &nears[passed_on..] {
+                is_closed(near).await;
+            }
+            assert_eq!(server.registered(), 2);
+            // The one that was on its way has ended, and is followed by what comes next.
+            let mut nears = nears.into_iter();
+            for near in nears.by_ref().take(passed_on) {
+                are_connected(near, silent.introduced_by(&anne.designator()).await).await;
+            }
+            let ended = Socket::wrap(reactor, silent.introduced_by(&anne.designator()).await).unwrap();
+            is_closed(&ended).await;
+            let near = anne.ask_for(&silent.designator()).await;
+            are_connected(near, silent.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
     fn a_listener_is_served(reactor: &Reactor) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");

@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use ring::{Fd, Message, Socket};
@@ -19,6 +19,12 @@ use crate::server::DUMMY;
 use crate::signal::{Signal, before};
 use crate::statement;
 
+/// The most introductions that may wait to be sent.
+pub(super) const ASKING_MAX: usize = 512;
+
+/// With so much unsent, a server that introduces further peers is left. Twice what a program may ask for.
+const UNSENT_MAX: usize = 1024;
+
 pub(super) struct Link {
     pub(super) server: PublicKey,
     pub(super) is_extended: bool,
@@ -27,7 +33,8 @@ pub(super) struct Link {
     outgoing: Signal,
     /// Introductions asked for so far.
     asked: Cell<u64>,
-    answers: RefCell<BTreeMap<u64, Rc<Answer>>>,
+    /// Those who still wait.
+    answers: RefCell<BTreeMap<u64, Weak<Answer>>>,
     is_over: Cell<bool>,
     over: Signal,
 }
@@ -82,19 +89,24 @@ impl Link {
     }
 
     /// Asks for an introduction. It goes out whoever waits for what.
-    pub(super) fn ask(&self, record: Vec<u8>, fd: Fd, answer: Option<Rc<Answer>>) {
+    pub(super) fn ask(&self, record: Vec<u8>, fd: Fd, answer: Option<&Rc<Answer>>) {
         let number = self.asked.get();
         self.asked.set(number + 1);
         if let Some(answer) = answer {
             answer.is_over.set(self.is_over.get());
-            self.answers.borrow_mut().insert(number, answer);
+            let mut answers = self.answers.borrow_mut();
+            answers.retain(|_, answer| answer.strong_count() > 0);
+            answers.insert(number, Rc::downgrade(answer));
         }
         self.post(Letter::Introduction { record, fd });
     }
 
     /// Says whether a connection was taken, if the server wants to know.
     pub(super) fn judge(&self, number: Option<u64>, accepted: bool) {
-        if let Some(number) = number {
+        if self.unsent() >= UNSENT_MAX {
+            // It goes on introducing and does not read what becomes of it.
+            self.socket.shut_down();
+        } else if let Some(number) = number {
             self.post(Letter::Verdict(Record::Verdict { number, accepted }.to_bytes(Form::Goblins)));
         }
     }
@@ -108,7 +120,7 @@ impl Link {
 
     pub(super) fn answered(&self, number: u64, outcome: Outcome) {
         let answer = self.answers.borrow_mut().remove(&number);
-        if let Some(answer) = answer {
+        if let Some(answer) = answer.and_then(|answer| answer.upgrade()) {
             answer.outcome.set(Some(outcome));
             answer.signal.ring();
         }
@@ -121,7 +133,7 @@ impl Link {
         let unsent = self.outbox.take();
         let answers = self.answers.take();
         drop(unsent);
-        for answer in answers.into_values() {
+        for answer in answers.into_values().filter_map(|answer| answer.upgrade()) {
             answer.is_over.set(true);
             answer.signal.ring();
         }

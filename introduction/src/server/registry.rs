@@ -109,15 +109,21 @@ pub(super) struct After {
     connections: Vec<Connection>,
     introductions: Vec<Introduction>,
     fds: Vec<Fd>,
+    /// Of introductions whose time is over while they are being sent to somebody who does not read.
+    ended: Vec<Fd>,
 }
 
 impl After {
     pub(super) fn happen(self) {
-        let After { lines, connections, introductions, fds } = self;
+        let After { lines, connections, introductions, fds, ended } = self;
+        for fd in &ended {
+            // Whoever asked sees what it would see if this were closed, which it cannot be yet.
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
         for connection in &connections {
             connection.line.socket.shut_down();
         }
-        drop((connections, introductions, fds));
+        drop((connections, introductions, fds, ended));
         for line in lines {
             line.outgoing.ring();
             line.room.ring();
@@ -453,6 +459,11 @@ impl Registry {
             .collect();
         for (serial, from) in due {
             self.stats.expired += 1;
+            if let Some(introduction) = self.introductions.get(&serial)
+                && matches!(introduction.state, State::Leaving(..))
+            {
+                after.ended.extend(introduction.fd.clone());
+            }
             match self.connections.get(&from) {
                 Some(connection) if connection.is_extended => {
                     self.tell(serial, Outcome::Unanswered, after);
@@ -464,9 +475,8 @@ impl Registry {
 }
 
 impl Introduction {
-    /// What is being sent ends one way or the other by itself.
     fn is_timed(&self) -> bool {
-        !matches!(self.state, State::Leaving(..) | State::Told)
+        self.state != State::Told
     }
 }
 
