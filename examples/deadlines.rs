@@ -1,5 +1,5 @@
-//! Three processes, one deadline: the caller says how long it waits, the front passes that on with the call it
-//! makes itself, and the worker stops working when nobody waits any more.
+//! Three processes, one deadline: the caller says how long it waits, the front passes that on with the call
+//! it makes itself, and the worker stops working when nobody waits any more.
 //!
 //! ```text
 //! cargo run --release -p sendright-examples --example deadlines

@@ -1,8 +1,8 @@
 //! Several processes serve one object, and the death of one of them is the end of nothing.
 //!
-//! All workers inherit a copy of the same bound end. Each takes a client only while it has nothing else to do,
-//! so clients spread over those that are free. When a worker is killed, its clients' calls end as `Dropped`,
-//! and their next calls attach to somebody else.
+//! All workers inherit a copy of the same bound end. Each takes a client only while it has nothing else to
+//! do, so clients spread over those that are free. When a worker is killed, its clients' calls end as
+//! `Dropped`, and their next calls attach to somebody else.
 //!
 //! ```text
 //! cargo run --release -p sendright-examples --example shared_workers

@@ -140,6 +140,7 @@ mod returned;
 mod served;
 mod session;
 mod shared;
+mod stats;
 mod waiting;
 pub mod wire;
 
@@ -162,3 +163,4 @@ pub use plain::{
 };
 pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};
+pub use stats::{MalformedCounts, Outcomes, SessionStats, Stats, Traffic};

@@ -23,6 +23,7 @@ use crate::incoming::Incoming;
 use crate::object::deadline;
 use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, Memory};
 use crate::served::{Client, Over, Served, Session, Terms};
+use crate::stats::{Counters, SessionStats, Stats};
 use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX,
@@ -148,6 +149,8 @@ pub(crate) struct Shared {
     state: RefCell<State>,
     violations: Cell<Violations>,
     attached_ever: Cell<u64>,
+    /// Of the sessions that have ended.
+    past: Counters,
 }
 
 #[derive(Default)]
@@ -234,6 +237,7 @@ impl Mailbox {
             state: RefCell::new(State::default()),
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
+            past: Counters::default(),
         };
         Mailbox { shared: Rc::new(shared) }
     }
@@ -376,6 +380,34 @@ impl Mailbox {
     /// How many clients have attached so far.
     pub fn attached_ever(&self) -> u64 {
         self.shared.attached_ever.get()
+    }
+
+    /// What all sessions have carried so far, and how their calls have ended. (A session is counted in for
+    /// the last time when it ends: of a call that is answered after that nothing is sent.)
+    pub fn stats(&self) -> Stats {
+        let total = Counters::default();
+        total.add(&self.shared.past.stats());
+        self.shared.state.borrow().sessions.iter().for_each(|(_, served)| {
+            total.add(&served.session().stats().stats);
+        });
+        total.stats()
+    }
+
+    /// The sessions that are open, in no particular order: who attached, what each has carried, and how full
+    /// its windows are.
+    ///
+    /// ```
+    /// # let reactor = ring::Reactor::new()?;
+    /// let (_, mailbox) = seqpacket::object(&reactor)?;
+    /// for session in mailbox.each_session() {
+    ///     let (who, calls) = (session.credentials.pid, session.stats.calls.under_way());
+    ///     println!("process {who}: {calls} calls, {} bytes free", session.free.bytes);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn each_session(&self) -> Vec<SessionStats> {
+        let state = self.shared.state.borrow();
+        state.sessions.iter().map(|(_, served)| served.session().stats()).collect()
     }
 
     /// What peers have done that the protocol does not allow.
@@ -694,6 +726,7 @@ impl Shared {
             return;
         }
         let served = state.sessions.remove(key);
+        self.past.add(&served.session().stats().stats);
         state.turn.retain(|turn| *turn != key);
         if let Some(address) = state.addresses.get_mut(&served.session().client().address) {
             address.sessions -= 1;

@@ -21,7 +21,10 @@ use crate::mailbox::{Mailbox, MailboxOptions};
 use crate::parcel::Parcel;
 use crate::parts::LARGE_STALL_MAX;
 use crate::session::{Attached, Attachment, Session};
-use crate::wire::{CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, Size};
+use crate::stats::{Counters, Stats};
+use crate::wire::{
+    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, Size, Windows,
+};
 
 /// How many calls of one object may wait for room before more are turned away with
 /// [`CallError::WouldBlock`].
@@ -153,6 +156,7 @@ struct Shared {
     address: Rc<SocketAddress>,
     options: ObjectOptions,
     attached: RefCell<Option<Rc<Attached>>>,
+    counters: Rc<Counters>,
 }
 
 impl Object {
@@ -162,6 +166,7 @@ impl Object {
             address: Rc::new(address),
             options: options.within_limits(),
             attached: RefCell::new(None),
+            counters: Rc::default(),
         }))
     }
 
@@ -290,6 +295,17 @@ impl Object {
         self.0.attached.borrow().as_ref().is_some_and(|attached| attached.session().is_open())
     }
 
+    /// What this object and its clones have said and heard so far, on all their sessions, and how their calls
+    /// have ended.
+    pub fn stats(&self) -> Stats {
+        self.0.counters.stats()
+    }
+
+    /// The windows of the session, and how much of them is free; `None` while none is open.
+    pub fn windows(&self) -> Option<(Windows, Windows)> {
+        self.0.attached.borrow().as_ref().and_then(|attached| attached.session().windows())
+    }
+
     /// The reactor.
     pub fn reactor(&self) -> &Reactor {
         &self.0.reactor
@@ -328,7 +344,9 @@ impl Object {
         if let Some(attached) = attached.as_ref().filter(|attached| !attached.session().is_over()) {
             return Rc::clone(attached);
         }
-        let new = Attached::begin(&self.0.reactor, Rc::clone(&self.0.address), self.0.options);
+        let address = Rc::clone(&self.0.address);
+        let counters = Rc::clone(&self.0.counters);
+        let new = Attached::begin(&self.0.reactor, address, self.0.options, counters);
         let old = attached.replace(Rc::clone(&new));
         // Dropping the old one may close its socket, and run whatever that runs.
         drop(attached);

@@ -37,8 +37,8 @@ pub(crate) struct Outbox {
     waiting: VecDeque<Outgoing>,
     /// The part that the kernel has not taken yet. At most one: `PARTS_QUEUED_MAX`.
     away: Option<(u32, Sending)>,
-    /// Bytes given to the socket since somebody asked.
-    said: u64,
+    /// Parts, and their bytes, given to the socket since somebody asked.
+    said: (u64, u64),
     /// When the kernel last took something, or there was nothing for it to take.
     moved: Option<Instant>,
     /// Nothing more can be sent: the session is about to end.
@@ -108,8 +108,8 @@ impl Outbox {
         self.waiting.is_empty() && self.away.is_none()
     }
 
-    /// Bytes given to the socket since this was last asked.
-    pub(crate) fn take_said(&mut self) -> u64 {
+    /// Parts, and their bytes, given to the socket since this was last asked.
+    pub(crate) fn take_said(&mut self) -> (u64, u64) {
         std::mem::take(&mut self.said)
     }
 
@@ -155,7 +155,8 @@ impl Outbox {
             };
             let Some(mut next) = self.waiting.remove(place) else { unreachable!("found above") };
             let (sending, bytes) = next.send_part(socket, part_bytes_max);
-            self.said += bytes;
+            self.said.0 += 1;
+            self.said.1 += bytes;
             self.away = Some((next.number, sending));
             if next.sent < next.bytes.len() {
                 self.waiting.push_back(next);

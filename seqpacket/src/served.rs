@@ -14,15 +14,18 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, ReceiveError, Received, Socket};
+use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
 
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::parcel::Parcel;
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
+use crate::stats::{Counters, SessionStats};
 use crate::waiting::wake;
-use crate::wire::{self, Arrived, Body, FromClient, Header, Hello, Opening, RefusedReason, Size};
+use crate::wire::{
+    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, RefusedReason, Size,
+};
 
 /// A session and the companion that serves it: held by the mailbox and by every call taken from it.
 pub(crate) struct Served {
@@ -61,7 +64,9 @@ impl Served {
             writing: Watch::default(),
             waker: None,
         });
-        let session = Rc::new(Session { client, socket, hello, stall, memory, mailbox, state });
+        let counters = Counters::default();
+        counters.count(|stats| stats.sessions += 1);
+        let session = Rc::new(Session { client, socket, hello, stall, memory, mailbox, counters, state });
         session.say(&[&hello.frame()], Vec::new(), None);
         let served = Rc::clone(&session);
         let companion = reactor.companion(async move { serve(&served).await });
@@ -97,6 +102,7 @@ pub(crate) struct Session {
     stall: Duration,
     memory: Rc<Memory>,
     mailbox: Weak<Shared>,
+    counters: Counters,
     state: RefCell<State>,
 }
 
@@ -205,7 +211,7 @@ impl Session {
             let (packet, cut) = match received {
                 Ok(packet) => (packet, false),
                 Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
-                Err(ReceiveError::Truncated(_)) => return Over::Malformed,
+                Err(ReceiveError::Truncated(_)) => return self.blame(&Malformed::LONGER_THAN_A_PACKET),
                 Err(_) => return Over::Closed,
             };
             if let Err(over) = self.file(packet, cut) {
@@ -260,11 +266,16 @@ impl Session {
             return;
         }
         let left = state.outbox.poll(&self.socket, self.hello.payload_bytes_max() as usize, context);
-        state.said += state.outbox.take_said();
+        let (parts, bytes) = state.outbox.take_said();
+        state.said += bytes;
+        self.counters.parts_sent(parts, bytes);
         drop(state);
         for left in left {
             match left {
-                Left::Whole(number) => self.finish(number),
+                Left::Whole(number) => {
+                    self.counters.call(|calls| calls.answered += 1);
+                    self.finish(number);
+                }
                 Left::NotOpened(number, _) if self.is_answering(number) => {
                     self.refuse(number, RefusedReason::OutOfDescriptors);
                 }
@@ -283,17 +294,20 @@ impl Session {
         };
         let packet = Rc::new(packet);
         let mut result = Ok(());
+        let (mut frames, came) = (0, descriptors.descriptors());
         for frame in wire::frames(packet.bytes(), arrived) {
-            result = frame.map_err(|_| Over::Malformed).and_then(|frame| {
+            frames += 1;
+            result = frame.map_err(|malformed| self.blame(&malformed)).and_then(|frame| {
                 let opening = frame.opening();
-                self.hello.admits(&opening).map_err(|_| Over::Malformed)?;
-                let said = frame.from_client().map_err(|_| Over::Malformed)?;
+                self.hello.admits(&opening).map_err(|malformed| self.blame(&malformed))?;
+                let said = frame.from_client().map_err(|malformed| self.blame(&malformed))?;
                 self.frame(said, &opening, &packet, &mut descriptors)
             });
             if result.is_err() {
                 break;
             }
         }
+        self.counters.received(frames, packet.bytes().len(), came);
         self.ask_for_turn();
         result
     }
@@ -337,10 +351,28 @@ impl Session {
             FromClient::Cancel { number } => self.cancel(number),
             FromClient::Goodbye => {
                 let again = std::mem::replace(&mut self.state.borrow_mut().client_leaving, true);
-                return if again { Err(Over::Malformed) } else { Ok(()) };
+                let malformed = Malformed::AfterGoodbye(Kind::Goodbye);
+                return if again { Err(self.blame(&malformed)) } else { Ok(()) };
             }
         }
         Ok(())
+    }
+
+    /// The client breaks the protocol.
+    fn blame(&self, malformed: &Malformed) -> Over {
+        self.counters.count(|stats| stats.malformed.count(malformed));
+        Over::Malformed
+    }
+
+    /// What it has counted, and how much may be under way.
+    pub(crate) fn stats(&self) -> SessionStats {
+        let state = self.state.borrow();
+        let (windows, free) = (state.account.windows(), state.account.free());
+        SessionStats { credentials: self.client.credentials, stats: self.counters.stats(), windows, free }
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.borrow().over
     }
 
     fn is_leaving(&self) -> bool {
@@ -353,8 +385,11 @@ impl Session {
         if state.over {
             return Err(Over::Closed);
         }
-        if state.client_leaving || state.calls.contains_key(&number) {
-            return Err(Over::Malformed);
+        if state.client_leaving {
+            return Err(self.blame(&Malformed::AfterGoodbye(Kind::Call)));
+        }
+        if state.calls.contains_key(&number) {
+            return Err(self.blame(&Malformed::Number { kind: Kind::Call, number }));
         }
         let short = state.account.room_for(cost).is_err();
         drop(state);
@@ -367,6 +402,7 @@ impl Session {
             // them.
             return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
         }
+        self.counters.call(|calls| calls.begun += 1);
         let (stage, claim) = (Stage::Here, None);
         let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
         state.calls.insert(number, entry);
@@ -405,11 +441,12 @@ impl Session {
     fn part(&self, number: u32, payload: &[u8]) -> Result<(), Over> {
         let part_bytes_max = self.hello.payload_bytes_max() as usize;
         let state = &mut *self.state.borrow_mut();
-        let Some(entry) = state.calls.get_mut(&number) else { return Err(Over::Malformed) };
+        let unexpected = Malformed::Number { kind: Kind::Part, number };
+        let Some(entry) = state.calls.get_mut(&number) else { return Err(self.blame(&unexpected)) };
         match &mut entry.stage {
             Stage::Arriving { assembly, .. } => {
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
-                if added.map_err(|_| Over::Malformed)?
+                if added.map_err(|malformed| self.blame(&malformed))?
                     && let Stage::Arriving { assembly, room } =
                         std::mem::replace(&mut entry.stage, Stage::Here)
                 {
@@ -419,14 +456,15 @@ impl Session {
                 Ok(())
             }
             Stage::Refused { missing, .. } => {
-                expect_part(payload.len(), *missing, part_bytes_max).map_err(|_| Over::Malformed)?;
+                expect_part(payload.len(), *missing, part_bytes_max)
+                    .map_err(|malformed| self.blame(&malformed))?;
                 *missing -= payload.len();
                 if *missing == 0 {
                     state.parts_have_ended(number);
                 }
                 Ok(())
             }
-            Stage::Here | Stage::Answering => Err(Over::Malformed),
+            Stage::Here | Stage::Answering => Err(self.blame(&unexpected)),
         }
     }
 
@@ -540,6 +578,7 @@ impl Session {
         let instead =
             (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
         self.say(&[&opening.encode(), &bytes], descriptors, instead);
+        self.counters.call(|calls| calls.answered += 1);
         self.finish(number);
         Ok(())
     }
@@ -561,6 +600,7 @@ impl Session {
         // If the near end cannot be sent it is closed, and so is the far end for whoever has it.
         let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
         self.say(&[&Header::elsewhere(number).encode()], vec![Fd::made_here(near)], Some(instead));
+        self.counters.call(|calls| calls.handed_on += 1);
         self.finish(number);
         Ok(far)
     }
@@ -578,6 +618,7 @@ impl Session {
             let mut message = Message::new(&*frame);
             descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
             self.state.borrow_mut().said += frame.len() as u64;
+            self.counters.sent(frame.len(), message.descriptors().len());
             Some(self.socket.send(message))
         };
         let mut state = self.state.borrow_mut();
@@ -600,11 +641,17 @@ impl Session {
         if self.is_withdrawn(number) {
             return self.refuse(number, RefusedReason::Cancelled);
         }
+        if !self.is_over() {
+            self.counters.call(|calls| calls.dropped += 1);
+        }
         self.say(&[&Header::dropped(number).encode()], Vec::new(), None);
         self.finish(number);
     }
 
     pub(crate) fn refuse(&self, number: u32, reason: RefusedReason) {
+        if !self.is_over() {
+            self.counters.call(|calls| calls.count_refusal(reason));
+        }
         self.say(&[&reason.frame(number)], Vec::new(), None);
         self.finish(number);
     }
@@ -614,8 +661,10 @@ impl Session {
         if state.over {
             return;
         }
-        state.said += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        state.said += bytes as u64;
         drop(state);
+        self.counters.sent(bytes, descriptors.len());
         match instead {
             Some(instead) => self.socket.post_or(parts, descriptors, instead),
             None => self.socket.post(parts, descriptors),
@@ -690,6 +739,8 @@ impl Session {
         if std::mem::replace(&mut state.over, true) {
             return;
         }
+        let cut_off = state.calls.len() as u64;
+        self.counters.call(|calls| calls.cut_off += cut_off);
         let queue = std::mem::take(&mut state.queue);
         let outbox = std::mem::take(&mut state.outbox);
         state.arriving = 0;
@@ -758,7 +809,7 @@ pub(crate) struct Taken {
 
 /// Two ends to give away.
 fn pair(reactor: &Reactor) -> io::Result<(OwnedFd, OwnedFd)> {
-    let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
+    let (near, far) = Socket::pair(reactor, ring::Kind::SeqPacket)?;
     let near = near.into_fd().map_err(|_| io::Error::other("a fresh socket is in use"))?;
     Ok((near, far))
 }

@@ -21,10 +21,11 @@ use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::Parcel;
 use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
+use crate::stats::Counters;
 use crate::waiting::{Place, Waiting, wake};
 use crate::wire::{
     self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
-    RefusedReason, Resource, Size,
+    RefusedReason, Resource, Size, Windows,
 };
 
 /// Voids in the queue are swept out when they are so many, and more than half of it.
@@ -41,8 +42,10 @@ impl Attached {
         reactor: &Reactor,
         address: Rc<SocketAddress>,
         options: ObjectOptions,
+        counters: Rc<Counters>,
     ) -> Rc<Attached> {
-        let session = Rc::new(Session { options, state: RefCell::new(State::default()) });
+        let state = RefCell::new(State { counters, ..State::default() });
+        let session = Rc::new(Session { options, state });
         let companion = reactor.companion(serve(Rc::clone(&session), address));
         Rc::new(Attached { session, _companion: companion })
     }
@@ -59,6 +62,8 @@ pub(crate) struct Session {
 
 #[derive(Default)]
 struct State {
+    /// Those of all sessions of the object.
+    counters: Rc<Counters>,
     phase: Phase,
     calls: Slab<Slot>,
     /// Calls that have not been sent, in order, and voids.
@@ -366,6 +371,20 @@ impl Session {
         wake(woken);
     }
 
+    /// The other side breaks the protocol.
+    fn blame(&self, malformed: &Malformed) -> End {
+        self.state.borrow().counters.count(|stats| stats.malformed.count(malformed));
+        End::Malformed
+    }
+
+    /// How much may be under way, and how much of that is free.
+    pub(crate) fn windows(&self) -> Option<(Windows, Windows)> {
+        match &self.state.borrow().phase {
+            Phase::Open { account, .. } => Some((account.windows(), account.free())),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.state.borrow().phase, Phase::Open { .. })
     }
@@ -407,6 +426,8 @@ impl Session {
                 _ => return Err(Malformed::WrongSide(frame.header.kind)),
             }
         }
+        state.counters.count(|stats| stats.sessions += 1);
+        state.counters.received(1, packet.bytes().len(), 0);
         state.phase = Phase::Open { socket: Rc::clone(socket), hello, account };
         let mut woken = state.attaching.take_all();
         woken.extend(state.advance(&self.options));
@@ -426,7 +447,9 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let mut woken = Vec::new();
         let mut result = Ok(());
+        let (mut frames, came) = (0, descriptors.descriptors());
         for frame in wire::frames(packet.bytes(), arrived) {
+            frames += 1;
             result = frame.and_then(|frame| {
                 state.admits(&frame.opening())?;
                 state.frame(frame.from_server()?, &packet, &mut descriptors, &mut woken)
@@ -435,6 +458,7 @@ impl Session {
                 break;
             }
         }
+        state.counters.received(frames, packet.bytes().len(), came);
         // Whoever breaks the protocol is not sent anything more.
         if result.is_ok() {
             woken.extend(state.advance(&self.options));
@@ -464,7 +488,8 @@ impl Session {
         state.queued.clear();
         state.queued_large.clear();
         state.voids = 0;
-        state.under_way = 0;
+        let cut_off = std::mem::take(&mut state.under_way) as u64;
+        state.counters.call(|calls| calls.cut_off += cut_off);
         state.arriving = 0;
         state.watch.rest();
         let outbox = std::mem::take(&mut state.outbox);
@@ -635,6 +660,7 @@ impl State {
         account.try_reserve(under_way.cost).expect("judged before");
         self.awaited += under_way.opening.answer().descriptors();
         self.under_way += 1;
+        self.counters.call(|calls| calls.begun += 1);
         let opening = under_way.opening;
         if opening.total().is_none() {
             return self.say(Some(key), &opening.encode(), bytes, descriptors);
@@ -648,6 +674,7 @@ impl State {
         } else {
             let mut message = Message::new(&*opening.encode());
             descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
+            self.counters.sent(message.bytes().len(), message.descriptors().len());
             Some(socket.send(message))
         };
         self.outbox.push(opening.header.number, bytes, opened);
@@ -659,6 +686,8 @@ impl State {
     fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Vec<Waker>) -> bool {
         let Phase::Open { hello, .. } = &self.phase else { return false };
         let left = self.outbox.poll(socket, hello.payload_bytes_max() as usize, context);
+        let (parts, bytes) = self.outbox.take_said();
+        self.counters.parts_sent(parts, bytes);
         let mut ended = false;
         for left in left {
             if let Left::NotOpened(number, error) = left {
@@ -691,6 +720,7 @@ impl State {
     /// Sends one frame: in the packet of this turn where that is possible.
     fn say(&mut self, key: Option<usize>, header: &[u8], bytes: Vec<u8>, descriptors: Vec<Fd>) {
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
+        self.counters.sent(header.len() + bytes.len(), descriptors.len());
         // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by
         // one.
         if descriptors.is_empty() && hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
@@ -823,7 +853,8 @@ impl State {
         };
         // Dropped if nobody wants it any more, which whoever would answer sees at once.
         near.set_private(true);
-        self.finish(under_way, Err(CallError::Dropped), woken);
+        self.counters.call(|calls| calls.handed_on += 1);
+        self.conclude(under_way, Err(CallError::Dropped), woken);
         let Some(slot) = self.calls.get_mut(key) else { return };
         let room = under_way.opening.answer();
         near.set_descriptors_max(room.descriptors());
@@ -931,6 +962,11 @@ impl State {
 
     /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
     fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
+        self.counters.call(|calls| calls.count_end(&result));
+        self.conclude(under_way, result, woken);
+    }
+
+    fn conclude(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
         let UnderWay { opening, cost } = under_way;
         let key = opening.header.number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.
@@ -1010,7 +1046,7 @@ async fn serve(session: Rc<Session>, address: Rc<SocketAddress>) {
 /// Waits for HELLO.
 async fn attached(session: &Session, socket: &Rc<Socket>) -> Result<(), End> {
     match socket.receive().await {
-        Ok(packet) => session.open(socket, packet).map_err(|_| End::Malformed),
+        Ok(packet) => session.open(socket, packet).map_err(|malformed| session.blame(&malformed)),
         Err(ReceiveError::Truncated(_) | ReceiveError::DescriptorsLost(_)) => Err(End::Malformed),
         Err(ReceiveError::Io(error)) => Err(End::of_kernel(&error)),
         Err(_) => Err(End::Gone),
@@ -1026,12 +1062,12 @@ async fn receive_all(session: &Session, socket: &Socket) -> End {
         let filed = match received {
             Ok(packet) => session.file(packet, false),
             Err(ReceiveError::DescriptorsLost(packet)) => session.file(packet, true),
-            Err(ReceiveError::Truncated(_)) => return End::Malformed,
+            Err(ReceiveError::Truncated(_)) => return session.blame(&Malformed::LONGER_THAN_A_PACKET),
             Err(ReceiveError::Io(error)) => return End::of_kernel(&error),
             Err(_) => return End::Gone,
         };
-        if filed.is_err() {
-            return End::Malformed;
+        if let Err(malformed) = filed {
+            return session.blame(&malformed);
         }
     }
     End::Gone

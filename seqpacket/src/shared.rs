@@ -17,6 +17,7 @@ use crate::incoming::Incoming;
 use crate::mailbox::{Grant, Mailbox, MailboxOptions, Next, Violations};
 use crate::object::{Object, ObjectOptions};
 use crate::plain::{PlainIncoming, PlainMailbox, PlainObject, PlainViolations};
+use crate::stats::{SessionStats, Stats};
 
 /// A new object that several processes are to serve: the right to call it, and the first of the mailboxes.
 ///
@@ -165,6 +166,16 @@ impl SharedMailbox {
     /// How many clients have attached here so far.
     pub fn attached_ever(&self) -> u64 {
         self.mailbox.attached_ever()
+    }
+
+    /// What the sessions of this worker have carried. See [`Mailbox::stats`].
+    pub fn stats(&self) -> Stats {
+        self.mailbox.stats()
+    }
+
+    /// The sessions that are open here. See [`Mailbox::each_session`].
+    pub fn each_session(&self) -> Vec<SessionStats> {
+        self.mailbox.each_session()
     }
 
     /// What peers have done here that the protocol does not allow.

@@ -1367,6 +1367,12 @@ pub enum Malformed {
 }
 
 impl Malformed {
+    /// Of which nobody knows how much longer it was.
+    pub(crate) const LONGER_THAN_A_PACKET: Malformed =
+        Malformed::PacketTooLong { bytes: PACKET_BYTES_MAX + 1 };
+}
+
+impl Malformed {
     fn length(kind: Kind, payload: &[u8]) -> Malformed {
         Malformed::Length { kind, length: payload.len().try_into().unwrap_or(u32::MAX) }
     }

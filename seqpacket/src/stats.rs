@@ -1,0 +1,412 @@
+//! Plain counters of what sessions have said and heard, how calls ended, and what peers did wrong.
+//!
+//! Counting is an addition; a snapshot is a copy. They own nothing and decide nothing.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use ring::Credentials;
+
+use crate::error::{CallError, Part};
+use crate::wire::{Malformed, RefusedReason, Windows};
+
+/// What sessions have carried and how their calls have ended: all those of an [object](crate::Object::stats)
+/// or a [mailbox](crate::Mailbox::stats) so far, or one of them. A snapshot.
+///
+/// ```
+/// # use ring::{Executor, Reactor};
+/// # let reactor = Reactor::new()?;
+/// # let executor = Executor::new(&reactor);
+/// let (object, mailbox) = seqpacket::object(&reactor)?;
+/// let call = object.call("hello");
+/// executor.block_on(mailbox.next()).ok_or("nobody called")?.answer("hello to you")?;
+/// executor.block_on(call)?;
+/// let stats = object.stats();
+/// assert_eq!((stats.sessions, stats.calls.begun, stats.calls.answered), (1, 1, 1));
+/// assert_eq!(mailbox.stats().calls, stats.calls);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Sessions that were opened.
+    pub sessions: u64,
+    /// What this side has handed to its sockets.
+    pub sent: Traffic,
+    /// What has arrived.
+    pub received: Traffic,
+    /// Calls, and how they ended.
+    pub calls: Outcomes,
+    /// What the other side got wrong, by kind. Each ended its session.
+    pub malformed: MalformedCounts,
+}
+
+/// What went one way over a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Frames: calls, answers and all that is said besides.
+    pub frames: u64,
+    /// Bytes, headers included.
+    pub bytes: u64,
+    /// Descriptors.
+    pub descriptors: u64,
+}
+
+/// How calls have ended, as the session sees it: each ends in one of these ways, grants included. Those that
+/// have begun and ended in none are under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outcomes {
+    /// Calls that were sent, or that arrived.
+    pub begun: u64,
+    /// Answered.
+    pub answered: u64,
+    /// Handed on: answered, or not, by [somebody else](crate::Continuation::into_fd).
+    pub handed_on: u64,
+    /// Nobody answered.
+    pub dropped: u64,
+    /// Refused as a matter of policy.
+    pub refused: u64,
+    /// The answer did not fit the room that was reserved for it.
+    pub too_large: u64,
+    /// Descriptors of the call or of the answer were lost.
+    pub descriptors_lost: u64,
+    /// There were no descriptors left to answer with.
+    pub out_of_descriptors: u64,
+    /// There was no memory left for a call, or an answer, as large.
+    pub out_of_memory: u64,
+    /// Withdrawn by the caller before anybody answered.
+    pub cancelled: u64,
+    /// Refused because the server was leaving.
+    pub leaving: u64,
+    /// Refused because the caller's deadline had passed before anybody took the call.
+    pub expired: u64,
+    /// Ended with the session.
+    pub cut_off: u64,
+    /// Could not be sent in the end. They count as begun, on the caller's side.
+    pub unsent: u64,
+}
+
+impl Outcomes {
+    /// Calls under way.
+    pub fn under_way(&self) -> u64 {
+        let Outcomes {
+            begun,
+            answered,
+            handed_on,
+            dropped,
+            refused,
+            too_large,
+            descriptors_lost,
+            out_of_descriptors,
+            out_of_memory,
+            cancelled,
+            leaving,
+            expired,
+            cut_off,
+            unsent,
+        } = self;
+        let refusals = refused + too_large + descriptors_lost + out_of_descriptors + out_of_memory;
+        let given_up = cancelled + leaving + expired + cut_off + unsent;
+        begun.saturating_sub(answered + handed_on + dropped + refusals + given_up)
+    }
+
+    pub(crate) fn count_refusal(&mut self, reason: RefusedReason) {
+        let counter = match reason {
+            RefusedReason::Refused => &mut self.refused,
+            RefusedReason::TooLarge => &mut self.too_large,
+            RefusedReason::DescriptorsLost => &mut self.descriptors_lost,
+            RefusedReason::OutOfDescriptors => &mut self.out_of_descriptors,
+            RefusedReason::Cancelled => &mut self.cancelled,
+            RefusedReason::Leaving => &mut self.leaving,
+            RefusedReason::Expired => &mut self.expired,
+            RefusedReason::OutOfMemory => &mut self.out_of_memory,
+        };
+        *counter += 1;
+    }
+
+    /// How a call that was sent has ended for its caller.
+    pub(crate) fn count_end<T>(&mut self, end: &Result<T, CallError>) {
+        let counter = match end {
+            Ok(_) => &mut self.answered,
+            Err(CallError::Dropped) => &mut self.dropped,
+            Err(CallError::Cancelled) => &mut self.cancelled,
+            Err(CallError::Expired) => &mut self.expired,
+            Err(CallError::Refused) => &mut self.refused,
+            Err(CallError::Gone) => &mut self.leaving,
+            Err(CallError::TooLarge(Part::Answer)) => &mut self.too_large,
+            Err(CallError::DescriptorsLost(_)) => &mut self.descriptors_lost,
+            Err(CallError::OutOfDescriptors(Part::Answer)) => &mut self.out_of_descriptors,
+            Err(CallError::OutOfMemory(_)) => &mut self.out_of_memory,
+            Err(_) => &mut self.unsent,
+        };
+        *counter += 1;
+    }
+}
+
+/// One session of a mailbox, at one moment. Given by [`Mailbox::each_session`](crate::Mailbox::each_session).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStats {
+    /// Who attached.
+    pub credentials: Credentials,
+    /// What it has carried.
+    pub stats: Stats,
+    /// How much may be under way at a time.
+    pub windows: Windows,
+    /// How much of that is free at this moment.
+    pub free: Windows,
+}
+
+/// How often peers have sent what is malformed, for each kind of it.
+///
+/// ```
+/// use seqpacket::wire::Malformed;
+/// # let reactor = ring::Reactor::new()?;
+/// let (object, _mailbox) = seqpacket::object(&reactor)?;
+/// let malformed = object.stats().malformed;
+/// assert_eq!(malformed.of(&Malformed::Empty), 0);
+/// for (kind, count) in malformed.each() {
+///     println!("{kind}: {count}");
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct MalformedCounts([u64; KINDS.len()]);
+
+/// The variants of [`Malformed`], in their order.
+const KINDS: [&str; 30] = [
+    "Empty",
+    "PacketTooLong",
+    "HeaderCut",
+    "PayloadCut",
+    "Kind",
+    "UnknownFlags",
+    "FrameFlags",
+    "Total",
+    "TimeLeft",
+    "Midway",
+    "Elsewhere",
+    "WrongSide",
+    "Length",
+    "Number",
+    "Descriptors",
+    "TooManyDescriptors",
+    "Answer",
+    "SecondDescriptors",
+    "DescriptorsDiffer",
+    "DescriptorsUnclaimed",
+    "Magic",
+    "Version",
+    "Flags",
+    "PacketBytes",
+    "CallDescriptors",
+    "MessageBytes",
+    "WindowTooSmall",
+    "WindowShrunk",
+    "Reason",
+    "AfterGoodbye",
+];
+
+fn place(malformed: &Malformed) -> usize {
+    match malformed {
+        Malformed::Empty => 0,
+        Malformed::PacketTooLong { .. } => 1,
+        Malformed::HeaderCut { .. } => 2,
+        Malformed::PayloadCut { .. } => 3,
+        Malformed::Kind(_) => 4,
+        Malformed::UnknownFlags(_) => 5,
+        Malformed::FrameFlags { .. } => 6,
+        Malformed::Total(_) => 7,
+        Malformed::TimeLeft(_) => 8,
+        Malformed::Midway { .. } => 9,
+        Malformed::Elsewhere => 10,
+        Malformed::WrongSide(_) => 11,
+        Malformed::Length { .. } => 12,
+        Malformed::Number { .. } => 13,
+        Malformed::Descriptors { .. } => 14,
+        Malformed::TooManyDescriptors(_) => 15,
+        Malformed::Answer { .. } => 16,
+        Malformed::SecondDescriptors => 17,
+        Malformed::DescriptorsDiffer { .. } => 18,
+        Malformed::DescriptorsUnclaimed { .. } => 19,
+        Malformed::Magic(_) => 20,
+        Malformed::Version(_) => 21,
+        Malformed::Flags(_) => 22,
+        Malformed::PacketBytes(_) => 23,
+        Malformed::CallDescriptors(_) => 24,
+        Malformed::MessageBytes(_) => 25,
+        Malformed::WindowTooSmall(_) => 26,
+        Malformed::WindowShrunk(_) => 27,
+        Malformed::Reason(_) => 28,
+        Malformed::AfterGoodbye(_) => 29,
+    }
+}
+
+impl MalformedCounts {
+    /// How often something of this kind came, whatever its numbers.
+    pub fn of(&self, kind: &Malformed) -> u64 {
+        self.0[place(kind)]
+    }
+
+    /// The kinds that came, by the name of the variant of [`Malformed`], and how often.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        KINDS.iter().copied().zip(self.0).filter(|(_, count)| *count > 0)
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub(crate) fn count(&mut self, malformed: &Malformed) {
+        self.0[place(malformed)] += 1;
+    }
+}
+
+impl Default for MalformedCounts {
+    fn default() -> MalformedCounts {
+        MalformedCounts([0; KINDS.len()])
+    }
+}
+
+impl fmt::Debug for MalformedCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.each()).finish()
+    }
+}
+
+/// Where a session counts.
+#[derive(Default)]
+pub(crate) struct Counters(RefCell<Stats>);
+
+impl Counters {
+    pub(crate) fn stats(&self) -> Stats {
+        *self.0.borrow()
+    }
+
+    pub(crate) fn count(&self, count: impl FnOnce(&mut Stats)) {
+        count(&mut self.0.borrow_mut());
+    }
+
+    pub(crate) fn call(&self, count: impl FnOnce(&mut Outcomes)) {
+        count(&mut self.0.borrow_mut().calls);
+    }
+
+    pub(crate) fn sent(&self, bytes: usize, descriptors: usize) {
+        self.0.borrow_mut().sent.count(1, bytes, descriptors);
+    }
+
+    /// Parts of large messages.
+    pub(crate) fn parts_sent(&self, parts: u64, bytes: u64) {
+        let sent = &mut self.0.borrow_mut().sent;
+        sent.frames += parts;
+        sent.bytes += bytes;
+    }
+
+    pub(crate) fn received(&self, frames: usize, bytes: usize, descriptors: usize) {
+        self.0.borrow_mut().received.count(frames, bytes, descriptors);
+    }
+
+    pub(crate) fn add(&self, other: &Stats) {
+        let mine = &mut *self.0.borrow_mut();
+        mine.sessions += other.sessions;
+        mine.sent.add(&other.sent);
+        mine.received.add(&other.received);
+        mine.calls.add(&other.calls);
+        for (mine, other) in mine.malformed.0.iter_mut().zip(other.malformed.0) {
+            *mine += other;
+        }
+    }
+}
+
+impl Traffic {
+    fn count(&mut self, frames: usize, bytes: usize, descriptors: usize) {
+        self.frames += frames as u64;
+        self.bytes += bytes as u64;
+        self.descriptors += descriptors as u64;
+    }
+
+    fn add(&mut self, other: &Traffic) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+        self.descriptors += other.descriptors;
+    }
+}
+
+impl Outcomes {
+    fn add(&mut self, other: &Outcomes) {
+        self.begun += other.begun;
+        self.answered += other.answered;
+        self.handed_on += other.handed_on;
+        self.dropped += other.dropped;
+        self.refused += other.refused;
+        self.too_large += other.too_large;
+        self.descriptors_lost += other.descriptors_lost;
+        self.out_of_descriptors += other.out_of_descriptors;
+        self.out_of_memory += other.out_of_memory;
+        self.cancelled += other.cancelled;
+        self.leaving += other.leaving;
+        self.expired += other.expired;
+        self.cut_off += other.cut_off;
+        self.unsent += other.unsent;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Kind, Resource};
+
+    #[test]
+    fn each_kind_has_its_own_name_and_place() {
+        let some = [
+            Malformed::Empty,
+            Malformed::PayloadCut { length: 1, left: 0 },
+            Malformed::TimeLeft(7),
+            Malformed::Number { kind: Kind::Answer, number: 7 },
+            Malformed::DescriptorsUnclaimed { arrived: 1 },
+            Malformed::WindowShrunk(Resource::Calls),
+            Malformed::AfterGoodbye(Kind::Call),
+        ];
+        for kind in some {
+            assert!(format!("{kind:?}").starts_with(KINDS[place(&kind)]), "{kind:?}");
+        }
+        let mut counts = MalformedCounts::default();
+        counts.count(&Malformed::TimeLeft(1));
+        counts.count(&Malformed::TimeLeft(2));
+        counts.count(&Malformed::Empty);
+        assert_eq!((counts.of(&Malformed::TimeLeft(3)), counts.total()), (2, 3));
+        assert_eq!(counts.each().collect::<Vec<_>>(), [("Empty", 1), ("TimeLeft", 2)]);
+        assert_eq!(format!("{counts:?}"), r#"{"Empty": 1, "TimeLeft": 2}"#);
+    }
+
+    /// The names in the order of the source.
+    #[test]
+    fn the_names_are_those_of_the_variants() {
+        let (_, variants) = include_str!("wire.rs").split_once("pub enum Malformed {").unwrap_or_default();
+        let (variants, _) = variants.split_once("\n}").unwrap_or_default();
+        let names = variants.lines().filter_map(|line| line.strip_prefix("    "));
+        let names = names.filter(|line| line.starts_with(char::is_uppercase));
+        let names: Vec<&str> = names.filter_map(|line| line.split(['(', ' ', ',']).next()).collect();
+        assert_eq!(names, KINDS);
+    }
+
+    #[test]
+    fn each_call_ends_in_one_way_or_is_under_way() {
+        let counters = Counters::default();
+        counters.call(|calls| calls.begun = 20);
+        for number in 1..=8 {
+            let reason = RefusedReason::parse(&[number]).unwrap_or(RefusedReason::Refused);
+            counters.call(|calls| calls.count_refusal(reason));
+        }
+        counters.call(|calls| calls.count_end(&Ok(())));
+        counters.call(|calls| calls.count_end::<()>(&Err(CallError::Dropped)));
+        assert_eq!(counters.stats().calls.under_way(), 10);
+        let twice = Counters::default();
+        twice.add(&counters.stats());
+        twice.add(&counters.stats());
+        assert_eq!(twice.stats().calls.under_way(), 20);
+    }
+}
