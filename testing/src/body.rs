@@ -35,8 +35,11 @@ const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// How long output is still read after the body and all it started are killed.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// When a body whose parent is gone ends itself. Later than the parent would kill it.
-const ORPHAN_TIME_MAX: Duration = Duration::from_secs(150);
+/// When a body whose parent is gone ends itself: so much later than the parent would kill it.
+const ORPHAN_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What a body may take that was asked for many simulated worlds.
+const LONG_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Printed by a body that came to its end. Without it a success could be that of a program which found no
 /// test of that name, or of a body that called `exit`.
@@ -236,7 +239,7 @@ pub fn on_driver(path: &str, driver: &str, body: fn(&Reactor)) {
     if is_asked(path) {
         be_body(path, || on_fresh_reactor(driver, body));
     } else {
-        report(path, run(path, Some(driver), BODY_TIME_MAX));
+        report(path, run(path, Some(driver), time_max()));
     }
 }
 
@@ -257,7 +260,7 @@ pub fn on_seeds(path: &str, body: fn(&Reactor)) {
             Ok(())
         });
     } else {
-        report(path, run(path, None, BODY_TIME_MAX));
+        report(path, run(path, None, time_max()));
     }
 }
 
@@ -269,7 +272,7 @@ pub fn in_own_process(path: &str, body: fn()) {
     if is_asked(path) {
         be_body(path, || always(body));
     } else {
-        report(path, run(path, None, BODY_TIME_MAX));
+        report(path, run(path, None, time_max()));
     }
 }
 
@@ -280,6 +283,11 @@ pub fn when_asked(path: &str, body: fn()) {
     if is_asked(path) {
         be_body(path, || always(body));
     }
+}
+
+/// How long the bodies of this run may take.
+fn time_max() -> Duration {
+    if env::var_os(role::SEEDS).is_some() { LONG_TIME_MAX } else { BODY_TIME_MAX }
 }
 
 fn is_asked(path: &str) -> bool {
@@ -329,7 +337,7 @@ fn always(body: fn()) -> Result<(), String> {
 /// A body or helper that hangs must not outlive an interrupted test run for long.
 pub(crate) fn end_when_orphaned() {
     thread::spawn(|| {
-        thread::sleep(ORPHAN_TIME_MAX);
+        thread::sleep(time_max() + ORPHAN_TIME_MAX);
         std::process::abort();
     });
 }

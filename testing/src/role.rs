@@ -17,6 +17,8 @@ pub(crate) const HELPER_DESCRIPTORS: &str = "SENDRIGHT_TESTING_HELPER_DESCRIPTOR
 pub(crate) const HELPER_ARGUMENT: &str = "SENDRIGHT_TESTING_HELPER_ARGUMENT";
 /// The driver a body or a helper is to use.
 pub(crate) const DRIVER: &str = "SENDRIGHT_TESTING_DRIVER";
+/// Set by whoever wants more simulated worlds than the tests have by themselves: then bodies may take long.
+pub(crate) const SEEDS: &str = "SENDRIGHT_SEEDS";
 /// Set by whoever knows that the machine has io_uring: a refusal is then a failure, not a skipped test.
 pub(crate) const REQUIRE_URING: &str = "SENDRIGHT_REQUIRE_URING";
 

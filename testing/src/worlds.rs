@@ -16,10 +16,12 @@ use std::time::Duration;
 use ring::script::World;
 use ring::{Executor, Reactor};
 
+use crate::role;
+
 /// The environment variable that names one seed to be run alone.
 pub const SEED: &str = "SENDRIGHT_SEED";
 /// The environment variable that says how many seeds each test runs, instead of its own number.
-pub const SEEDS: &str = "SENDRIGHT_SEEDS";
+pub const SEEDS: &str = role::SEEDS;
 
 /// Runs a world for each of `count` seeds from `first` on, so that those of different tests are different.
 /// Says which seed failed.
