@@ -19,6 +19,19 @@ use seqpacket::{
 
 use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities, identity};
 
+/// The largest messages of these worlds: several parts.
+const LARGE_BYTES_MAX: usize = 250_000;
+
+/// Of a message that was lengthened, the byte at this place: no two of its parts are the same.
+fn padding(place: usize) -> u8 {
+    (place ^ place >> 8 ^ place >> 16) as u8
+}
+
+/// Whether what follows the words of a message is as it was sent.
+pub fn is_padded(bytes: &[u8]) -> bool {
+    bytes.iter().enumerate().skip(17).all(|(place, byte)| *byte == padding(place))
+}
+
 /// What all parties of one world share.
 pub struct Setting {
     pub world: World,
@@ -43,6 +56,16 @@ impl Setting {
         Duration::from_millis(1 + self.world.below(below) as u64)
     }
 
+    /// Some messages fill a packet and do not go with others, and some need several; if there is room.
+    fn lengthen(&self, bytes: &mut Vec<u8>, room: usize) {
+        let length = match self.world.below(20) {
+            0 | 1 => 20_000 + self.world.below(40_000),
+            2 => 66_000 + self.world.below(LARGE_BYTES_MAX - 66_000),
+            _ => return,
+        };
+        bytes.extend((bytes.len()..length.min(room)).map(padding));
+    }
+
     pub fn mailbox_options(&self) -> MailboxOptions {
         if !self.tiny {
             return MailboxOptions::default();
@@ -52,6 +75,8 @@ impl Setting {
             bytes: 131_072 + self.world.below(20_000) as u32,
             descriptors: 2 + self.world.below(3) as u32,
             call_descriptors: 2,
+            message_bytes: LARGE_BYTES_MAX as u32,
+            large_bytes: 2 * LARGE_BYTES_MAX as u32,
             granted_sessions: 1 + self.world.below(3),
             grants: 1 + self.world.below(5),
             ..MailboxOptions::default()
@@ -153,14 +178,12 @@ pub fn mark_and_verb(bytes: &[u8]) -> (u64, Verb) {
 pub async fn handle(setting: Rc<Setting>, reactor: Reactor, call: Incoming) {
     let (bytes, mut descriptors, continuation) = call.into_parts();
     let (mark, verb) = mark_and_verb(&bytes);
-    let model = &setting.model;
+    assert!(is_padded(&bytes), "call {mark} has other bytes than were sent");
+    let (model, room) = (&setting.model, continuation.room().0);
     model.seen(mark, verb, &descriptors);
     let answer = |descriptors: Vec<OwnedFd>| {
         let mut bytes = mark.to_ne_bytes().to_vec();
-        // Some answers fill a packet, and do not go with others.
-        if setting.world.happens(100) {
-            bytes.resize(20_000 + setting.world.below(40_000), 0);
-        }
+        setting.lengthen(&mut bytes, room);
         model.answered(mark, identities(&descriptors));
         descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor)
     };
@@ -234,11 +257,10 @@ pub async fn call_as_model(
     let made = Made::new(&setting.model, verb, identities(&descriptors), within);
     let mut bytes = made.mark.to_ne_bytes().to_vec();
     bytes.push(verb.byte());
-    if world.happens(100) {
-        bytes.resize(20_000 + world.below(40_000), 0);
-    }
+    setting.lengthen(&mut bytes, LARGE_BYTES_MAX);
     let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
-    let call = object.call_with(message, CallOptions { within, ..CallOptions::default() });
+    let answer_bytes = world.happens(300).then_some(LARGE_BYTES_MAX);
+    let call = object.call_with(message, CallOptions { within, answer_bytes, ..CallOptions::default() });
     let result = match patience {
         None => call.await,
         Some(patience) => at_most(object.reactor(), patience, call).await?,

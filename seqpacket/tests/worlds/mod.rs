@@ -183,6 +183,10 @@ impl Model {
                 assert!(story.within.is_some(), "{}", context());
                 "late"
             }
+            Err(CallError::Expired) => {
+                assert!(story.within.is_some() && !story.seen, "{}", context());
+                "expired"
+            }
             Err(CallError::DescriptorsLost(Part::Call)) => {
                 assert!(allowed.shortages && !story.seen && !story.sent.is_empty(), "{}", context());
                 "call lost descriptors"
@@ -202,7 +206,7 @@ impl Model {
                 assert!(allowed.shortages && story.seen, "{}", context());
                 "no descriptors to answer with"
             }
-            Err(CallError::Io(_)) => {
+            Err(CallError::Io(_) | CallError::OutOfMemory(_)) => {
                 assert!(allowed.shortages, "{}", context());
                 "kernel"
             }
@@ -230,7 +234,7 @@ impl Model {
     pub fn over(&self) {
         for (mark, story) in &*self.stories.borrow() {
             assert!(story.end.is_some(), "call {mark} never ended: {story:?}");
-            let unseen = ["gone", "call lost descriptors", "no descriptors to call with"];
+            let unseen = ["gone", "expired", "call lost descriptors", "no descriptors to call with"];
             assert!(!story.seen || !unseen.contains(&story.end.unwrap()), "call {mark}: {story:?}");
         }
     }
@@ -283,6 +287,7 @@ impl Made {
             Ok(mut answer) => {
                 let descriptors = answer.take_descriptors();
                 let answers = u64::from_ne_bytes(answer.bytes()[..8].try_into().unwrap());
+                assert!(cast::is_padded(answer.bytes()), "an answer has other bytes than were sent");
                 self.model.ended(self.mark, Ok((answers, &descriptors)));
                 Ok(descriptors)
             }
