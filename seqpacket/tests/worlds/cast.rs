@@ -265,6 +265,8 @@ pub async fn call_as_model(
         None => call.await,
         Some(patience) => at_most(object.reactor(), patience, call).await?,
     };
+    let whole = result.as_ref().ok().is_none_or(|answer| is_padded(answer.bytes()));
+    assert!(whole, "the answer to call {} has other bytes than were sent", made.mark);
     Some(made.ended(result))
 }
 

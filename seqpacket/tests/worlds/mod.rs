@@ -287,7 +287,6 @@ impl Made {
             Ok(mut answer) => {
                 let descriptors = answer.take_descriptors();
                 let answers = u64::from_ne_bytes(answer.bytes()[..8].try_into().unwrap());
-                assert!(cast::is_padded(answer.bytes()), "an answer has other bytes than were sent");
                 self.model.ended(self.mark, Ok((answers, &descriptors)));
                 Ok(descriptors)
             }
