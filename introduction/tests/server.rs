@@ -637,6 +637,58 @@ on_each_driver! {
         });
     }
 
+    fn the_extension_numbers_and_judges_and_tells(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (anne, bert) = (newcomer(reactor, &server, 1), newcomer(reactor, &server, 2));
+            anne.register_bound().await;
+            bert.register_bound().await;
+            until(reactor, || server.registered() == 2).await;
+            for number in 0..3 {
+                let near = anne.ask_for(&bert.designator()).await;
+                let mut expected = introduction(&anne.designator(), &bert.designator());
+                expected.pop();
+                expected.extend(format!("{number}+>").bytes());
+                assert_eq!(bert.stream.take(expected.len()).await, expected);
+                let far = bert.stream.take_descriptor().await;
+                assert!(is_quiet(&anne.stream.socket));
+                bert.stream.say(format!("<17'sendright:verdict{number}+t>")).await;
+                let outcome = format!("<17'sendright:outcome{number}+8'accepted>");
+                assert_eq!(anne.stream.take(outcome.len()).await, outcome.as_bytes());
+                are_connected(near, far).await;
+                // Said twice it means nothing.
+                bert.stream.say(format!("<17'sendright:verdict{number}+f>")).await;
+            }
+            until(reactor, || server.introductions() == 0).await;
+            assert_eq!(server.stats().violations, 0);
+        });
+    }
+
+    fn a_verdict_on_what_was_never_sent_is_a_violation(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = newcomer(reactor, &server, 1);
+            anne.register_bound().await;
+            anne.stream.say(b"<17'sendright:verdict0+t>").await;
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!(server.stats().violations, 1);
+        });
+    }
+
+    fn a_bound_registration_is_not_signed_raw(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = newcomer(reactor, &server, 1);
+            let own = raw::locator_with(&anne.designator(), "{9\"sendright1\"1}");
+            anne.stream.say(format!("<12'uds:register{own}64:{}>", "c".repeat(64))).await;
+            let (_, challenge) = anne.response().await;
+            assert_eq!(anne.stream.take(3).await, b"1+>");
+            anne.stream.say(anne.signature(&challenge)).await;
+            assert_eq!(anne.stream.rest().await, b"");
+            assert_eq!(server.stats().violations, 1);
+        });
+    }
+
     /// Whoever asks cannot tell it from somebody who is not there; and it gets what is whole, if late.
     fn the_time_is_over_for_those_before_a_full_queue_too(reactor: &Reactor) {
         let mut options = patient();

@@ -185,6 +185,20 @@ impl RawPeer {
         self.stream.say(self.signature(&challenge)).await;
     }
 
+    /// Registers as one who speaks the extension, with what is signed put together by hand.
+    pub async fn register_bound(&self) {
+        let own = locator_with(&self.designator(), "{9\"sendright1\"1}");
+        self.stream.say(format!("<12'uds:register{own}64:{}>", "c".repeat(64))).await;
+        let (server, challenge) = self.response().await;
+        assert_eq!(self.stream.take(3).await, b"1+>");
+        let line = b"sendright registration 1\n".as_slice();
+        let key = self.key.verifying_key();
+        let statement = [line, &server, key.as_bytes(), &[b'c'; 64], &challenge].concat();
+        let signature = self.key.sign(&statement).to_bytes();
+        let start = b"<13'uds:signature64:".as_slice();
+        self.stream.say([start, &challenge, b"64:", &signature, b">"].concat()).await;
+    }
+
     /// Asks to be introduced to somebody; the near end of the pair it made.
     pub async fn ask_for(&self, designator: &str) -> Socket {
         let (near, far) = Socket::pair(self.stream.socket.reactor(), Kind::Stream).unwrap();
