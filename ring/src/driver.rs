@@ -188,11 +188,11 @@ pub(crate) const STARVED_RETRY: Duration = Duration::from_millis(10);
 
 /// Where a reactor sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bed {
+pub(crate) enum SleepPlace {
     /// In its own turn: in the kernel, until the driver has something.
-    Own,
+    OwnTurn,
     /// In somebody else's loop, which watches one descriptor of the driver's.
-    Foreign,
+    HostLoop,
 }
 
 /// What a driver leans on.
@@ -201,10 +201,10 @@ pub(crate) struct Ground {
     pub(crate) pool: Rc<Pool>,
     pub(crate) budget: Rc<Budget>,
     pub(crate) clock: Clock,
-    pub(crate) bed: Bed,
+    pub(crate) place: SleepPlace,
 }
 
-/// The moment for which a driver in a foreign bed has asked the kernel to be woken.
+/// The moment for which a driver in a host's loop has asked the kernel to be woken.
 ///
 /// It is moved forward when something earlier comes up, and never back: calls with deadlines set and unset a
 /// timer each, and the kernel would be asked twice for each call. An alarm for something that is no longer
@@ -361,7 +361,7 @@ impl Driver {
         }
     }
 
-    // In a foreign bed. The law there: between `lie_down` and the next turn `descriptor` is, or becomes,
+    // In a host's loop. The law there: between `hand_over` and the next turn `descriptor` is, or becomes,
     // readable whenever a turn would find something.
 
     /// What a foreign loop watches for reading.
@@ -377,28 +377,28 @@ impl Driver {
 
     /// Makes the descriptor unreadable and sets the alarm for the first moment at which something is due.
     /// True if there is something to do now after all, of which the descriptor says nothing.
-    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
         match self {
             #[cfg(feature = "uring")]
-            Driver::Uring(uring) => uring.lie_down(first),
-            Driver::Epoll(epoll) => epoll.lie_down(first),
+            Driver::Uring(uring) => uring.hand_over(first),
+            Driver::Epoll(epoll) => epoll.hand_over(first),
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
     }
 
-    /// Turns follow: the descriptor need not say anything until the next `lie_down`.
-    pub(crate) fn rise(&mut self) {
+    /// Turns follow: the descriptor need not say anything until the next `hand_over`.
+    pub(crate) fn take_back(&mut self) {
         match self {
             #[cfg(feature = "uring")]
-            Driver::Uring(uring) => uring.rise(),
+            Driver::Uring(uring) => uring.take_back(),
             Driver::Epoll(_) => {}
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
     }
 
-    /// Whether something has been asked for since `lie_down` that only a turn can show to the kernel.
+    /// Whether something has been asked for since `hand_over` that only a turn can show to the kernel.
     pub(crate) fn wants_a_turn(&mut self, first: Option<Instant>) -> bool {
         match self {
             #[cfg(feature = "uring")]

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::driver::{Bed, Sleep, StartError};
+use crate::driver::{Sleep, SleepPlace, StartError};
 use crate::executor::Executor;
 use crate::reactor::{Config, Reactor};
 
@@ -100,7 +100,7 @@ impl Guest {
     /// # Errors
     /// See [`StartError`].
     pub fn with_config(config: Config) -> Result<Guest, StartError> {
-        let reactor = Reactor::in_bed(config, Bed::Foreign)?;
+        let reactor = Reactor::sleeping_in(config, SleepPlace::HostLoop)?;
         let guest = Guest { watched: reactor.watched()?, executor: Executor::new(&reactor) };
         // What the driver has done to try itself is no reason to wake anybody.
         guest.turn()?;
@@ -125,7 +125,7 @@ impl Guest {
     pub fn turn(&self) -> io::Result<AfterTurn> {
         let reactor = self.reactor();
         let mut stay = Stay { reactor, restless: true };
-        reactor.rise();
+        reactor.take_back();
         for _ in 0..ROUNDS_MAX {
             reactor.bell().hear();
             let ran = self.executor.run_ready();
@@ -133,11 +133,11 @@ impl Guest {
             if ran || happened || self.executor.any_ready() {
                 continue;
             }
-            if reactor.lie_down()? {
+            if reactor.hand_over()? {
                 stay.restless = false;
                 break;
             }
-            reactor.rise();
+            reactor.take_back();
         }
         Ok(AfterTurn { tasks_left: self.executor.any_left(), more: stay.restless })
     }

@@ -1098,14 +1098,14 @@ impl Core {
         result
     }
 
-    // -- in a foreign bed -------------------------------------------------------------------------------
+    // -- in a host's loop -------------------------------------------------------------------------------
 
     /// From here on the driver's descriptor says when there is something to do. True if there is already, of
     /// which it says nothing.
-    pub(crate) fn lie_down(&mut self) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self) -> io::Result<bool> {
         self.hurried = false;
         let first = self.first_moment();
-        let waiting = self.driver.lie_down(first)?;
+        let waiting = self.driver.hand_over(first)?;
         let due = first.is_some_and(|moment| moment <= self.clock.now());
         Ok(waiting || due || !self.home.is_empty() || !self.dirty.is_empty())
     }
@@ -1115,13 +1115,13 @@ impl Core {
         sys::wait_readable(self.driver.descriptor(), sleep.duration())
     }
 
-    /// Whether the driver was turned since `lie_down` without anybody looking at what it found: it may have
+    /// Whether the driver was turned since `hand_over` without anybody looking at what it found: it may have
     /// heard the bell for us. Said once.
     pub(crate) fn was_hurried(&mut self) -> bool {
         std::mem::take(&mut self.hurried)
     }
 
-    /// Whether the host must be told of something that was asked for since `lie_down`.
+    /// Whether the host must be told of something that was asked for since `hand_over`.
     pub(crate) fn wants_a_turn(&mut self) -> bool {
         !self.dirty.is_empty() || !self.home.is_empty() || self.driver.wants_a_turn(self.first_moment())
     }
@@ -1317,12 +1317,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::driver::{Bed, DriverChoice};
+    use crate::driver::{DriverChoice, SleepPlace};
     use crate::envelope::Control;
 
     fn core() -> Core {
         let budget = Rc::new(Budget::new(0, Clock::Real));
-        let ground = Ground { pool: Pool::new(4), budget, clock: Clock::Real, bed: Bed::Own };
+        let ground = Ground { pool: Pool::new(4), budget, clock: Clock::Real, place: SleepPlace::OwnTurn };
         let (driver, _) = Driver::open(DriverChoice::Epoll, ground.clone(), sys::eventfd().unwrap()).unwrap();
         Core::new(driver, ground)
     }

@@ -20,7 +20,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 #[cfg(feature = "script")]
 use crate::driver::script::Fate;
-use crate::driver::{self, Bed, Driver, DriverChoice, DriverReport, Ground, StartError};
+use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, SleepPlace, StartError};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
 use crate::stats::Stats;
@@ -94,9 +94,9 @@ pub(crate) struct Shared {
     core: RefCell<Core>,
     companions: Tasks,
     bell: Arc<Bell>,
-    bed: Bed,
-    /// In a foreign bed: a turn is being taken, at the end of which everything is looked at.
-    up: Cell<bool>,
+    place: SleepPlace,
+    /// In a host's loop: a turn is being taken, at the end of which everything is looked at.
+    turning: Cell<bool>,
     spinner: RefCell<Spinner>,
     report: DriverReport,
 }
@@ -115,11 +115,11 @@ impl Reactor {
     /// # Errors
     /// See [`StartError`].
     pub fn with_config(config: Config) -> Result<Reactor, StartError> {
-        Reactor::in_bed(config, Bed::Own)
+        Reactor::sleeping_in(config, SleepPlace::OwnTurn)
     }
 
-    pub(crate) fn in_bed(config: Config, bed: Bed) -> Result<Reactor, StartError> {
-        let (bell, ground) = (Arc::new(Bell::new(bed)?), ground(&config, Clock::Real, bed));
+    pub(crate) fn sleeping_in(config: Config, place: SleepPlace) -> Result<Reactor, StartError> {
+        let (bell, ground) = (Arc::new(Bell::new(place)?), ground(&config, Clock::Real, place));
         let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
         driver::announce(&report);
         Ok(Reactor::on(driver, report, ground, bell, config.wait))
@@ -128,7 +128,8 @@ impl Reactor {
     /// One of a simulated world.
     #[cfg(feature = "script")]
     pub(crate) fn scripted(config: &Config, fate: Rc<Fate>) -> io::Result<Reactor> {
-        let (bell, ground) = (Arc::new(Bell::new(Bed::Own)?), ground(config, fate.clock(), Bed::Own));
+        let (bell, ground) =
+            (Arc::new(Bell::new(SleepPlace::OwnTurn)?), ground(config, fate.clock(), SleepPlace::OwnTurn));
         let (driver, report) = Driver::script(ground.clone(), fate);
         Ok(Reactor::on(driver, report, ground, bell, WaitPolicy::Sleep))
     }
@@ -140,11 +141,11 @@ impl Reactor {
         bell: Arc<Bell>,
         wait: WaitPolicy,
     ) -> Reactor {
-        let bed = ground.bed;
+        let place = ground.place;
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
         let spinner = RefCell::new(Spinner::new(wait));
-        Reactor(Rc::new(Shared { core, companions, bell, bed, up: Cell::new(false), spinner, report }))
+        Reactor(Rc::new(Shared { core, companions, bell, place, turning: Cell::new(false), spinner, report }))
     }
 
     /// Which driver runs, and why.
@@ -177,7 +178,7 @@ impl Reactor {
             Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(self.now())),
             Wait::Forever => driver::Sleep::Forever,
         };
-        if self.0.bed == Bed::Foreign {
+        if self.0.place == SleepPlace::HostLoop {
             return self.turn_as_own_host(sleep);
         }
         let may_sleep = sleep != driver::Sleep::Not && !self.0.companions.any_ready();
@@ -234,7 +235,7 @@ impl Reactor {
         count(&mut self.0.core.borrow_mut().stats);
     }
 
-    // In a foreign bed. Between two turns the descriptor is readable whenever there is something to do.
+    // In a host's loop. Between two turns the descriptor is readable whenever there is something to do.
 
     /// What a foreign loop watches: a descriptor of its own for what the driver has.
     pub(crate) fn watched(&self) -> io::Result<OwnedFd> {
@@ -242,23 +243,23 @@ impl Reactor {
     }
 
     /// Turns follow, and nobody need be told of anything.
-    pub(crate) fn rise(&self) {
-        self.0.up.set(true);
+    pub(crate) fn take_back(&self) {
+        self.0.turning.set(true);
         self.0.bell.awake();
-        self.0.core.borrow_mut().driver.rise();
+        self.0.core.borrow_mut().driver.take_back();
     }
 
     /// Leaves the watch to the descriptor. False if there is something to do at once.
-    pub(crate) fn lie_down(&self) -> io::Result<bool> {
-        self.0.up.set(false);
-        let waiting = self.0.core.borrow_mut().lie_down()?;
+    pub(crate) fn hand_over(&self) -> io::Result<bool> {
+        self.0.turning.set(false);
+        let waiting = self.0.core.borrow_mut().hand_over()?;
         // After the descriptor was drained: who rings from here on writes to it, who rang before is seen.
         Ok(self.0.bell.fall_asleep() && !waiting && !self.0.companions.any_ready())
     }
 
     /// Something is left to do: the host must come back.
     pub(crate) fn call_the_host(&self) {
-        self.0.up.set(false);
+        self.0.turning.set(false);
         self.0.bell.awake();
         self.0.bell.strike();
     }
@@ -266,14 +267,14 @@ impl Reactor {
     /// A turn that nobody's loop asked for: the reactor watches its own descriptor, and the host's loop finds
     /// it as a turn of the guest would have left it.
     fn turn_as_own_host(&self, sleep: driver::Sleep) -> io::Result<bool> {
-        self.rise();
+        self.take_back();
         let mut any = self.step(driver::Sleep::Not)?;
-        if !any && sleep != driver::Sleep::Not && self.lie_down()? {
+        if !any && sleep != driver::Sleep::Not && self.hand_over()? {
             self.0.core.borrow().wait_for_descriptor(sleep)?;
-            self.rise();
+            self.take_back();
             any = self.step(driver::Sleep::Not)?;
         }
-        if !self.lie_down()? {
+        if !self.hand_over()? {
             self.call_the_host();
         }
         Ok(any)
@@ -321,8 +322,8 @@ impl Reactor {
         let mut core = self.0.core.borrow_mut();
         let result = step(&mut core, &mut woken);
         // The host's own code, between two turns: only a turn shows the kernel what was asked for.
-        let call = self.0.bed == Bed::Foreign
-            && !self.0.up.get()
+        let call = self.0.place == SleepPlace::HostLoop
+            && !self.0.turning.get()
             && (core.was_hurried() || self.0.bell.is_asleep() && core.wants_a_turn());
         drop(core);
         if call {
@@ -342,10 +343,10 @@ impl Reactor {
 }
 
 /// What a driver leans on, as configured.
-fn ground(config: &Config, clock: Clock, bed: Bed) -> Ground {
+fn ground(config: &Config, clock: Clock, place: SleepPlace) -> Ground {
     let pool = Pool::new(config.buffers.clamp(1, BUFFERS_MAX));
     let budget = Rc::new(Budget::new(config.descriptors_reserve, clock.clone()));
-    Ground { pool, budget, clock, bed }
+    Ground { pool, budget, clock, place }
 }
 
 impl fmt::Debug for Reactor {

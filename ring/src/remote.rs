@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::thread::{self, ThreadId};
 
-use crate::driver::Bed;
+use crate::driver::SleepPlace;
 use crate::sys;
 
 /// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
@@ -38,7 +38,7 @@ impl fmt::Debug for Remote {
 pub(crate) struct Bell {
     eventfd: OwnedFd,
     home: ThreadId,
-    bed: Bed,
+    place: SleepPlace,
     rung: AtomicBool,
     asleep: AtomicBool,
     /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
@@ -46,11 +46,11 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    pub(crate) fn new(bed: Bed) -> io::Result<Bell> {
+    pub(crate) fn new(place: SleepPlace) -> io::Result<Bell> {
         Ok(Bell {
             eventfd: sys::eventfd()?,
             home: thread::current().id(),
-            bed,
+            place,
             rung: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             attendant: Mutex::new(None),
@@ -72,7 +72,7 @@ impl Bell {
     /// As `ring`, unless called on the reactor's own thread, which is awake then. But for a guest: there the
     /// host's own code runs between two turns.
     pub(crate) fn ring_from_elsewhere(&self) {
-        if self.bed == Bed::Foreign || thread::current().id() != self.home {
+        if self.place == SleepPlace::HostLoop || thread::current().id() != self.home {
             self.ring();
         }
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::{Alarm, Bed, Ground, STARVED_RETRY, Sleep};
+use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
 use crate::envelope::{self, Room};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
@@ -31,7 +31,7 @@ pub(crate) struct Epoll {
     ground: Ground,
     epoll: OwnedFd,
     bell: OwnedFd,
-    /// In a foreign bed only, where no sleep of ours ends in time.
+    /// In a host's loop only, where no sleep of ours ends in time.
     timer: Option<OwnedFd>,
     alarm: Alarm,
     watches: Slab<Watch>,
@@ -69,9 +69,9 @@ impl Epoll {
     pub(crate) fn new(ground: Ground, bell: OwnedFd) -> io::Result<Epoll> {
         let epoll = sys::epoll_create()?;
         sys::epoll_add_level(epoll.as_fd(), bell.as_fd(), BELL)?;
-        let timer = match ground.bed {
-            Bed::Own => None,
-            Bed::Foreign => {
+        let timer = match ground.place {
+            SleepPlace::OwnTurn => None,
+            SleepPlace::HostLoop => {
                 let timer = sys::timer_create()?;
                 sys::epoll_add_level(epoll.as_fd(), timer.as_fd(), TIMER)?;
                 Some(timer)
@@ -152,14 +152,14 @@ impl Epoll {
         Ok(!home.is_empty() || !self.hot.is_empty())
     }
 
-    // -- in a foreign bed -------------------------------------------------------------------------------
+    // -- in a host's loop -------------------------------------------------------------------------------
 
     /// The epoll itself: readable while it has events that were not fetched, of sockets, bell or timer.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
 
-    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
         let first = self.first(first);
         if let (true, Some(moment), Some(timer)) = (self.alarm.is_late_for(first), first, &self.timer) {
             sys::timer_set(timer.as_fd(), moment.saturating_duration_since(self.ground.clock.now()))?;

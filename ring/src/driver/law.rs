@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::PoisonError;
 
-use super::{Bed, Driver, DriverChoice, Ground, Sleep};
+use super::{Driver, DriverChoice, Ground, Sleep, SleepPlace};
 use crate::budget::{Budget, COUNTED};
 use crate::buffer::Pool;
 use crate::clock::Clock;
@@ -25,7 +25,7 @@ const REQUESTS: usize = 60;
 
 fn ground(clock: Clock) -> Ground {
     let budget = Rc::new(Budget::new(0, clock.clone()));
-    Ground { pool: Pool::new(4), budget, clock, bed: Bed::Own }
+    Ground { pool: Pool::new(4), budget, clock, place: SleepPlace::OwnTurn }
 }
 
 /// A driver at work, and what is known of its tokens.

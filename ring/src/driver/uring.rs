@@ -17,7 +17,7 @@ use io_uring::types::{self, BufRingEntry, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
-use super::{Alarm, Bed, Ground, STARVED_RETRY, Sleep, refusal};
+use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, refusal};
 use crate::buffer::{BUFFER_BYTES, HEAD_BYTES};
 use crate::envelope::{Control, Envelope, RECEIVE_FLAGS, ReceiveHeader, Room, SEND_FLAGS};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind};
@@ -100,15 +100,15 @@ impl Uring {
         };
         // The enter through a registered descriptor saves a table look-up; without it nothing is different.
         let _ = uring.ring.submitter().register_ring_fd();
-        match uring.pass_a_descriptor().and_then(|()| uring.make_the_bed()) {
+        match uring.pass_a_descriptor().and_then(|()| uring.prepare_to_be_watched()) {
             Ok(()) => {
-                let bed = match uring.ground.bed {
-                    Bed::Own => "",
-                    Bed::Foreign => ", an eventfd to be watched",
+                let watched = match uring.ground.place {
+                    SleepPlace::OwnTurn => "",
+                    SleepPlace::HostLoop => ", an eventfd to be watched",
                 };
                 let sqarray = if sqarray { "" } else { ", NO_SQARRAY" };
                 let iowait = if uring.no_iowait { ", NO_IOWAIT" } else { "" };
-                let how = format!("io_uring passed a descriptor (DEFER_TASKRUN{sqarray}{iowait}{bed})");
+                let how = format!("io_uring passed a descriptor (DEFER_TASKRUN{sqarray}{iowait}{watched})");
                 Ok((uring, how))
             }
             Err(error) => {
@@ -190,13 +190,13 @@ impl Uring {
         Err(io::Error::other("a receive did not come home"))
     }
 
-    /// In a foreign bed the bell's eventfd is told of completions too: one descriptor for all there is to
+    /// In a host's loop the bell's eventfd is told of completions too: one descriptor for all there is to
     /// wake up for, since timers are the ring's own. Not the ring's descriptor, which wakes nobody under
     /// DEFER_TASKRUN; and not another mode, whose completions interrupt the host's system calls.
-    fn make_the_bed(&mut self) -> io::Result<()> {
-        match self.ground.bed {
-            Bed::Own => Ok(()),
-            Bed::Foreign => self.ring.submitter().register_eventfd(self.bell.as_raw_fd()),
+    fn prepare_to_be_watched(&mut self) -> io::Result<()> {
+        match self.ground.place {
+            SleepPlace::OwnTurn => Ok(()),
+            SleepPlace::HostLoop => self.ring.submitter().register_eventfd(self.bell.as_raw_fd()),
         }
     }
 
@@ -300,7 +300,7 @@ impl Uring {
         self.ground.budget.turn();
         self.look_at_the_budget(requests);
         self.top_up();
-        if !self.bell_armed && self.ground.bed == Bed::Own {
+        if !self.bell_armed && self.ground.place == SleepPlace::OwnTurn {
             self.bell_armed = true;
             let bell = types::Fd(self.bell.as_fd().as_raw_fd());
             self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
@@ -360,13 +360,13 @@ impl Uring {
         told || !self.ring.completion().is_empty()
     }
 
-    // -- in a foreign bed -------------------------------------------------------------------------------
+    // -- in a host's loop -------------------------------------------------------------------------------
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
-    pub(crate) fn lie_down(&mut self, first: Option<Instant>) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
         let first = self.first(first);
         if let Some(moment) = first.filter(|_| self.alarm.is_late_for(first)) {
             self.set_alarm(moment)?;
@@ -383,7 +383,7 @@ impl Uring {
     /// Only where an atomic operation is a barrier too. Elsewhere the kernel may look whether it is to ring
     /// before its mark can be seen, while we look for the mark before it can see that it is to ring, and the
     /// host would sleep over a message.
-    pub(crate) fn rise(&mut self) {
+    pub(crate) fn take_back(&mut self) {
         if cfg!(any(target_arch = "x86", target_arch = "x86_64")) {
             self.ring.completion().disable_eventfd();
         }
