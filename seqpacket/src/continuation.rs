@@ -15,6 +15,7 @@ use ring::Message;
 
 use crate::error::AnswerError;
 use crate::served::{Served, Session};
+use crate::trace::{CallSpan, end_of_answer};
 use crate::wire::{RefusedReason, Size};
 
 /// The right, and the duty, to answer one call. Dropping it tells the caller that nobody will
@@ -25,6 +26,7 @@ pub struct Continuation {
     number: u32,
     room: Size,
     deadline: Option<Instant>,
+    span: CallSpan,
     over: bool,
 }
 
@@ -34,8 +36,9 @@ impl Continuation {
         number: u32,
         room: Size,
         deadline: Option<Instant>,
+        span: CallSpan,
     ) -> Continuation {
-        Continuation { served, number, room, deadline, over: false }
+        Continuation { served, number, room, deadline, span, over: false }
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -51,13 +54,16 @@ impl Continuation {
     /// See [`AnswerError`]: the answer did not leave, and the caller has been told why, if it is there.
     pub fn answer(mut self, message: impl Into<Message>) -> Result<(), AnswerError> {
         self.over = true;
-        self.session().answer(self.number, self.room, message.into())
+        let result = self.session().answer(self.number, self.room, message.into());
+        self.span.ended(end_of_answer(&result, "answered"));
+        result
     }
 
     /// Refuses as a matter of policy: the caller is told that its call was not handled.
     pub fn refuse(mut self) {
         self.over = true;
         self.session().refuse(self.number, RefusedReason::Refused);
+        self.span.ended("refused");
     }
 
     /// The continuation as a descriptor, to hand to another process, which answers in this one's place: there
@@ -94,7 +100,9 @@ impl Continuation {
     /// [`AnswerError::Gone`] and [`AnswerError::Withdrawn`] as in [`answer`](Continuation::answer).
     pub fn into_fd(mut self) -> Result<OwnedFd, AnswerError> {
         self.over = true;
-        self.session().hand_on(self.number)
+        let result = self.session().hand_on(self.number);
+        self.span.ended(end_of_answer(&result, "handed on"));
+        result
     }
 
     /// Whether the caller has withdrawn the call, or is gone, or its [deadline](Continuation::deadline) has
@@ -163,7 +171,9 @@ impl Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if !self.over {
+            let withdrawn = self.session().is_withdrawn(self.number);
             self.session().drop_call(self.number);
+            self.span.ended(if withdrawn { "withdrawn" } else { "dropped" });
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::mailbox::Grant;
 use crate::object::Object;
 use crate::parcel::Parcel;
 use crate::served::{Served, Taken};
+use crate::trace::CallSpan;
 
 /// A call that arrived: a message, who sent it, and where to answer.
 #[derive(Debug)]
@@ -29,7 +30,9 @@ impl Incoming {
     pub(crate) fn new(served: Rc<Served>, taken: Taken) -> Incoming {
         let Taken { number, room, deadline, parcel } = taken;
         let who = served.session().client().credentials;
-        Incoming { parcel, who, continuation: Continuation::new(served, number, room, deadline) }
+        let span = CallSpan::served(number, parcel.bytes().len(), who.pid);
+        let continuation = Continuation::new(served, number, room, deadline, span);
+        Incoming { parcel, who, continuation }
     }
 
     /// The bytes.

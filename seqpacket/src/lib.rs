@@ -86,6 +86,14 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # When something goes wrong
+//!
+//! [`failures`] says of each error what happened, who may have seen it and what to do. What peers do wrong
+//! and what is dropped is counted: [`Object::stats`], [`Mailbox::stats`], [`Mailbox::each_session`],
+//! [`Mailbox::violations`], [`PlainMailbox::violations`], [`ring::Reactor::stats`]. With the feature
+//! `trace-calls` each call is a `tracing` span on both sides (`call` and `serve`, target `seqpacket`, level
+//! TRACE) that ends with its `outcome`; without it, which is the default, there is no code for that.
+//!
 //! Every byte on the wire is in the project's `PROTOCOL.md`.
 //!
 //! # Large messages
@@ -141,6 +149,7 @@ mod served;
 mod session;
 mod shared;
 mod stats;
+mod trace;
 mod waiting;
 pub mod wire;
 

@@ -22,6 +22,7 @@ use crate::parcel::Parcel;
 use crate::parts::LARGE_STALL_MAX;
 use crate::session::{Attached, Attachment, Session};
 use crate::stats::{Counters, Stats};
+use crate::trace::{CallSpan, end_of_call};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, Size, Windows,
 };
@@ -371,19 +372,19 @@ pub struct Call {
 
 enum CallState {
     Failed(Option<CallError>),
-    UnderWay(Rc<Attached>, usize, Reactor),
+    UnderWay(Rc<Attached>, usize, Reactor, CallSpan),
     Over,
 }
 
 impl Call {
     fn new(attached: Rc<Attached>, key: usize, reactor: Reactor) -> Call {
-        Call { state: CallState::UnderWay(attached, key, reactor), deadline: None }
+        Call { state: CallState::UnderWay(attached, key, reactor, CallSpan::called(key)), deadline: None }
     }
 
     /// Withdraws the call, with [`CallError::Deadline`], when so much time has passed from now without an
     /// answer. The last such limit counts. The server is not told; [`CallOptions::within`] does that.
     pub fn within(mut self, time: Duration) -> Call {
-        if let CallState::UnderWay(_, _, reactor) = &self.state {
+        if let CallState::UnderWay(_, _, reactor, _) = &self.state {
             self.deadline = deadline(reactor, time);
         }
         self
@@ -401,7 +402,13 @@ impl Future for Call {
         let this = &mut *self;
         let poll = match &mut this.state {
             CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
-            CallState::UnderWay(attached, key, _) => attached.session().poll_call(*key, context),
+            CallState::UnderWay(attached, key, _, span) => {
+                let poll = attached.session().poll_call(*key, context);
+                if let Poll::Ready(result) = &poll {
+                    span.ended(end_of_call(result));
+                }
+                poll
+            }
             CallState::Over => panic!("polled after its end"),
         };
         if let Poll::Ready(result) = poll {
@@ -411,7 +418,7 @@ impl Future for Call {
         if let Some(deadline) = &mut this.deadline
             && Pin::new(deadline).poll(context).is_ready()
         {
-            this.withdraw();
+            this.withdraw("deadline");
             return Poll::Ready(Err(CallError::Deadline));
         }
         Poll::Pending
@@ -419,16 +426,18 @@ impl Future for Call {
 }
 
 impl Call {
-    fn withdraw(&mut self) {
-        if let CallState::UnderWay(attached, key, _) = std::mem::replace(&mut self.state, CallState::Over) {
+    fn withdraw(&mut self, why: &'static str) {
+        let state = std::mem::replace(&mut self.state, CallState::Over);
+        if let CallState::UnderWay(attached, key, _, span) = state {
             attached.session().withdraw(key);
+            span.ended(why);
         }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.withdraw();
+        self.withdraw("withdrawn");
     }
 }
 

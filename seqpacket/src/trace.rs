@@ -1,0 +1,92 @@
+//! A span for each call, for programs that are built with the feature `trace-calls`.
+//!
+//! Without the feature there is nothing here: a span of no size, whose end nobody writes down. With it a
+//! subscriber is called only where nothing of ours is borrowed, for it may be anybody's code. It never knows
+//! sessions.
+
+#[cfg(feature = "trace-calls")]
+use tracing::{Span, field::Empty, trace_span};
+
+use crate::error::{AnswerError, CallError};
+
+/// One call, on one of its two sides: from its beginning here to its end here.
+pub(crate) struct CallSpan {
+    #[cfg(feature = "trace-calls")]
+    span: Span,
+}
+
+#[cfg(feature = "trace-calls")]
+impl CallSpan {
+    /// On the caller's side.
+    pub(crate) fn called(number: usize) -> CallSpan {
+        CallSpan { span: trace_span!(target: "seqpacket", "call", number, outcome = Empty) }
+    }
+
+    /// On the side of whoever handles it.
+    pub(crate) fn served(number: u32, bytes: usize, pid: i32) -> CallSpan {
+        CallSpan { span: trace_span!(target: "seqpacket", "serve", number, bytes, pid, outcome = Empty) }
+    }
+
+    pub(crate) fn ended(&self, outcome: &'static str) {
+        self.span.record("outcome", outcome);
+    }
+}
+
+#[cfg(not(feature = "trace-calls"))]
+impl CallSpan {
+    pub(crate) fn called(_: usize) -> CallSpan {
+        CallSpan {}
+    }
+
+    pub(crate) fn served(_: u32, _: usize, _: i32) -> CallSpan {
+        CallSpan {}
+    }
+
+    pub(crate) fn ended(&self, _: &'static str) {}
+}
+
+/// What a call came to, in a word.
+pub(crate) fn end_of_call<T>(result: &Result<T, CallError>) -> &'static str {
+    match result {
+        Ok(_) => "answered",
+        Err(CallError::Gone) => "gone",
+        Err(CallError::Dropped) => "dropped",
+        Err(CallError::Cancelled) => "cancelled",
+        Err(CallError::Deadline) => "deadline",
+        Err(CallError::Expired) => "expired",
+        Err(CallError::Refused) => "refused",
+        Err(CallError::TooLarge(_)) => "too large",
+        Err(CallError::Truncated) => "truncated",
+        Err(CallError::DescriptorsLost(_)) => "descriptors lost",
+        Err(CallError::OutOfDescriptors(_)) => "out of descriptors",
+        Err(CallError::OutOfMemory(_)) => "out of memory",
+        Err(CallError::WouldBlock) => "would block",
+        Err(CallError::Malformed(_)) => "malformed",
+        Err(CallError::Io(_)) => "io",
+    }
+}
+
+/// What answering, or handing on, came to.
+pub(crate) fn end_of_answer<T>(result: &Result<T, AnswerError>, good: &'static str) -> &'static str {
+    match result {
+        Ok(_) => good,
+        Err(AnswerError::Gone) => "gone",
+        Err(AnswerError::Withdrawn) => "withdrawn",
+        Err(AnswerError::TooLarge) => "too large",
+        Err(AnswerError::OutOfDescriptors) => "out of descriptors",
+        Err(AnswerError::WouldBlock) => "would block",
+        Err(AnswerError::Unread) => "unread",
+        Err(AnswerError::Empty) => "empty",
+    }
+}
+
+#[cfg(all(test, not(feature = "trace-calls")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_off_takes_no_room_and_no_time() {
+        assert_eq!(size_of::<CallSpan>(), 0);
+        assert!(!std::mem::needs_drop::<CallSpan>());
+    }
+}
