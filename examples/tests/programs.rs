@@ -46,6 +46,13 @@ on_each_driver! {
         assert_eq!(shown.matches("a client was told: GET /").count(), 3, "{shown}");
     }
 
+    fn large_messages_arrive_each_way(_reactor: &Reactor) {
+        let shown = succeeds("large_messages", &["1"]);
+        for way in ["bare packets", "large call", "large answer", "sealed memory"] {
+            assert_eq!(shown.matches(way).count(), 5, "{shown}");
+        }
+    }
+
     fn each_message_runs_the_callback_once(_reactor: &Reactor) {
         let shown = succeeds("make_socket", &[]);
         for said in ["says: loading\n", "says: loaded\n", "says: may I go? (and was answered: true)\n"] {
