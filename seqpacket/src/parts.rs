@@ -364,3 +364,102 @@ impl Watch {
         self.0 = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PART: usize = 100;
+
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn assembly(total: usize) -> Assembly {
+        Assembly::begin(total as u32, Parcel::default(), now()).unwrap()
+    }
+
+    #[test]
+    fn a_message_is_whole_with_its_last_byte() {
+        for (total, parts) in [(1, 1), (99, 1), (100, 1), (101, 2), (200, 2), (201, 3)] {
+            let bytes: Vec<u8> = (0..total).map(|at| at as u8).collect();
+            let mut assembly = assembly(total);
+            let whole: Vec<bool> =
+                bytes.chunks(PART).map(|part| assembly.add(part, PART, now()).unwrap()).collect();
+            assert_eq!(whole.iter().position(|whole| *whole), Some(parts - 1), "{total}");
+            assert_eq!(assembly.into_parcel().into_bytes(), bytes);
+        }
+    }
+
+    #[test]
+    fn a_part_is_full_or_the_last() {
+        for (length, missing, allowed) in [
+            (100, 101, true),
+            (99, 101, false),
+            (101, 101, false),
+            (100, 100, true),
+            (1, 1, true),
+            (2, 1, false),
+            (99, 100, false),
+        ] {
+            assert_eq!(expect_part(length, missing, PART).is_ok(), allowed, "{length} of {missing}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_wants_is_counted_and_not_kept() {
+        let mut of_no_use = Assembly::of_no_use(150, now());
+        assert_eq!(of_no_use.add(&[7; 100], PART, now()), Ok(false));
+        assert_eq!(of_no_use.add(&[7; 50], PART, now()), Ok(true));
+        assert!(of_no_use.into_parcel().bytes().is_empty());
+        let mut given_up = assembly(150);
+        given_up.add(&[7; 100], PART, now()).unwrap();
+        assert_eq!(given_up.give_up().0.unwrap(), [7; 100]);
+        assert_eq!(given_up.missing(), 50);
+        assert_eq!(given_up.add(&[7; 50], PART, now()), Ok(true));
+    }
+
+    #[test]
+    fn memory_is_claimed_up_to_its_end_and_given_back() {
+        let memory = Memory::new(100);
+        let first = Memory::claim(&memory, 60);
+        assert!(first.is_some());
+        assert!(Memory::claim(&memory, 41).is_none());
+        assert!(Memory::claim(&memory, 40).is_some(), "dropped again at once");
+        drop(first);
+        assert!(Memory::claim(&memory, 100).is_some());
+        assert!(Memory::claim(&memory, 101).is_none());
+    }
+
+    proptest! {
+        /// Whatever lengths a peer sends, it gets no further than the message is long, and only by parts that
+        /// are full or the last.
+        #[test]
+        fn an_assembly_agrees_with_a_list(
+            total in 1..1_000_usize,
+            lengths in prop::collection::vec(prop_oneof![3 => Just(PART), 1 => 1..=PART], 1..20),
+        ) {
+            let mut assembly = assembly(total);
+            let mut list: Vec<u8> = Vec::new();
+            for (place, length) in lengths.into_iter().enumerate() {
+                let part = vec![place as u8; length];
+                let left = total - list.len();
+                let fits = length == PART && left > PART || length == left && left <= PART;
+                prop_assert_eq!(assembly.add(&part, PART, now()).is_ok(), fits);
+                if !fits {
+                    break;
+                }
+                list.extend(part);
+                prop_assert_eq!(assembly.missing(), total - list.len());
+                if list.len() == total {
+                    prop_assert_eq!(assembly.into_parcel().into_bytes(), list);
+                    break;
+                }
+            }
+        }
+    }
+}
