@@ -1,9 +1,9 @@
 //! What it costs to give another process 256 KiB to 64 MiB: as one large message of a session, as sealed
 //! memory whose descriptor goes into a small one, and as bare packets over a socket pair.
 //!
-//! The bytes are in a buffer of this process when the clock starts; it stops when the other has looked at each
-//! cache line of them and said so. The ways take turns, so that whatever the machine does meanwhile it does to
-//! all of them. Two processes on one CPU; with `apart` wherever the kernel puts them.
+//! The bytes are in a buffer of this process when the clock starts; it stops when the other has looked at
+//! each cache line of them and said so. The ways take turns, so that whatever the machine does meanwhile it
+//! does to all of them. Two processes on one CPU; with `apart` wherever the kernel puts them.
 //!
 //! ```text
 //! cargo run --release -p sendright-examples --example large_messages [apart] [MIB]

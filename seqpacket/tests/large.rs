@@ -133,6 +133,47 @@ on_each_driver! {
         assert_eq!((error.was_sent(), error.may_have_been_seen()), (Some(false), false));
     }
 
+    fn the_largest_message_is_64_mib_unless_the_server_says_otherwise(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        executor.spawn(echo_lengths(mailbox));
+        let largest = 64 << 20;
+        assert_eq!(executor.block_on(object.call(vec![7; largest])).unwrap().bytes(), number(largest));
+        let error = executor.block_on(object.call(vec![7; largest + 1])).unwrap_err();
+        assert!(matches!(error, CallError::TooLarge(Part::Call)));
+    }
+
+    fn a_deadline_goes_with_calls_of_every_size(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                let said = format!("{} {}", call.bytes().len(), call.deadline().is_some());
+                let _ = call.answer(said);
+            }
+        });
+        let patient = CallOptions { within: Some(Duration::from_secs(60)), ..CallOptions::default() };
+        for size in [1, 65_503, 65_504, 65_505, 65_519, 65_520, 65_521, MIB] {
+            let answer = executor.block_on(object.call_with(bytes(size), patient)).unwrap();
+            assert_eq!(answer.bytes(), format!("{size} true").into_bytes());
+        }
+    }
+
+    fn a_large_call_whose_time_is_over_before_it_is_whole_stops(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (server, object) = RawServer::new(reactor);
+        let hasty = CallOptions { within: Some(SOON), ..CallOptions::default() };
+        let attaching = object.call("first");
+        executor.settle();
+        let session = server.attach(&executor, Hello::default());
+        assert_eq!(kinds_of_next(&session, &executor).len(), 1);
+        let call = object.call_with(bytes(MIB), hasty);
+        assert!(matches!(executor.block_on(call), Err(CallError::Deadline)));
+        let heard = kinds_until(&session, &executor, Kind::Cancel);
+        assert!(count_of(Kind::Part, &heard) <= PACKETS_IN_A_QUEUE + PARTS_QUEUED_MAX);
+        drop(attaching);
+    }
+
     fn another_process_answers_large_calls_with_their_descriptors(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (bound, address) = testing::packet_pair();
@@ -602,8 +643,7 @@ on_each_driver! {
             ("room beyond the largest", vec![call(1, b"small", MIB + 1)]),
             ("more than the window", (1..4).map(|number| large_call(number, MIB, 0, 64)).collect()),
         ];
-        let mut before = 0;
-        for (what, packets) in cases {
+        for (before, (what, packets)) in (0..).zip(cases) {
             let session = RawClient::attach(&executor, object.share().unwrap());
             for packet in packets {
                 session.say(&packet, &[]);
@@ -611,7 +651,6 @@ on_each_driver! {
             session.hear_the_end(&executor);
             let violations = mailbox.violations();
             assert_eq!(violations.malformed + violations.beyond_window, before + 1, "{what}");
-            before += 1;
         }
         assert_eq!(mailbox.violations().beyond_window, 1);
         // Somebody who means well is still served.
