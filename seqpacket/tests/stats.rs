@@ -50,6 +50,23 @@ on_each_driver! {
         assert_eq!((server.sent.frames, server.sent.bytes, server.sent.descriptors), (2, 52 + 28, 0));
     }
 
+    /// Part by part, there and back.
+    fn both_sides_count_the_same_of_large_messages(reactor: &Reactor) {
+        const BYTES: usize = 200_000;
+        let room = ObjectOptions { answer_bytes: BYTES, ..ObjectOptions::default() };
+        let (object, mailbox) = object_with(reactor, room, MailboxOptions::default()).unwrap();
+        let executor = Executor::new(reactor);
+        let call = object.call(Message::new(vec![7; BYTES]).with_descriptor(null()));
+        executor.block_on(next(&mailbox, |call| call.answer(vec![8; BYTES]).unwrap()));
+        assert_eq!(executor.block_on(call).unwrap().bytes().len(), BYTES);
+        let (client, server) = (object.stats(), mailbox.stats());
+        assert_eq!(client.sent, server.received);
+        assert_eq!(client.received, server.sent);
+        assert_eq!(client.calls, server.calls);
+        // What opens it, and four parts.
+        assert_eq!((client.sent.frames, client.sent.descriptors), (5, 1));
+    }
+
     fn each_call_is_counted_once_by_how_it_ended(reactor: &Reactor) {
         let (object, mailbox) = object(reactor).unwrap();
         let executor = Executor::new(reactor);
