@@ -2,9 +2,9 @@
 //! call at a time; and 32 at a time for sessions.
 //!
 //! Twice: both processes on one CPU, where everybody sleeps, and, where there are two CPUs, one for each.
-//! There the client looks for a while before it sleeps, and so do the floor and the server: what is compared is
-//! the price of waking nobody. The ways take turns in short rounds, so that whatever the machine does meanwhile
-//! it does to all of them. It is a sketch to be repeated anywhere, not a benchmark suite.
+//! There the client looks for a while before it sleeps, and so do the floor and the server: what is compared
+//! is the price of waking nobody. The ways take turns in short rounds, so that whatever the machine does
+//! meanwhile it does to all of them. It is a sketch to be repeated anywhere, not a benchmark suite.
 //!
 //! ```text
 //! cargo run --release -p sendright-examples --example round_trip_blocking

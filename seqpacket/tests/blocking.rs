@@ -331,6 +331,67 @@ on_each_driver! {
         assert!(answers.into_iter().all(|answer| answer.unwrap().bytes() == largest));
     }
 
+    // Large messages.
+
+    fn large_messages_go_both_ways_with_their_descriptors(_reactor: &Reactor) {
+        let (_server, object) = served();
+        let fd = null();
+        for bytes in [65_520, 65_521, 65_520 * 2, 65_520 * 2 + 1, 3 << 20] {
+            let large: Vec<u8> = (0..bytes).map(|n| (n / 5) as u8).collect();
+            let options = CallOptions { answer_bytes: Some(bytes), ..CallOptions::default() };
+            let answer = object.call_with(Outgoing::from(&large).lend(fd.as_fd()), options).unwrap();
+            assert_eq!(answer.descriptors(), 1);
+            assert!(answer.bytes() == large, "{bytes}");
+        }
+        echoes(&object);
+    }
+
+    fn a_large_answer_without_room_is_too_large(_reactor: &Reactor) {
+        let (_server, object) = served();
+        let large = vec![7; 100_000];
+        assert!(matches!(object.call(&large), Err(CallError::TooLarge(Part::Answer))));
+        let less = CallOptions { answer_bytes: Some(99_999), ..CallOptions::default() };
+        assert!(matches!(object.call_with(&large, less), Err(CallError::TooLarge(Part::Answer))));
+        let enough = CallOptions { answer_bytes: Some(100_000), ..CallOptions::default() };
+        assert_eq!(object.call_with(&large, enough).unwrap().bytes().len(), 100_000);
+    }
+
+    fn large_calls_with_a_deadline_are_answered_in_time_or_withdrawn(_reactor: &Reactor) {
+        let (_server, object) = served();
+        let large = vec![7; 1 << 20];
+        let options = CallOptions { answer_bytes: Some(1 << 20), ..within(LONG) };
+        assert_eq!(object.call_with(&large, options).unwrap().bytes().len(), 1 << 20);
+        for _ in 0..10 {
+            let hasty = CallOptions { within: Some(Duration::from_micros(300)), ..options };
+            let _ = object.call_with(&large, hasty);
+            echoes(&object);
+        }
+    }
+
+    fn large_and_small_calls_mix_in_one_batch(_reactor: &Reactor) {
+        let (_server, object) = served();
+        let large = vec![7; 300_000];
+        let options = CallOptions { answer_bytes: Some(300_000), ..CallOptions::default() };
+        let begun: Vec<_> = (0..12)
+            .map(|n| if n % 3 == 0 { object.begin_with(&large, options) } else { object.begin("small") })
+            .collect();
+        for (n, pending) in begun.into_iter().enumerate() {
+            let bytes = if n % 3 == 0 { 300_000 } else { 5 };
+            assert_eq!(pending.unwrap().finish().unwrap().bytes().len(), bytes, "{n}");
+        }
+    }
+
+    fn a_server_that_dies_in_the_middle_of_large_messages_drops_them(_reactor: &Reactor) {
+        let (mut server, object) = served();
+        echoes(&object);
+        let large = vec![7; 8 << 20];
+        let options = CallOptions { answer_bytes: Some(8 << 20), ..CallOptions::default() };
+        let held = object.begin_with(&large, options).unwrap();
+        server.kill();
+        assert!(matches!(held.finish(), Err(CallError::Dropped)));
+        assert!(matches!(until_gone(|| object.call(&large)), CallError::Gone));
+    }
+
     // Ends.
 
     fn a_server_that_dies_drops_its_calls_and_the_next_call_says_gone(_reactor: &Reactor) {
@@ -465,6 +526,22 @@ on_each_driver! {
         assert!(matches!(until_gone(|| object.call("anyone?")), CallError::Gone));
     }
 
+    fn a_large_plain_answer_is_put_together(_reactor: &Reactor) {
+        let (_server, object) = plainly_served();
+        for bytes in [0_u64, 65_520, 65_521, 1 << 20] {
+            let mut answer = object.call_large(plain_data(&bytes)).unwrap();
+            assert_eq!((answer.bytes().len() as u64, answer.descriptors()), (bytes, 1));
+            drop(answer.take_descriptor());
+        }
+        object.set_large_answer_bytes(100_000);
+        assert_eq!(object.call_large(plain_data(&100_000_u64)).unwrap().bytes().len(), 100_000);
+        let error = object.call_large(plain_data(&100_001_u64)).unwrap_err();
+        assert!(matches!(error, CallError::TooLarge(Part::Answer)), "{error:?}");
+        assert!(matches!(object.call_large("no large one"), Err(CallError::Malformed(_))));
+        assert!(matches!(object.call_large("drop"), Err(CallError::Dropped)));
+        assert!(matches!(object.call_large_within("hold", SHORT), Err(CallError::Deadline)));
+    }
+
     fn a_plain_call_that_is_dropped_is_withdrawn(_reactor: &Reactor) {
         let (_server, object) = plainly_served();
         drop(object.begin("tell me when I go").unwrap());
@@ -556,6 +633,11 @@ helper! {
                 match call.bytes() {
                     b"drop" => drop(call),
                     b"hold" | b"tell me when I go" => held.push(call.into_continuation()),
+                    [_, _, _, _, _, _, _, _] => {
+                        let bytes: u64 = call.read().unwrap();
+                        let answer = Message::new(vec![7; bytes as usize]).with_descriptor(null());
+                        let _ = call.into_continuation().answer_large(answer).await;
+                    }
                     b"both gone?" => {
                         for continuation in &held {
                             continuation.cancelled().await;

@@ -14,6 +14,8 @@ use ring::{SendError, WaitPolicy};
 
 use crate::blocking::Answer;
 use crate::error::{CallError, Part};
+use crate::large::{Assembly, LARGE_ANSWER_BYTES_DEFAULT};
+use crate::parcel::Parcel;
 use crate::plain::{PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX};
 
 /// The right to call a plain object, for programs without a reactor: see
@@ -56,6 +58,15 @@ pub struct PlainObject {
     /// Of the last call.
     spent: RefCell<Option<Socket>>,
     answer_descriptors: Cell<usize>,
+    large_answer_bytes: Cell<usize>,
+}
+
+/// What the near end of a call is to bring, which both sides know beforehand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    OnePacket,
+    /// An answer of so many bytes at most.
+    Packets(usize),
 }
 
 impl PlainObject {
@@ -72,6 +83,7 @@ impl PlainObject {
             inbox: RefCell::new(Inbox::new(WaitPolicy::Sleep)),
             spent: RefCell::new(None),
             answer_descriptors: Cell::new(ring::DESCRIPTORS_DEFAULT),
+            large_answer_bytes: Cell::new(LARGE_ANSWER_BYTES_DEFAULT),
         })
     }
 
@@ -86,13 +98,20 @@ impl PlainObject {
         self.answer_descriptors.set(count.min(ring::DESCRIPTORS_MAX));
     }
 
+    /// How many bytes a [large](PlainObject::call_large) answer may have:
+    /// [`LARGE_ANSWER_BYTES_DEFAULT`](crate::LARGE_ANSWER_BYTES_DEFAULT) unless told otherwise. For calls from
+    /// now on.
+    pub fn set_large_answer_bytes(&self, bytes: usize) {
+        self.large_answer_bytes.set(bytes);
+    }
+
     /// Calls, and waits for the answer. From 1 to 65,536 bytes, and up to 252 argument descriptors; those
     /// given are closed here once they are sent.
     ///
     /// # Errors
     /// See [`CallError`].
     pub fn call<'a>(&self, message: impl Into<Outgoing<'a>>) -> Result<Answer, CallError> {
-        self.begin_until(message.into(), None)?.finish()
+        self.begin_until(message.into(), None, Expected::OnePacket)?.finish()
     }
 
     /// As [`call`](PlainObject::call); withdraws the call when so much time has passed without an answer.
@@ -104,7 +123,36 @@ impl PlainObject {
         message: impl Into<Outgoing<'a>>,
         within: Duration,
     ) -> Result<Answer, CallError> {
-        self.begin_until(message.into(), Instant::now().checked_add(within))?.finish()
+        let deadline = Instant::now().checked_add(within);
+        self.begin_until(message.into(), deadline, Expected::OnePacket)?.finish()
+    }
+
+    /// As [`call`](PlainObject::call), where the answer is a
+    /// [large](crate::PlainContinuation::answer_large) one: of any number of bytes up to
+    /// [a limit](PlainObject::set_large_answer_bytes), in several packets over the call's own pair. That it is
+    /// one both sides know beforehand; nothing in the answer says so.
+    ///
+    /// # Errors
+    /// See [`CallError`]; [`TooLarge`](CallError::TooLarge) for an answer beyond the limit,
+    /// [`Dropped`](CallError::Dropped) for one that breaks off, [`Malformed`](CallError::Malformed) for one
+    /// that is no large one.
+    pub fn call_large<'a>(&self, message: impl Into<Outgoing<'a>>) -> Result<Answer, CallError> {
+        self.begin_until(message.into(), None, Expected::Packets(self.large_answer_bytes.get()))?.finish()
+    }
+
+    /// As [`call_large`](PlainObject::call_large); withdraws the call when so much time has passed and the
+    /// answer is not whole.
+    ///
+    /// # Errors
+    /// As `call_large`; [`Deadline`](CallError::Deadline) when the time is over.
+    pub fn call_large_within<'a>(
+        &self,
+        message: impl Into<Outgoing<'a>>,
+        within: Duration,
+    ) -> Result<Answer, CallError> {
+        let deadline = Instant::now().checked_add(within);
+        let expected = Expected::Packets(self.large_answer_bytes.get());
+        self.begin_until(message.into(), deadline, expected)?.finish()
     }
 
     /// Sends a call without waiting for its answer. A full queue is waited for.
@@ -112,13 +160,14 @@ impl PlainObject {
     /// # Errors
     /// As [`call`](PlainObject::call), as far as it is known by now.
     pub fn begin<'a>(&self, message: impl Into<Outgoing<'a>>) -> Result<PlainPending<'_>, CallError> {
-        self.begin_until(message.into(), None)
+        self.begin_until(message.into(), None, Expected::OnePacket)
     }
 
     fn begin_until(
         &self,
         message: Outgoing<'_>,
         deadline: Option<Instant>,
+        expected: Expected,
     ) -> Result<PlainPending<'_>, CallError> {
         if message.bytes().is_empty() {
             return Err(CallError::Malformed("an empty message cannot be told from the end of file"));
@@ -142,7 +191,7 @@ impl PlainObject {
             error => CallError::from_send(error),
         })?;
         // `far` and what was given close here: a copy kept would hide the answerer's death.
-        Ok(PlainPending { object: self, near: Some(near), deadline })
+        Ok(PlainPending { object: self, near: Some(near), deadline, expected })
     }
 
     /// A duplicate of the descriptor, for another holder.
@@ -160,6 +209,7 @@ impl PlainObject {
     pub fn try_clone(&self) -> io::Result<PlainObject> {
         let clone = PlainObject::from_fd(self.share()?).map_err(io::Error::other)?;
         clone.answer_descriptors.set(self.answer_descriptors.get());
+        clone.large_answer_bytes.set(self.large_answer_bytes.get());
         Ok(clone)
     }
 }
@@ -176,6 +226,7 @@ pub struct PlainPending<'a> {
     object: &'a PlainObject,
     near: Option<Socket>,
     deadline: Option<Instant>,
+    expected: Expected,
 }
 
 impl PlainPending<'_> {
@@ -190,7 +241,10 @@ impl PlainPending<'_> {
             return Err(CallError::Dropped);
         }
         let mut inbox = self.object.inbox.borrow_mut();
-        let answer = answer_from(inbox.receive(&near, self.deadline));
+        let answer = match self.expected {
+            Expected::OnePacket => answer_from(inbox.receive(&near, self.deadline)),
+            Expected::Packets(bytes_max) => large_answer(&mut inbox, &near, bytes_max, self.deadline),
+        };
         drop(inbox);
         if answer.is_ok() {
             *self.object.spent.borrow_mut() = Some(near);
@@ -205,6 +259,24 @@ impl fmt::Debug for PlainPending<'_> {
     }
 }
 
+/// All packets of a large answer.
+fn large_answer(
+    inbox: &mut Inbox,
+    near: &Socket,
+    bytes_max: usize,
+    deadline: Option<Instant>,
+) -> Result<Answer, CallError> {
+    let mut assembly = Assembly::new(bytes_max);
+    loop {
+        let mut packet = inbox.receive(near, deadline).map_err(failed)?;
+        let descriptors = Parcel::of_descriptors(packet.take_descriptors());
+        if let Some(mut whole) = assembly.add(packet.bytes(), descriptors)? {
+            let descriptors = whole.take_descriptors();
+            return Ok(Answer::new(whole.into_bytes(), descriptors));
+        }
+    }
+}
+
 /// What came over a near end.
 pub(super) fn answer_from(
     received: Result<ring::blocking::Received<'_>, ReceiveError>,
@@ -214,11 +286,16 @@ pub(super) fn answer_from(
             let descriptors = received.take_descriptors();
             Ok(Answer::new(received.bytes().to_vec(), descriptors))
         }
-        Err(ReceiveError::Closed) => Err(CallError::Dropped),
-        Err(ReceiveError::Deadline) => Err(CallError::Deadline),
-        Err(ReceiveError::Truncated(_)) => Err(CallError::Truncated),
-        Err(ReceiveError::DescriptorsLost(_)) => Err(CallError::DescriptorsLost(Part::Answer)),
-        Err(ReceiveError::Io(error)) => Err(CallError::Io(error)),
-        Err(_) => Err(CallError::Dropped),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn failed(error: ReceiveError) -> CallError {
+    match error {
+        ReceiveError::Deadline => CallError::Deadline,
+        ReceiveError::Truncated(_) => CallError::Truncated,
+        ReceiveError::DescriptorsLost(_) => CallError::DescriptorsLost(Part::Answer),
+        ReceiveError::Io(error) => CallError::Io(error),
+        _ => CallError::Dropped,
     }
 }
