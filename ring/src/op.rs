@@ -562,14 +562,21 @@ impl Core {
     }
 
     /// Submits what was queued since the last turn.
-    fn flush(&mut self, woken: &mut Woken) {
+    ///
+    /// Says whether something waits behind a letter that was submitted, silently, when the last turn ended:
+    /// nobody is told when that is home, so this turn must not sleep over it. A large answer stood still for
+    /// ten seconds behind a small one.
+    fn flush(&mut self, woken: &mut Woken) -> bool {
+        let mut behind = false;
         for key in std::mem::take(&mut self.dirty) {
             let Some(channel) = self.channels.get_mut(key) else { continue };
             channel.lane.dirty = false;
             self.advance_lane(key, woken);
+            behind |= self.channels.get(key).is_some_and(|channel| channel.lane.waits_behind_silence());
             // Of a closed socket whose peer is gone nothing went out, and nothing will come home.
             self.advance_if_closed(key);
         }
+        behind
     }
 
     fn advance_lane(&mut self, key: usize, woken: &mut Woken) {
@@ -1059,9 +1066,9 @@ impl Core {
     /// Submits, sleeps, reaps. Says whether anything came home.
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
-        self.flush(woken);
+        let behind = self.flush(woken);
         let mut home = std::mem::take(&mut self.home);
-        let sleep = if home.is_empty() { self.sleep_within(sleep, woken) } else { Sleep::Not };
+        let sleep = if home.is_empty() && !behind { self.sleep_within(sleep, woken) } else { Sleep::Not };
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
         for completion in home.drain(..) {
@@ -1298,6 +1305,12 @@ impl Lane {
 
     fn is_idle(&self) -> bool {
         self.is_empty() && self.unblock.is_none()
+    }
+
+    /// What is with the driver comes home without a word, and something waits for that.
+    fn waits_behind_silence(&self) -> bool {
+        let silent = self.current.as_ref().is_some_and(|slip| slip.silent);
+        self.away.is_some() && silent && !self.waiting.is_empty()
     }
 
     /// A letter is with the driver, or goes to it in the next turn.

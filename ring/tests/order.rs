@@ -306,6 +306,19 @@ on_each_driver_and_seed! {
 
 // What needs other threads, real processes, or turns that can be counted.
 on_each_driver! {
+    /// A large answer stood still behind a small one until something else happened.
+    fn what_waits_behind_a_silent_send_is_not_slept_over(reactor: &Reactor) {
+        let (near, far) = testing::ends(reactor, false);
+        near.post_or(&[b"one"], Vec::new(), b"never".to_vec());
+        near.post_or(&[b"two"], Vec::new(), b"never".to_vec());
+        // The first has gone, and the second is with the driver.
+        reactor.turn(ring::Wait::Not).unwrap();
+        testing::settle(reactor, near.send("three")).unwrap();
+        for expected in ["one", "two", "three"] {
+            assert_eq!(testing::receive_packet(&far).unwrap().bytes, expected.as_bytes());
+        }
+    }
+
     /// A post is silent, and a stream may take a part of it: the rest must follow.
     fn posts_on_a_stream_arrive_whole(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
