@@ -62,8 +62,8 @@
 //!   certain that nobody has seen the call; others end with [`CallError::Gone`].
 //! - Answers to calls that were withdrawn are swallowed by later calls.
 //! - There is no budget of descriptors. With none left an answer is [`CallError::DescriptorsLost`].
-//! - A large call is sent, all of it, before [`begin`](Object::begin) returns. And a large answer needs somebody
-//!   who reads: a server ends the session of a client that takes none of it for
+//! - A large call is sent, all of it, before [`begin`](Object::begin) returns. And a large answer needs
+//!   somebody who reads: a server ends the session of a client that takes none of it for
 //!   [some time](crate::LARGE_STALL_MAX). Calls that ask for one are not to be begun and then forgotten.
 //!
 //! It does not serve objects: see [`Mailbox`](crate::Mailbox).

@@ -99,8 +99,8 @@ impl PlainObject {
     }
 
     /// How many bytes a [large](PlainObject::call_large) answer may have:
-    /// [`LARGE_ANSWER_BYTES_DEFAULT`](crate::LARGE_ANSWER_BYTES_DEFAULT) unless told otherwise. For calls from
-    /// now on.
+    /// [`LARGE_ANSWER_BYTES_DEFAULT`](crate::LARGE_ANSWER_BYTES_DEFAULT) unless told otherwise. For calls
+    /// from now on.
     pub fn set_large_answer_bytes(&self, bytes: usize) {
         self.large_answer_bytes.set(bytes);
     }
