@@ -129,8 +129,8 @@ impl PlainObject {
 
     /// As [`call`](PlainObject::call), where the answer is a
     /// [large](crate::PlainContinuation::answer_large) one: of any number of bytes up to
-    /// [a limit](PlainObject::set_large_answer_bytes), in several packets over the call's own pair. That it is
-    /// one both sides know beforehand; nothing in the answer says so.
+    /// [a limit](PlainObject::set_large_answer_bytes), in several packets over the call's own pair. That it
+    /// is one both sides know beforehand; nothing in the answer says so.
     ///
     /// # Errors
     /// See [`CallError`]; [`TooLarge`](CallError::TooLarge) for an answer beyond the limit,
