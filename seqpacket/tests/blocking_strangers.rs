@@ -108,7 +108,7 @@ impl Peer {
     #[track_caller]
     fn answer_large(&self, number: u32, bytes: &[u8]) {
         self.say(&large_answer(number, bytes.len(), 0));
-        for part in bytes.chunks(60_000) {
+        for part in bytes.chunks(65_520) {
             self.say(&frame(Header::part(number, part.len() as u32), part));
         }
     }
@@ -231,11 +231,11 @@ in_own_process! {
             assert_eq!(support::said_by_client(&calls).len(), 3);
             let (one, two) = (patterned(70_000), vec![9; 80_000]);
             peer.say(&large_answer(0, one.len(), 0));
-            peer.say(&[part(0, &one[..10]), large_answer(2, two.len(), 0)].concat());
-            peer.say(&[part(2, &two[..60_000]), answer(1, b"small", 0)].concat());
-            peer.say(&part(0, &one[10..60_010]));
-            peer.say(&part(2, &two[60_000..]));
-            peer.say(&part(0, &one[60_010..]));
+            peer.say(&large_answer(2, two.len(), 0));
+            peer.say(&part(2, &two[..65_520]));
+            peer.say(&part(0, &one[..65_520]));
+            peer.say(&[part(2, &two[65_520..]), answer(1, b"small", 0)].concat());
+            peer.say(&part(0, &one[65_520..]));
         });
         let begun: Vec<_> = (0..3).map(|_| object.begin_with("?", large_room()).unwrap()).collect();
         let answers: Vec<_> = begun.into_iter().map(|begun| begun.finish().unwrap().into_bytes()).collect();
@@ -250,9 +250,9 @@ in_own_process! {
             for whole in [true, false] {
                 let (number, _) = peer.hear_call();
                 peer.say_with(&large_answer(number, 70_000, 2), &[fd.as_fd(), fd.as_fd()]);
-                peer.say(&part(number, &[7; 60_000]));
+                peer.say(&part(number, &[7; 65_520]));
                 if whole {
-                    peer.say(&part(number, &[7; 10_000]));
+                    peer.say(&part(number, &[7; 4_480]));
                 }
             }
         });
@@ -317,10 +317,10 @@ in_own_process! {
             for refused in [false, true] {
                 let (number, _) = peer.hear_call();
                 peer.say(&large_answer(number, 70_000, 0));
-                peer.say(&part(number, &[7; 60_000]));
+                peer.say(&part(number, &[7; 65_520]));
                 assert_eq!(peer.hear_frame(), (Kind::Cancel, number, Vec::new()));
                 match refused {
-                    false => peer.say(&part(number, &[7; 10_000])),
+                    false => peer.say(&part(number, &[7; 4_480])),
                     true => peer.say(&RefusedReason::Cancelled.frame(number)),
                 }
                 let (number, _) = peer.hear_call();
