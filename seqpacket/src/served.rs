@@ -661,8 +661,11 @@ impl Session {
         if state.over {
             return;
         }
-        let bytes = parts.iter().map(|part| part.len()).sum();
-        state.said += bytes as u64;
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        // As much as may wait in its place: a refusal is a byte longer than an ELSEWHERE or an empty answer,
+        // and with that byte not counted the frame before it would seem not to have left. Its caller, who has
+        // read it and calls again, was disconnected for not reading.
+        state.said += instead.as_ref().map_or(bytes, |instead| bytes.max(instead.len())) as u64;
         drop(state);
         self.counters.sent(bytes, descriptors.len());
         match instead {
@@ -695,8 +698,8 @@ impl Session {
     fn settle(&self) {
         let unsent = self.socket.unsent() as u64;
         let state = &mut *self.state.borrow_mut();
-        // A refusal sent in an answer's place is shorter, so that more seems to have left than has. Where
-        // nothing waits the count is right again.
+        // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to have
+        // left than has. Where nothing waits the count is right again.
         let left = if unsent == 0 { u64::MAX } else { state.said.saturating_sub(unsent) };
         while let Some(&(end, cost)) = state.unsettled.front()
             && end <= left

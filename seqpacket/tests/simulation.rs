@@ -175,6 +175,13 @@ in_own_process! {
         worlds(5_500_000, Faults::UNNOTICED, Events::Leaves, &["answered", "gone", "dropped"]);
     }
 
+    /// A refusal that takes an answer's place can be longer by a byte. Found by these seeds.
+    fn a_caller_that_reads_is_not_disconnected_for_not_reading() {
+        let faults = Faults { out_of_memory: 0, ..Faults::ALL };
+        live(2_002_280, faults, Events::None, &mut Tally::default());
+        live(2_501_403, Faults::ALL, Events::None, &mut Tally::default());
+    }
+
     fn two_worlds_of_one_seed_are_the_same() {
         for_seeds(6_000_000, 20, |seed| {
             let print = || live(seed, Faults::ALL, Events::Deaths, &mut Tally::default());
