@@ -358,6 +358,30 @@ on_each_driver! {
         assert_eq!(executor.block_on(next).unwrap().bytes(), b"done");
     }
 
+    /// The near end cannot be sent, and whoever has the far end sees that nobody waits.
+    fn a_user_with_too_many_in_flight_hands_nothing_on(reactor: &Reactor) {
+        let (object, mailbox) = object(reactor).unwrap();
+        let executor = Executor::new(reactor);
+        let call = object.call("hello");
+        let taken = executor.block_on(mailbox.next()).unwrap().into_continuation();
+        let (_reader, writer) = std::io::pipe().unwrap();
+        testing::become_nobody();
+        let limit = testing::limit_descriptors(200);
+        let (parked, _far) = testing::packet_pair();
+        let many = vec![writer.as_fd(); 200];
+        let refused = (0..8).any(|_| testing::send_packet(&parked, b"parked", &many).is_err());
+        assert!(refused, "the user may have so many in flight");
+        let far = PlainContinuation::from_fd(reactor, taken.into_fd().unwrap()).unwrap();
+        let error = executor.block_on(call).unwrap_err();
+        assert!(matches!(error, CallError::OutOfDescriptors(Part::Answer)), "{error}");
+        executor.block_on(far.cancelled());
+        // What needs none goes on.
+        let next = object.call("next");
+        executor.block_on(mailbox.next()).unwrap().answer("done").unwrap();
+        assert_eq!(executor.block_on(next).unwrap().bytes(), b"done");
+        drop(limit);
+    }
+
     /// Its near end is lost on the way, and whoever has the far end sees that nobody waits.
     fn a_caller_without_descriptors_is_told(reactor: &Reactor) {
         let (server, object) = RawServer::new(reactor);
