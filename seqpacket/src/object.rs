@@ -404,6 +404,7 @@ impl Future for Call {
             CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
             CallState::UnderWay(attached, key, _, span) => {
                 let poll = attached.session().poll_call(*key, context);
+                let poll = poll.map_err(|error| too_late(error, &mut this.deadline, context));
                 if let Poll::Ready(result) = &poll {
                     span.ended(end_of_call(result));
                 }
@@ -445,6 +446,14 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Call")
     }
+}
+
+/// A handler sees the deadline too, and gives up in that very moment: a call that ends without an answer, and
+/// too late, has ended because it was too late.
+fn too_late(error: CallError, deadline: &mut Option<Sleep>, context: &mut Context<'_>) -> CallError {
+    let without_answer = matches!(error, CallError::Dropped | CallError::Cancelled);
+    let mut passed = || deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(context).is_ready());
+    if without_answer && passed() { CallError::Deadline } else { error }
 }
 
 /// A moment so far away that no clock can say it is none.

@@ -1002,8 +1002,10 @@ impl Hello {
         let flags = Flags { large, deadline };
         let extension = flags.any().then(|| Extension {
             total: if large { message.bytes } else { 0 },
-            // A u64 of microseconds is half a million years.
-            time_left_us: time_left.map_or(0, |time| time.as_micros().try_into().unwrap_or(u64::MAX)),
+            // Rounded up, so that the server's patience never ends before the caller's. A u64 of microseconds
+            // is half a million years.
+            time_left_us: time_left
+                .map_or(0, |time| time.as_nanos().div_ceil(1000).try_into().unwrap_or(u64::MAX)),
         });
         let length = if flags.any() { EXTENSION_BYTES as u32 } else { 0 };
         let length = if large { length } else { length + message.bytes };

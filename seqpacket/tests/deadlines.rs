@@ -248,6 +248,22 @@ on_each_driver! {
         assert!(call.answer("too late").is_err());
     }
 
+    /// The handler gives up at the deadline, and says so before the caller has looked at its own clock.
+    fn a_handler_that_gives_up_at_the_deadline_makes_no_dropped_call_of_it(reactor: &Reactor) {
+        let (object, mailbox) = seqpacket::object(reactor).unwrap();
+        let executor = Executor::new(reactor);
+        let call = object.call_with("hello", within(SHORT));
+        let taken = executor.block_on(mailbox.next()).unwrap().into_continuation();
+        executor.block_on(taken.cancelled());
+        drop(taken);
+        executor.settle();
+        assert!(matches!(executor.block_on(call), Err(CallError::Deadline)));
+        // In time it is a dropped call.
+        let call = object.call_with("hello", within(LONG));
+        drop(executor.block_on(mailbox.next()));
+        assert!(matches!(executor.block_on(call), Err(CallError::Dropped)));
+    }
+
     /// The caller's clock and the server's ways agree in the end: one outcome, and the session goes on.
     fn a_deadline_that_passes_ends_the_call_once(reactor: &Reactor) {
         let (object, mailbox) = seqpacket::object(reactor).unwrap();

@@ -276,7 +276,7 @@ impl Caller {
             match &mut self.calls[key] {
                 Stage::Done(_) => {
                     let Stage::Done(result) = self.calls.remove(key) else { unreachable!("looked at") };
-                    return result;
+                    return result.map_err(|error| too_late(error, deadline));
                 }
                 Stage::Elsewhere(near, room) => {
                     let answer = answer_from(self.inbox.receive(near, deadline));
@@ -838,6 +838,19 @@ impl Session {
         if let Some(Stage::UnderWay(_)) = calls.get(key) {
             self.over(key as u32, Err(error), calls);
         }
+    }
+}
+
+/// A handler sees the deadline too, and gives up in that very moment: a call that ends without an answer, and
+/// too late, has ended because it was too late.
+fn too_late(error: CallError, deadline: Option<Instant>) -> CallError {
+    match error {
+        CallError::Dropped | CallError::Cancelled
+            if deadline.is_some_and(|moment| moment <= Instant::now()) =>
+        {
+            CallError::Deadline
+        }
+        error => error,
     }
 }
 

@@ -166,12 +166,7 @@ impl Model {
                 "gone"
             }
             Err(CallError::Dropped) => {
-                let by_handler = match story.verb {
-                    Some(Verb::Drop | Verb::Forward | Verb::HandOn) => true,
-                    // The handler knows when its caller gives up, and may be the first to see that moment.
-                    Some(Verb::Never | Verb::Later) => story.within.is_some(),
-                    _ => false,
-                };
+                let by_handler = matches!(story.verb, Some(Verb::Drop | Verb::Forward | Verb::HandOn));
                 assert!((by_handler && story.seen) || allowed.dropped, "{}", context());
                 "dropped"
             }
