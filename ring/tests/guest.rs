@@ -148,6 +148,38 @@ on_each_driver! {
         }
     }
 
+    /// Sockets on which nobody receives make as much noise as one look at the kernel brings, and more.
+    fn a_message_behind_many_that_nobody_wants_is_not_lost(_reactor: &Reactor) {
+        const NOISY: usize = 300;
+        for trigger in TRIGGERS {
+            let mut host = Host::new(trigger);
+            let (noisy, others): (Vec<_>, Vec<_>) = (0..NOISY).map(|_| ends(host.reactor())).unzip();
+            let (near, far) = ends(host.reactor());
+            let noisy = Rc::new(noisy);
+            let (heard, done) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+            for place in 0..NOISY {
+                let (noisy, heard) = (Rc::clone(&noisy), Rc::clone(&heard));
+                host.guest().executor().spawn(async move {
+                    noisy[place].receive().await.unwrap();
+                    heard.set(heard.get() + 1);
+                });
+            }
+            let told = Rc::clone(&done);
+            host.guest().executor().spawn(async move {
+                assert_eq!(near.receive().await.unwrap().bytes(), b"wanted");
+                told.set(true);
+            });
+            // All of them are waited for before anything comes.
+            host.calm();
+            others.iter().for_each(|other| send_packet(other, b"wanted once", &[]).unwrap());
+            host.sleep_until(|| heard.get() == NOISY);
+            host.calm();
+            others.iter().for_each(|other| send_packet(other, b"not wanted", &[]).unwrap());
+            send_packet(&far, b"wanted", &[]).unwrap();
+            host.sleep_until(|| done.get());
+        }
+    }
+
     fn a_timer_wakes_the_host(_reactor: &Reactor) {
         for trigger in TRIGGERS {
             let mut host = Host::new(trigger);

@@ -16,7 +16,7 @@ use crate::envelope::{self, Room};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
-use crate::sys::{self, Event, Watched, errno, ready};
+use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 
 /// How many messages one socket may deliver in one turn before others have theirs.
 pub(super) const BURST_MAX: usize = 16;
@@ -43,6 +43,8 @@ pub(crate) struct Epoll {
     starved: Vec<Token>,
     unseen_turns: u32,
     events: Vec<Event>,
+    /// The last look brought as many events as it could: there may be more.
+    more: bool,
 }
 
 /// What is known of one descriptor.
@@ -89,6 +91,7 @@ impl Epoll {
             starved: Vec::new(),
             unseen_turns: 0,
             events: Vec::new(),
+            more: false,
         })
     }
 
@@ -166,8 +169,8 @@ impl Epoll {
             self.alarm.set(moment);
         }
         // Bell and timer were drained when epoll showed them, which it does in each turn that finds nothing
-        // else.
-        Ok(!self.hot.is_empty() || !self.cancelled.is_empty())
+        // else. Events that were not fetched are no news to a host that hears of edges only.
+        Ok(!self.hot.is_empty() || !self.cancelled.is_empty() || self.more)
     }
 
     pub(crate) fn wants_a_turn(&self, first: Option<Instant>) -> bool {
@@ -185,7 +188,9 @@ impl Epoll {
     // -- looking at epoll -------------------------------------------------------------------------------
 
     fn wait(&mut self, sleep: Sleep) -> io::Result<()> {
-        match sys::epoll_wait(self.epoll.as_fd(), sleep.duration(), &mut self.events) {
+        let result = sys::epoll_wait(self.epoll.as_fd(), sleep.duration(), &mut self.events);
+        self.more = self.events.len() == EVENTS_MAX;
+        match result {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             result => result,
         }
