@@ -72,7 +72,7 @@ impl Guest {
         let guest = Rc::new(self);
         let mut hosting = Hosting::new(Rc::clone(&guest))?;
         let task = spawn_local(poll_fn(move |context| hosting.poll(context)));
-        Ok(OnTokio { guest, task })
+        Ok(OnTokio { guest, task, over: false })
     }
 
     /// Runs a future in a tokio runtime, with this guest turned beside it: for who has no `LocalSet` and
@@ -124,6 +124,8 @@ impl Guest {
 pub struct OnTokio {
     guest: Rc<Guest>,
     task: JoinHandle<io::Error>,
+    /// That the task has ended has been told.
+    over: bool,
 }
 
 impl OnTokio {
@@ -138,13 +140,16 @@ impl OnTokio {
     }
 
     /// Waits until the guest cannot go on, which happens when the kernel refuses (as in [`Reactor::turn`]; no
-    /// peer can cause it) or the runtime is shut down: nothing on this reactor will come to an end any more.
-    /// Who does not want to know need not ask.
+    /// peer can cause it), when a task of the guest's own [`executor`](OnTokio::executor) panics, or when the
+    /// runtime is shut down: nothing on this reactor will come to an end any more. Who does not want to know
+    /// need not ask; who asks again is told so at once.
     pub async fn ended(&mut self) -> io::Error {
-        match (&mut self.task).await {
-            Ok(error) => error,
-            Err(join) => io::Error::other(join),
+        if self.over {
+            return io::Error::other("the guest has ended before");
         }
+        let ended = (&mut self.task).await;
+        self.over = true;
+        ended.unwrap_or_else(io::Error::other)
     }
 }
 

@@ -269,10 +269,13 @@ impl Reactor {
     fn turn_as_own_host(&self, sleep: driver::Sleep) -> io::Result<bool> {
         self.take_back();
         let mut any = self.step(driver::Sleep::Not)?;
-        if !any && sleep != driver::Sleep::Not && self.hand_over()? {
-            self.0.core.borrow().wait_for_descriptor(sleep)?;
-            self.take_back();
-            any = self.step(driver::Sleep::Not)?;
+        if !any && sleep != driver::Sleep::Not {
+            let _unattended = self.0.bell.unattended();
+            if self.hand_over()? {
+                self.0.core.borrow().wait_for_descriptor(sleep)?;
+                self.take_back();
+                any = self.step(driver::Sleep::Not)?;
+            }
         }
         if !self.hand_over()? {
             self.call_the_host();

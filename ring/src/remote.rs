@@ -89,9 +89,14 @@ impl Bell {
 
     /// From here on this waker is woken, and the eventfd left alone. Gives back the one before, to be dropped
     /// where nothing is locked.
-    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
     pub(crate) fn attend(&self, waker: Option<Waker>) -> Option<Waker> {
         std::mem::replace(&mut *self.attendant(), waker)
+    }
+
+    /// Until what is given back is dropped the eventfd is written to after all: who would be woken instead
+    /// runs on this thread, which sleeps.
+    pub(crate) fn unattended(&self) -> Unattended<'_> {
+        Unattended { bell: self, attendant: self.attend(None) }
     }
 
     fn attendant(&self) -> MutexGuard<'_, Option<Waker>> {
@@ -124,5 +129,16 @@ impl Bell {
 
     pub(crate) fn awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+pub(crate) struct Unattended<'a> {
+    bell: &'a Bell,
+    attendant: Option<Waker>,
+}
+
+impl Drop for Unattended<'_> {
+    fn drop(&mut self) {
+        drop(self.bell.attend(self.attendant.take()));
     }
 }

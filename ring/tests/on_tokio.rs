@@ -5,6 +5,9 @@ use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use ring::{HostError, Kind, OnTokio, Reactor, Socket};
@@ -99,6 +102,40 @@ on_each_driver! {
                 let far = far.try_clone().unwrap();
                 tokio::task::spawn_blocking(move || send_packet(&far, &packet, &[]).unwrap());
                 assert_eq!(near.receive().await.unwrap().bytes(), [number]);
+            }
+        });
+    }
+
+    /// The runtime, which is told of such things otherwise, does not run before this ends.
+    fn another_thread_wakes_what_blocks_the_runtime(_reactor: &Reactor) {
+        hosted(|guest| async move {
+            yield_now().await;
+            for _ in 0..100 {
+                let (done, mut waker) = (Arc::new(AtomicBool::new(false)), None);
+                guest.executor().block_on(std::future::poll_fn(|context| {
+                    waker.get_or_insert_with(|| {
+                        let (done, waker) = (Arc::clone(&done), context.waker().clone());
+                        std::thread::spawn(move || {
+                            done.store(true, Ordering::SeqCst);
+                            waker.wake();
+                        })
+                    });
+                    if done.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+                }));
+            }
+            // And the runtime is told again.
+            let (near, far) = Socket::pair(guest.reactor(), Kind::SeqPacket).unwrap();
+            tokio::task::spawn_blocking(move || send_packet(&far, b"later", &[]).unwrap());
+            assert_eq!(near.receive().await.unwrap().bytes(), b"later");
+        });
+    }
+
+    fn whoever_asks_again_how_it_ended_is_told_again(_reactor: &Reactor) {
+        hosted(|mut guest| async move {
+            guest.executor().spawn(async { panic!("one of the guest's own tasks") });
+            for _ in 0..2 {
+                let error = guest.ended().await;
+                assert_eq!(error.kind(), std::io::ErrorKind::Other);
             }
         });
     }
