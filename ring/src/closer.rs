@@ -23,9 +23,6 @@ pub(crate) const QUEUE_MAX: usize = 256;
 /// queue full of others, stops receives that could bring descriptors; SECURITY.md says what to do about it.
 const THREADS_MAX: usize = 8;
 
-/// The length of the queue, to be read without the lock.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
-
 /// Of the first process in a line of forks that closes anything; those after it follow, each with its own.
 static FIRST: Closer = Closer::new();
 
@@ -36,6 +33,8 @@ struct Closer {
     /// all that alone, and what waited there stays open in it.
     of: AtomicU64,
     heir: OnceLock<Box<Closer>>,
+    /// The length of the queue, to be read without the lock.
+    waiting: AtomicUsize,
     state: Mutex<State>,
     /// There is something to close: one thread is woken.
     filled: Condvar,
@@ -120,9 +119,10 @@ pub(crate) fn retire_connected(fd: OwnedFd) {
     }
 }
 
-/// How many descriptors wait.
+/// How many descriptors wait. In a forked child those of its parent do not count: nobody there will close
+/// them, and it would wait for that for ever.
 pub(crate) fn backlog() -> usize {
-    WAITING.load(Ordering::Relaxed)
+    if is_used() { closer().waiting.load(Ordering::Relaxed) } else { 0 }
 }
 
 /// Whether something is being closed, or waits for it. For tests of what takes long to close.
@@ -152,11 +152,18 @@ fn closer() -> &'static Closer {
     let here = fork::generation().number();
     let mut closer = &FIRST;
     loop {
-        match closer.of.compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return closer,
-            Err(of) if of == here => return closer,
-            Err(_) => closer = closer.heir.get_or_init(|| Box::new(Closer::new())),
+        // Looked at before it is written to: this is asked before each receive.
+        let of = match closer.of.load(Ordering::Relaxed) {
+            0 => closer
+                .of
+                .compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed)
+                .unwrap_or_else(|of| of),
+            of => of,
+        };
+        if of == here || of == 0 {
+            return closer;
         }
+        closer = closer.heir.get_or_init(|| Box::new(Closer::new()));
     }
 }
 
@@ -165,6 +172,7 @@ impl Closer {
         Closer {
             of: AtomicU64::new(0),
             heir: OnceLock::new(),
+            waiting: AtomicUsize::new(0),
             state: Mutex::new(State { waiting: VecDeque::new(), closing: 0, threads: 0 }),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -204,7 +212,7 @@ pub(crate) fn queue(fd: OwnedFd) {
         return;
     }
     state.waiting.push_back(fd);
-    WAITING.store(state.waiting.len(), Ordering::Relaxed);
+    closer.waiting.store(state.waiting.len(), Ordering::Relaxed);
     drop(state);
     closer.filled.notify_one();
 }
@@ -221,7 +229,7 @@ fn serve() {
             continue;
         };
         state.closing += 1;
-        WAITING.store(state.waiting.len(), Ordering::Relaxed);
+        closer.waiting.store(state.waiting.len(), Ordering::Relaxed);
         if !state.waiting.is_empty() {
             // This one may take long, and nobody may come by to queue another.
             state.call_a_thread();

@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ring::fork::{Notice, generation, notice};
-use testing::{fork, in_own_process, refuse_wiping_on_fork};
+use ring::{Executor, Kind, Reactor, Socket};
+use testing::{fork, in_own_process, lingering_tcp, refuse_wiping_on_fork, send_packet};
 
 /// Three generations: each differs from those before, and stays what it is.
 fn three_generations_differ() {
@@ -64,6 +65,26 @@ in_own_process! {
             }
             stop.store(true, Ordering::Relaxed);
         });
+    }
+
+    /// What waits there keeps the parent from receiving, and is no affair of the child's.
+    fn a_child_forked_while_much_waits_to_be_closed_receives() {
+        // All closers there can be are busy for seconds, and the queue is full.
+        let lingering: Vec<_> = (0..8).map(|_| lingering_tcp()).collect();
+        let (slow, peers): (Vec<_>, Vec<_>) = lingering.into_iter().map(|one| (one.near, one.far)).unzip();
+        slow.into_iter().for_each(ring::discard);
+        let queued: Vec<_> = (0..300).map(|_| testing::packet_pair()).collect();
+        queued.into_iter().for_each(|(one, _)| ring::discard(one));
+        fork(|| {
+            let reactor = Reactor::new().unwrap();
+            let (near, far) = Socket::pair(&reactor, Kind::SeqPacket).unwrap();
+            send_packet(&far, b"for the child", &[]).unwrap();
+            let message = Executor::new(&reactor).block_on(near.receive()).unwrap();
+            assert_eq!(message.bytes(), b"for the child");
+        })
+        .succeeded();
+        drop(peers);
+        ring::closer_idle();
     }
 
     fn threads_of_a_child_agree_on_its_generation() {
