@@ -22,8 +22,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Deref;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use crate::buffer::{Frozen, Mapped};
 use crate::sys::{self, Access, seal};
@@ -163,7 +163,7 @@ pub fn add_seals(fd: impl AsFd, seals: Seals) -> io::Result<()> {
 }
 
 /// The size of what may be mapped with such seals, and what seals it has.
-fn mappable(fd: &impl AsFd, needed: Seals) -> io::Result<(usize, Seals)> {
+fn mappable(fd: BorrowedFd<'_>, needed: Seals) -> io::Result<(usize, Seals)> {
     let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
     let facts = examine(fd).ok_or_else(|| refused("not a file in memory of ordinary pages"))?;
     if !facts.seals.size {
@@ -194,9 +194,11 @@ impl Mapping {
     /// `FileTooLarge` above [`BYTES_MAX`]; and the kernel's: `PermissionDenied`, `OutOfMemory` (for want of
     /// address space, or of mappings).
     pub fn new(fd: impl AsFd) -> io::Result<Mapping> {
-        let (bytes, seals) = mappable(&fd, Seals::SIZE)?;
+        // Once: whoever is asked twice may answer with two descriptors, of which one was not looked at.
+        let fd = fd.as_fd();
+        let (bytes, seals) = mappable(fd, Seals::SIZE)?;
         let access = if seals.writes { Access::ReadingForGood } else { Access::Reading };
-        Mapped::new(fd.as_fd(), bytes, access).map(Mapping)
+        Mapped::new(fd, bytes, access).map(Mapping)
     }
 
     /// Its size in bytes.
@@ -219,7 +221,11 @@ impl Mapping {
     /// The word of the machine at this index (the byte offset divided by eight, or by four on a machine of 32
     /// bits), and with it, on this machine, everything written before it was stored with `Release`.
     pub fn word(&self, index: usize) -> Option<usize> {
-        self.0.words().get(index).map(|word| word.load(Ordering::Acquire))
+        let word = self.0.words().get(index)?.load(Ordering::Relaxed);
+        // Beside the load and not as a part of it: of memory mapped for reading only relaxed loads are sure to
+        // be mere loads on every machine.
+        fence(Ordering::Acquire);
+        Some(word)
     }
 }
 
@@ -234,8 +240,9 @@ impl WritableMapping {
     /// As [`Mapping::new`]; `PermissionDenied` for memory that is sealed against writing, or a descriptor for
     /// reading only.
     pub fn new(fd: impl AsFd) -> io::Result<WritableMapping> {
-        let (bytes, _) = mappable(&fd, Seals::SIZE)?;
-        Mapped::new(fd.as_fd(), bytes, Access::ReadingAndWriting).map(WritableMapping)
+        let fd = fd.as_fd();
+        let (bytes, _) = mappable(fd, Seals::SIZE)?;
+        Mapped::new(fd, bytes, Access::ReadingAndWriting).map(WritableMapping)
     }
 
     /// Its size in bytes.
@@ -296,8 +303,9 @@ impl FrozenMapping {
     /// # Errors
     /// As [`Mapping::new`]; `InvalidInput` also for memory that is not sealed against writing.
     pub fn new(fd: impl AsFd) -> io::Result<FrozenMapping> {
-        let (bytes, _) = mappable(&fd, Seals::FROZEN)?;
-        Frozen::new(fd.as_fd(), bytes).map(FrozenMapping)
+        let fd = fd.as_fd();
+        let (bytes, _) = mappable(fd, Seals::FROZEN)?;
+        Frozen::new(fd, bytes).map(FrozenMapping)
     }
 }
 
