@@ -128,7 +128,7 @@ impl Socket {
         assert!(!scratch.is_empty(), "there is room for a byte, or every message would look empty");
         // Only credentials tell an empty packet from the end of file.
         self.ask_for_credentials();
-        let (mut nothings, mut glances) = (0, 0_usize);
+        let (mut nothings, mut glances, mut shut_down) = (0, 0_usize, false);
         loop {
             glances = glances.wrapping_add(1);
             if glances % GLANCES_MAX == 0 {
@@ -146,6 +146,13 @@ impl Socket {
                     self.reactor().with(|core, _| core.stats.empty_packets += 1);
                 }
                 Glance::Arrived(arrival) => return self.judge(arrival),
+                // Another holder has shut it down, which makes it readable for ever with nothing to read. A
+                // datagram may have come in between, so it is asked once more.
+                Glance::Empty if nothing == Nothing::IsAMessage && self.is_hung_up() => {
+                    if std::mem::replace(&mut shut_down, true) {
+                        return Err(ReceiveError::Closed);
+                    }
+                }
                 Glance::Empty => self.readable().await.map_err(ReceiveError::Io)?,
                 Glance::Starved => self.reactor().sleep(STARVED_RETRY).await,
                 Glance::Failed(error) => return Err(ReceiveError::Io(error)),

@@ -101,7 +101,8 @@ impl Datagrams {
     ///
     /// # Errors
     /// [`ReceiveError::Truncated`] and [`ReceiveError::DescriptorsLost`] say what was lost, and receiving
-    /// goes on. There is no end, so never `Closed`.
+    /// goes on. No sender can end it; [`ReceiveError::Closed`] says that another holder of this very socket
+    /// has shut it down.
     pub async fn receive(&self) -> Result<Received, ReceiveError> {
         let mut scratch = self.scratch.take();
         scratch.resize(PACKET_BYTES_MAX, 0);

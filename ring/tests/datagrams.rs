@@ -7,6 +7,7 @@ use ring::{
     AbstractName, Config, Datagrams, Kind, LARGE_PACKET_BYTES_MAX, Message, NAME_BYTES_MAX, Reactor,
     ReceiveError, SendError, Socket, WrapError,
 };
+use rustix::net::{Shutdown, shutdown};
 use testing::{Census, on_each_driver, packet_pair, poll_once, send_packet, settle, turn};
 
 fn name() -> AbstractName {
@@ -201,6 +202,19 @@ on_each_driver! {
         });
         let refused = Datagrams::from_fd(reactor, packet_pair().0).unwrap_err();
         assert_eq!(refused, WrapError::NotUnix);
+    }
+
+    /// Anybody who holds such a socket can do that to all.
+    fn a_datagram_socket_that_another_holder_shuts_down_is_closed(reactor: &Reactor) {
+        let name = name();
+        let bound = Datagrams::bind(reactor, &name).unwrap();
+        let sender = Datagrams::unbound(reactor).unwrap();
+        sender.try_send_to(&name, "before").unwrap();
+        shutdown(&bound, Shutdown::Both).unwrap();
+        settle(reactor, async {
+            assert_eq!(bound.receive().await.unwrap().bytes(), b"before");
+            assert!(matches!(bound.receive().await, Err(ReceiveError::Closed)));
+        });
     }
 
     fn a_listener_is_connected_to_by_an_abstract_name(reactor: &Reactor) {
