@@ -68,6 +68,10 @@ const FAR: Duration = Duration::from_millis(100);
 /// By so much a limit that is set already may be beyond the deadline.
 const LATE_MAX: Duration = Duration::from_millis(1);
 
+/// So many packets that are no message are taken at once. Behind them there may be a message, but whoever
+/// sends them without end must not keep anybody beyond a deadline.
+const EMPTY_PACKETS_AT_ONCE_MAX: usize = 16;
+
 /// For messages without descriptors: `send(&[bytes], NO_DESCRIPTORS, None)`.
 pub const NO_DESCRIPTORS: &[BorrowedFd<'static>] = &[];
 
@@ -90,6 +94,8 @@ pub struct Socket {
     private: Cell<bool>,
     /// SO_PASSCRED is set: only then is an empty packet told from the end for certain.
     credentials_asked: Cell<bool>,
+    /// It is set for us alone: to be undone when the descriptor is given back.
+    asked_here: Cell<bool>,
     descriptors_max: Cell<usize>,
     pidfd: Cell<bool>,
     /// The socket's own time limit, as it was set last.
@@ -117,6 +123,7 @@ impl Socket {
         let near = Socket::new(near);
         near.private.set(true);
         near.ask_for_credentials();
+        near.asked_here.set(true);
         Ok((near, far))
     }
 
@@ -140,6 +147,7 @@ impl Socket {
             fd: Some(fd),
             private: Cell::new(false),
             credentials_asked: Cell::new(false),
+            asked_here: Cell::new(false),
             descriptors_max: Cell::new(DESCRIPTORS_DEFAULT),
             pidfd: Cell::new(false),
             timeout: Cell::new(Duration::ZERO),
@@ -149,7 +157,9 @@ impl Socket {
     }
 
     fn with_credentials(self) -> Socket {
+        let before = sys::socket_option(self.as_fd(), SocketOption::PassCredentials);
         self.ask_for_credentials();
+        self.asked_here.set(before.is_ok_and(|asked| asked == 0));
         self
     }
 
@@ -211,12 +221,30 @@ impl Socket {
     /// The kernel's (out of descriptors).
     pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
         self.private.set(false);
-        self.as_fd().try_clone_to_owned()
+        self.wait_without_limit();
+        let copy = self.as_fd().try_clone_to_owned()?;
+        // Whoever gets it may be one of ours, and count on them.
+        self.asked_here.set(false);
+        Ok(copy)
     }
 
-    /// The descriptor itself. Nothing is shut down.
+    /// The descriptor itself, as it came: nothing is shut down, and a time limit or credentials that were
+    /// asked for here are not any more. (They are if the descriptor was [duplicated](Socket::try_clone_fd):
+    /// the other holder may count on them.)
     pub fn into_fd(mut self) -> OwnedFd {
+        self.wait_without_limit();
+        if self.asked_here.get() {
+            // The next holder may offer control room for descriptors only, and would find credentials in it.
+            let _ = sys::set_socket_option(self.as_fd(), SocketOption::PassCredentials, 0);
+        }
         self.fd.take().expect("present until dropped")
+    }
+
+    /// Others would take the limit of a wait of ours for an error.
+    fn wait_without_limit(&self) {
+        if !self.timeout.take().is_zero() {
+            let _ = sys::set_receive_timeout(self.as_fd(), Duration::ZERO);
+        }
     }
 
     /// Ends the connection for everybody who holds either end, at once. What has arrived can still be
@@ -369,12 +397,13 @@ impl Socket {
         if !self.credentials_asked.get() {
             return closer::retire(fd, false);
         }
-        // Mostly the peer has closed already and nothing is there: one question.
+        // Mostly the peer has closed already and nothing is there, which is believed when it is said twice.
         let mut byte = [0; 1];
-        if let Ok(taken) = envelope::receive(fd.as_fd(), &mut byte, Room::WIDEST)
-            && taken.length == 0
-            && taken.control.is_empty()
-        {
+        let mut is_over = || {
+            envelope::receive(fd.as_fd(), &mut byte, Room::WIDEST)
+                .is_ok_and(|taken| taken.length == 0 && taken.control.is_empty())
+        };
+        if is_over() && is_over() {
             return drop(fd);
         }
         let _ = sys::shutdown(fd.as_fd(), Half::Both);
@@ -432,7 +461,7 @@ impl Inbox {
         socket: &Socket,
         deadline: Option<Instant>,
     ) -> Result<Received<'_>, ReceiveError> {
-        self.receive_by(socket, |inbox| inbox.take(socket, deadline))
+        self.receive_by(socket, deadline, |inbox| inbox.take(socket, deadline))
     }
 
     /// The next message, if it is there already.
@@ -440,17 +469,26 @@ impl Inbox {
     /// # Errors
     /// See [`ReceiveError`]; [`Deadline`](ReceiveError::Deadline) if there is none.
     pub fn try_receive(&mut self, socket: &Socket) -> Result<Received<'_>, ReceiveError> {
-        self.receive_by(socket, |inbox| envelope::receive(socket.as_fd(), &mut inbox.buffer, socket.room()))
+        let now = Some(Instant::now());
+        self.receive_by(socket, now, |inbox| {
+            envelope::receive(socket.as_fd(), &mut inbox.buffer, socket.room())
+        })
     }
 
     fn receive_by(
         &mut self,
         socket: &Socket,
+        deadline: Option<Instant>,
         mut take: impl FnMut(&mut Inbox) -> io::Result<Taken>,
     ) -> Result<Received<'_>, ReceiveError> {
         self.buffer.resize(PACKET_BYTES_MAX, 0);
         let mut end = End::NotSaid;
+        let mut no_messages = 0;
         let taken = loop {
+            if no_messages >= EMPTY_PACKETS_AT_ONCE_MAX && left_until(deadline).is_none() {
+                return Err(ReceiveError::Deadline);
+            }
+            no_messages += 1;
             match take(self) {
                 Ok(taken) if is_bare(&taken) => match end.said_again(socket) {
                     End::Certain => return Err(ReceiveError::Closed),

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use ring::blocking::{Inbox, NO_DESCRIPTORS, ReceiveError, Socket};
 use ring::{PACKET_BYTES_MAX, SendError, WaitPolicy};
-use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, socket_timeout};
-use testing::{Census, fork, helper, in_own_process, lingering_tcp, send_packet, start_helper};
+use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size, socket_passcred, socket_timeout};
+use testing::{Census, fork, helper, in_own_process, lingering_tcp, packet_pair, send_packet, start_helper};
 
 /// Long enough never to be what ends a test that works.
 const LONG: Duration = Duration::from_secs(60);
@@ -202,6 +202,50 @@ in_own_process! {
         send_packet(&far, b"late", &[]).unwrap();
         // What is there is received, however late it is.
         assert_eq!(inbox.receive(&near, Some(Instant::now())).unwrap().bytes(), b"late");
+    }
+
+    /// Whoever keeps the queue full of empty packets keeps nobody beyond the deadline.
+    fn empty_packets_do_not_outlast_the_deadline() {
+        let (near, far) = ends();
+        let mut inbox = inbox();
+        let fill = |count: usize| (0..count).for_each(|_| send_packet(&far, b"", &[]).unwrap());
+        fill(100);
+        assert!(matches!(inbox.receive(&near, Some(Instant::now())), Err(ReceiveError::Deadline)));
+        assert!(matches!(inbox.try_receive(&near), Err(ReceiveError::Deadline)));
+        assert!((2..100).contains(&near.empty_packets()), "{}", near.empty_packets());
+        // With time left all of them are taken.
+        assert!(matches!(inbox.receive(&near, soon()), Err(ReceiveError::Deadline)));
+        assert_eq!(near.empty_packets(), 100);
+        // Behind a few there is a message.
+        fill(15);
+        send_packet(&far, b"a message", &[]).unwrap();
+        assert_eq!(inbox.receive(&near, Some(Instant::now())).unwrap().bytes(), b"a message");
+        fill(15);
+        send_packet(&far, b"another", &[]).unwrap();
+        assert_eq!(inbox.try_receive(&near).unwrap().bytes(), b"another");
+    }
+
+    fn a_descriptor_given_back_is_as_it_came() {
+        let (near, far) = packet_pair();
+        let near = Socket::from_fd(near).unwrap();
+        near.set_private(true);
+        send_packet(&far, b"far", &[]).unwrap();
+        inbox().receive(&near, Some(Instant::now() + LONG)).unwrap();
+        let near = near.into_fd();
+        assert_eq!(socket_timeout(&near, Timeout::Recv).unwrap(), None);
+        assert!(!socket_passcred(&near).unwrap());
+        // What another holder may count on stays.
+        let near = Socket::from_fd(near).unwrap();
+        let copy = near.try_clone_fd().unwrap();
+        assert!(socket_passcred(near.into_fd()).unwrap());
+        assert!(socket_passcred(Socket::from_fd(copy).unwrap().into_fd()).unwrap());
+    }
+
+    fn a_duplicate_is_not_waited_on_with_the_limit_of_another_wait() {
+        let (near, far) = ends();
+        send_packet(&far, b"far", &[]).unwrap();
+        inbox().receive(&near, Some(Instant::now() + LONG)).unwrap();
+        assert_eq!(socket_timeout(near.try_clone_fd().unwrap(), Timeout::Recv).unwrap(), None);
     }
 
     fn a_far_deadline_is_left_to_the_sockets_own_limit() {
