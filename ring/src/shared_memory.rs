@@ -222,8 +222,8 @@ impl Mapping {
     /// bits), and with it, on this machine, everything written before it was stored with `Release`.
     pub fn word(&self, index: usize) -> Option<usize> {
         let word = self.0.words().get(index)?.load(Ordering::Relaxed);
-        // Beside the load and not as a part of it: of memory mapped for reading only relaxed loads are sure to
-        // be mere loads on every machine.
+        // Beside the load and not as a part of it: of memory mapped for reading only a relaxed load is sure
+        // to be a mere load on every machine.
         fence(Ordering::Acquire);
         Some(word)
     }
