@@ -364,13 +364,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let call = object.call("hello");
         let taken = executor.block_on(mailbox.next()).unwrap().into_continuation();
-        let (_reader, writer) = std::io::pipe().unwrap();
-        testing::become_nobody();
-        let limit = testing::limit_descriptors(200);
-        let (parked, _far) = testing::packet_pair();
-        let many = vec![writer.as_fd(); 200];
-        let refused = (0..8).any(|_| testing::send_packet(&parked, b"parked", &many).is_err());
-        assert!(refused, "the user may have so many in flight");
+        let crowd = testing::too_many_in_flight();
         let far = PlainContinuation::from_fd(reactor, taken.into_fd().unwrap()).unwrap();
         let error = executor.block_on(call).unwrap_err();
         assert!(matches!(error, CallError::OutOfDescriptors(Part::Answer)), "{error}");
@@ -379,7 +373,7 @@ on_each_driver! {
         let next = object.call("next");
         executor.block_on(mailbox.next()).unwrap().answer("done").unwrap();
         assert_eq!(executor.block_on(next).unwrap().bytes(), b"done");
-        drop(limit);
+        drop(crowd);
     }
 
     /// Its near end is lost on the way, and whoever has the far end sees that nobody waits.

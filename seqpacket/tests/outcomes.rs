@@ -398,15 +398,7 @@ on_each_driver! {
         });
         let (plain, plain_mailbox) = plain_object(reactor).unwrap();
         let object = attached(&executor, object);
-        testing::become_nobody();
-        let limit = testing::limit_descriptors(200);
-        let (parked, _far) = testing::packet_pair();
-        let many = vec![fd.as_fd(); 200];
-        let mut refused = false;
-        for _ in 0..8 {
-            refused |= testing::send_packet(&parked, b"parked", &many).is_err();
-        }
-        assert!(refused, "the user may have so many in flight");
+        let crowd = testing::too_many_in_flight();
         let take = |message| executor.block_on(object.call(message));
         let error = take(Message::from("take").with_descriptor(fd.clone())).unwrap_err();
         assert!(matches!(error, CallError::OutOfDescriptors(Part::Call)), "{error}");
@@ -417,7 +409,7 @@ on_each_driver! {
         assert!(matches!(error, CallError::OutOfDescriptors(Part::Call)), "{error}");
         // What needs none goes on.
         assert_eq!(take("thank".into()).unwrap().bytes(), b"thanks");
-        drop((limit, plain_mailbox));
+        drop((crowd, plain_mailbox));
     }
 
     fn would_block_is_a_call_that_has_to_wait(reactor: &Reactor) {

@@ -459,15 +459,7 @@ on_each_driver! {
         let continuation = executor.block_on(mailbox.next()).unwrap().into_continuation();
         let answered = object.call("give");
         let incoming = executor.block_on(mailbox.next()).unwrap();
-        testing::become_nobody();
-        let limit = testing::limit_descriptors(200);
-        let (parked, _far) = testing::packet_pair();
-        let many = vec![fd.as_fd(); 200];
-        let mut refused = false;
-        for _ in 0..8 {
-            refused |= testing::send_packet(&parked, b"parked", &many).is_err();
-        }
-        assert!(refused, "the user may have so many in flight");
+        let crowd = testing::too_many_in_flight();
         let with_one = || Message::from("here").with_descriptor(fd.clone());
         let (error, continuation) = continuation.try_answer(with_one()).unwrap_err();
         assert_eq!(error, AnswerError::OutOfDescriptors);
@@ -476,6 +468,6 @@ on_each_driver! {
         // Where nobody looks how it went, the caller is told that nobody answers.
         incoming.answer(with_one()).unwrap();
         assert!(matches!(executor.block_on(answered), Err(CallError::Dropped)));
-        drop(limit);
+        drop(crowd);
     }
 }

@@ -230,18 +230,13 @@ on_each_driver! {
         let to_say = executor.block_on(mailbox.next()).unwrap();
         let laden = object.call("give");
         let to_give = executor.block_on(mailbox.next()).unwrap();
-        testing::become_nobody();
-        let limit = testing::limit_descriptors(200);
-        let (parked, _far) = testing::packet_pair();
-        let many = vec![fd.as_fd(); 200];
-        let refused = (0..8).any(|_| testing::send_packet(&parked, b"parked", &many).is_err());
-        assert!(refused, "the user may have so many in flight");
+        let crowd = testing::too_many_in_flight();
         to_say.answer("yes").unwrap();
         to_give.answer(Message::from("here").with_descriptor(fd.clone())).unwrap();
         assert_eq!(executor.block_on(bare).unwrap().bytes(), b"yes");
         assert!(matches!(executor.block_on(laden), Err(CallError::Dropped)));
         assert_eq!(object.returns().not_returned, 1);
-        drop(limit);
+        drop(crowd);
     }
 
     // What does not come home as it should.

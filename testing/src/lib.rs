@@ -42,6 +42,7 @@ mod census;
 mod fork;
 mod helper;
 mod host;
+mod in_flight;
 mod role;
 mod sockets;
 mod steps;
@@ -59,6 +60,7 @@ pub use helper::{HELPER_TIME_MAX, Helper};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};
 pub use host::{Host, TRIGGERS, Trigger, guest};
+pub use in_flight::{TooManyInFlight, too_many_in_flight};
 pub use role::{driver, helper_argument, reactor, settle};
 pub use sockets::{
     LINGER_TIME, Lingering, PACKET_DESCRIPTORS_MAX, Packet, RAW_PACKET_BYTES_MAX, lingering_tcp, packet_pair,
