@@ -347,7 +347,7 @@ impl Netlayer {
     /// See [`AddServerError`]. The descriptor is closed.
     pub async fn add_server(&self, fd: OwnedFd, expect: Expect) -> Result<Disconnected, AddServerError> {
         let shared = &self.shared;
-        let socket = match connected(&shared.reactor, fd) {
+        let socket = match connected(&shared.reactor, Fd::from(fd)) {
             Some((fd, Kind::Stream)) => {
                 Socket::wrap(&shared.reactor, fd).map_err(|_| AddServerError::NotAStream)?
             }
@@ -581,7 +581,7 @@ impl Shared {
         self.tick.ring();
     }
 
-    fn introduced(self: &Rc<Self>, link: &Rc<Link>, from: Locator, number: Option<u64>, fd: OwnedFd) {
+    fn introduced(self: &Rc<Self>, link: &Rc<Link>, from: Locator, number: Option<u64>, fd: Fd) {
         let deadline = Instant::now() + self.options.incoming_time;
         let Some((fd, kind)) = connected(&self.reactor, fd) else {
             return link.judge(number, false);
@@ -685,7 +685,6 @@ async fn listen(shared: &Rc<Shared>, link: &Rc<Link>, reading: &mut Reading) -> 
                 if to.key == shared.identity.key() && number.is_some() == link.is_extended {
                     shared.introduced(link, from, number, fd);
                 } else {
-                    discard(fd);
                     return Err(Ended::Violation);
                 }
             }
@@ -694,10 +693,7 @@ async fn listen(shared: &Rc<Shared>, link: &Rc<Link>, reading: &mut Reading) -> 
             }
             // Its descriptor was lost here; whoever asked sees the end of file.
             (Come::Lost(Record::NewConnection { number, .. }), _) => link.judge(number, false),
-            (_, descriptor) => {
-                descriptor.into_iter().for_each(discard);
-                return Err(Ended::Violation);
-            }
+            _ => return Err(Ended::Violation),
         }
     }
 }

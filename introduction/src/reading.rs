@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use ring::{Kind, Reactor, ReceiveError, Received, Socket, discard};
+use ring::{Fd, Kind, Reactor, ReceiveError, Received, Socket, discard};
 
 use crate::inlet::{Carried, Come, Inlet};
 use crate::signal::before;
@@ -32,7 +32,9 @@ pub(crate) enum Ended {
 
 pub(crate) struct Reading {
     inlet: Inlet,
-    arrived: VecDeque<(Come, Option<OwnedFd>)>,
+    /// Each with the descriptor that belongs to it. An [`Fd`], because whoever drops it must not wait for
+    /// whatever a stranger has passed to be closed.
+    arrived: VecDeque<(Come, Option<Fd>)>,
     /// How long what has begun may take.
     record_time: Duration,
     /// When the record that has begun must be whole.
@@ -50,7 +52,7 @@ impl Reading {
         &mut self,
         socket: &Socket,
         deadline: Option<Instant>,
-    ) -> Result<(Come, Option<OwnedFd>), Ended> {
+    ) -> Result<(Come, Option<Fd>), Ended> {
         loop {
             if let Some(arrived) = self.arrived.pop_front() {
                 return Ok(arrived);
@@ -74,7 +76,7 @@ impl Reading {
             Err(ReceiveError::Io(error)) => return Err(Ended::Ours(error)),
             Err(_) => return Err(Ended::Violation),
         };
-        let mut descriptor = received.take_descriptor();
+        let mut descriptor = received.take_descriptor().map(Fd::from);
         if received.descriptors() > 0 {
             return Err(Ended::Violation);
         }
@@ -91,9 +93,6 @@ impl Reading {
             let its = if index + 1 == count { descriptor.take() } else { None };
             self.arrived.push_back((come, its));
         }
-        if let Some(descriptor) = descriptor {
-            discard(descriptor);
-        }
         self.whole_by = match (self.inlet.is_within(), self.whole_by) {
             (false, _) => None,
             (true, Some(moment)) if count == 0 => Some(moment),
@@ -103,15 +102,10 @@ impl Reading {
     }
 }
 
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.arrived.drain(..).filter_map(|(_, descriptor)| descriptor).for_each(discard);
-    }
-}
-
 /// A connected AF_UNIX socket of type STREAM or SEQPACKET, which is all that is ever passed on. Anything else
 /// is closed, without waiting for it.
-pub(crate) fn connected(reactor: &Reactor, fd: OwnedFd) -> Option<(OwnedFd, Kind)> {
+pub(crate) fn connected(reactor: &Reactor, fd: Fd) -> Option<(OwnedFd, Kind)> {
+    let fd = fd.try_into_owned().expect("nobody else was given it");
     let socket = Socket::wrap(reactor, fd).ok()?;
     let kind = socket.kind();
     let is_fit = !socket.is_listening() && socket.is_connected();

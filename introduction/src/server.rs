@@ -202,7 +202,7 @@ impl Server {
     /// # Errors
     /// See [`AdmitError`]. The descriptor is closed.
     pub fn admit(&self, fd: OwnedFd) -> Result<(), AdmitError> {
-        match connected(&self.shared.reactor, fd) {
+        match connected(&self.shared.reactor, Fd::from(fd)) {
             Some((fd, Kind::Stream)) => {
                 let socket = Socket::wrap(&self.shared.reactor, fd).map_err(|_| AdmitError::NotAStream)?;
                 self.admit_socket(socket)

@@ -4,7 +4,9 @@
 
 mod raw;
 
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
@@ -77,6 +79,31 @@ fn is_violation(reactor: &Reactor, misbehave: impl AsyncFnOnce(&RawPeer)) {
         assert_eq!(server.stats().violations, 1);
         serves(reactor, &server).await;
     });
+}
+
+/// Sends, and closes what was sent before anybody else has a turn: the server's is then the last copy.
+fn pass_and_forget(peer: &RawPeer, bytes: &[u8], fds: Vec<OwnedFd>) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    let sent = sendmsg(&peer.stream.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT);
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+/// Whether a descriptor that takes long to close keeps nobody waiting, however a peer has passed it.
+fn is_closed_elsewhere(reactor: &Reactor, pass: impl AsyncFnOnce(&RawPeer, OwnedFd)) {
+    let stuck = testing::lingering_tcp();
+    let server = server_with(reactor, patient());
+    settle(reactor, async {
+        let peer = registered(reactor, &server, 1).await;
+        pass(&peer, stuck.near).await;
+        assert_eq!(peer.stream.rest().await, b"");
+        serves(reactor, &server).await;
+    });
+    assert!(ring::closer_busy(), "somebody else is still closing it");
+    drop(stuck.far);
 }
 
 struct Nobody;
@@ -447,12 +474,38 @@ on_each_driver! {
     }
 
     fn a_lingering_socket_keeps_nobody_waiting(reactor: &Reactor) {
+        is_closed_elsewhere(reactor, async |peer, stuck| {
+            peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+            pass_and_forget(peer, b"1234", vec![stuck]);
+        });
+    }
+
+    fn a_lingering_socket_where_none_belongs_keeps_nobody_waiting(reactor: &Reactor) {
+        is_closed_elsewhere(reactor, async |peer, stuck| pass_and_forget(peer, b"<", vec![stuck]));
+    }
+
+    fn a_lingering_socket_among_two_keeps_nobody_waiting(reactor: &Reactor) {
+        is_closed_elsewhere(reactor, async |peer, stuck| {
+            let (_, far) = Socket::pair(peer.stream.socket.reactor(), Kind::Stream).unwrap();
+            peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
+            pass_and_forget(peer, b"1234", vec![stuck, far]);
+        });
+    }
+
+    fn a_lingering_socket_in_anothers_name_keeps_nobody_waiting(reactor: &Reactor) {
+        is_closed_elsewhere(reactor, async |peer, stuck| {
+            peer.stream.say(introduction(&raw::base32(&[9; 32]), &peer.designator())).await;
+            pass_and_forget(peer, b"1234", vec![stuck]);
+        });
+    }
+
+    fn a_lingering_socket_of_a_stranger_keeps_nobody_waiting(reactor: &Reactor) {
         let stuck = testing::lingering_tcp();
         let server = server_with(reactor, patient());
         settle(reactor, async {
-            let peer = registered(reactor, &server, 1).await;
+            let peer = newcomer(reactor, &server, 1);
             peer.stream.say(introduction(&peer.designator(), &peer.designator())).await;
-            peer.stream.pass(b"1234", stuck.near).await;
+            pass_and_forget(&peer, b"1234", vec![stuck.near]);
             assert_eq!(peer.stream.rest().await, b"");
             serves(reactor, &server).await;
         });
