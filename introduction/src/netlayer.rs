@@ -85,9 +85,17 @@ impl Default for NetlayerOptions {
 #[non_exhaustive]
 pub struct Expect {
     /// Its key. Another one is refused before anything is signed.
+    ///
+    /// It keeps apart the servers that a program is connected to. It does not show that nobody stands in
+    /// between: servers sign any challenge, so whoever holds the other end of our stream, and can reach the
+    /// server, can have ours signed there. That the stream leads to the server has to be known from where it
+    /// came, a path that only the server can bind or whoever passed it to us. A [proof](NetlayerOptions::proof)
+    /// needs no such knowledge.
     pub key: Option<PublicKey>,
-    /// That it speaks the extension, so that what we sign is of use with this server only. A server that
-    /// merely relays to another cannot register in our name there. Keeps Goblins' servers out.
+    /// That it speaks the extension, so that what we sign is of use with the server of that key only. A
+    /// server that has a key of its own cannot register in our name elsewhere; whoever passes on all that
+    /// both sides say, keys included, only gets us registered where we wanted to be, on its connection. Keeps
+    /// Goblins' servers out.
     pub bound: bool,
 }
 

@@ -169,6 +169,10 @@ struct Line {
 
 impl Server {
     /// A server that introduces everybody to everybody.
+    ///
+    /// The identity should be used for nothing else. A server signs any challenge it is given, so whoever is
+    /// connected to it can register with *other* servers under its key, where these do not insist on bound
+    /// registrations.
     pub fn new(reactor: &Reactor, identity: Identity, options: ServerOptions) -> Server {
         Server::with_policy(reactor, identity, options, Open)
     }
@@ -421,6 +425,10 @@ async fn shake_hands(
     let Come::Record { record: Record::Signature { payload, signature }, .. } = come else {
         return Err(Ended::Violation);
     };
+    // Our own signature under a challenge can be had by asking: it is what this server says to everybody.
+    if bound.is_none() && peer == shared.identity.key() {
+        return Err(Ended::Violation);
+    }
     let signed = bound.as_deref().unwrap_or(&ours);
     if payload.bytes() != ours || !is_signed(&peer, signed, &signature) {
         return Err(Ended::Violation);

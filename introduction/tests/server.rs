@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
-use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet};
+use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet, locator};
 use ring::{Fd, Kind, Message, Reactor, Socket};
 use testing::{Census, on_each_driver, settle};
 
@@ -515,6 +515,28 @@ on_each_driver! {
 
     fn a_second_registration_on_one_connection_is_a_violation(reactor: &Reactor) {
         is_violation(reactor, async |peer| peer.stream.say(peer.registration()).await);
+    }
+
+    /// The server signs what it is asked to, with the key that it is known by. A peer gives it its own
+    /// challenge to sign.
+    fn nobody_registers_in_the_servers_own_name(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let (mallory, mut signer) = (newcomer(reactor, &server, 1), newcomer(reactor, &server, 2));
+            let own = locator(&server.key().to_string());
+            let registration = format!("<12'uds:register{own}64:{}>", "c".repeat(64));
+            mallory.stream.say(registration).await;
+            let (_, challenge) = mallory.response().await;
+            assert_eq!(mallory.stream.take(1).await, b">");
+            signer.challenge = challenge;
+            signer.stream.say(signer.registration()).await;
+            signer.response().await;
+            let start = b"<13'uds:signature64:".as_slice();
+            let signed = signer.signed.take().unwrap();
+            mallory.stream.say([start, &challenge, b"64:", &signed, b">"].concat()).await;
+            assert_eq!(mallory.stream.rest().await, b"");
+            assert_eq!(server.registered(), 0);
+        });
     }
 
     fn who_never_registers_is_disconnected(reactor: &Reactor) {

@@ -125,6 +125,10 @@ pub struct RawPeer {
     pub stream: Stream,
     pub key: SigningKey,
     pub dialect: Dialect,
+    /// What it has the server sign.
+    pub challenge: [u8; 64],
+    /// What the server has signed it with.
+    pub signed: Cell<Option<[u8; 64]>>,
 }
 
 impl RawPeer {
@@ -132,7 +136,8 @@ impl RawPeer {
     pub fn new(reactor: &Reactor, seed: u8) -> (RawPeer, OwnedFd) {
         let (stream, far) = Stream::pair(reactor);
         let key = SigningKey::from_bytes(&[seed; 32]);
-        (RawPeer { stream, key, dialect: Dialect::Goblins }, far)
+        let (dialect, challenge) = (Dialect::Goblins, [b'c'; 64]);
+        (RawPeer { stream, key, dialect, challenge, signed: Cell::default() }, far)
     }
 
     pub fn designator(&self) -> String {
@@ -140,7 +145,8 @@ impl RawPeer {
     }
 
     pub fn registration(&self) -> Vec<u8> {
-        format!("<12'uds:register{}64:{}>", locator(&self.designator()), "c".repeat(64)).into_bytes()
+        let start = format!("<12'uds:register{}64:", locator(&self.designator())).into_bytes();
+        [start.as_slice(), &self.challenge, b">"].concat()
     }
 
     /// What the server answers: its key and the challenge.
@@ -151,7 +157,7 @@ impl RawPeer {
         assert_eq!(self.stream.take(6).await, b"]]]64:");
         let challenge: [u8; 64] = self.stream.take(64).await.try_into().unwrap();
         if self.dialect == Dialect::Draft {
-            let before = [b"<13'uds:signature64:".as_slice(), &[b'c'; 64]].concat();
+            let before = [b"<13'uds:signature64:".as_slice(), &self.challenge].concat();
             assert_eq!(self.stream.take(before.len()).await, before);
         }
         assert_eq!(self.stream.take(25).await, b"[7'sig-val[5'eddsa[1'r32:");
@@ -164,7 +170,8 @@ impl RawPeer {
         }
         let signature = ed25519_dalek::Signature::from_slice(&[r, s].concat()).unwrap();
         let server = ed25519_dalek::VerifyingKey::from_bytes(&key).unwrap();
-        server.verify_strict(&[b'c'; 64], &signature).unwrap();
+        server.verify_strict(&self.challenge, &signature).unwrap();
+        self.signed.set(Some(signature.to_bytes()));
         (key, challenge)
     }
 
