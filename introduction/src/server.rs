@@ -47,8 +47,8 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// Connections of one user. Default 128: one user leaves the others half.
     pub user_connections_max: usize,
-    /// Connections that have not proved who they are. Default 32. Beyond it the oldest of them has to go,
-    /// since an honest one needs microseconds.
+    /// Connections that have not proved who they are. Default 32. Beyond it the oldest has to go of the
+    /// user who has most of them, since an honest one needs microseconds.
     pub newcomers_max: usize,
     /// Introductions under way that one peer has asked for. Default 16. Beyond it nothing more is read from
     /// that peer.

@@ -150,8 +150,9 @@ impl Registry {
 
     // -- connections ------------------------------------------------------------------------------------
 
-    /// A newcomer. Among those that have not proved who they are the one that has had the most time for it
-    /// makes room.
+    /// A newcomer. Among those that have not proved who they are one makes room: of the user who has most of
+    /// them, with this one, that which has had the most time for it. A user who connects again and again
+    /// pushes out nobody else.
     pub(super) fn admit(
         &mut self,
         credentials: Credentials,
@@ -167,12 +168,17 @@ impl Registry {
             return Err(Full);
         }
         let unproved = self.connections.iter().filter(|(_, connection)| connection.key.is_none());
-        let oldest = unproved.clone().next().map(|(id, _)| *id);
-        if unproved.count() >= self.limits.newcomers_max
-            && let Some(oldest) = oldest
-        {
-            self.stats.turned_away += 1;
-            self.remove(oldest, after);
+        let unproved: Vec<(Id, u32)> =
+            unproved.map(|(id, connection)| (*id, connection.credentials.uid)).collect();
+        if unproved.len() >= self.limits.newcomers_max {
+            let users = unproved.iter().map(|(_, user)| *user).chain([credentials.uid]);
+            // Of equals the last is found, which from the other end is the oldest.
+            let of_most =
+                unproved.iter().rev().max_by_key(|(_, it)| users.clone().filter(|u| u == it).count());
+            if let Some((id, _)) = of_most {
+                self.stats.turned_away += 1;
+                self.remove(*id, after);
+            }
         }
         let id = self.next_number();
         let connection = Connection {
@@ -245,6 +251,7 @@ impl Registry {
         }
         let of_it = self.introductions.iter().filter(|(_, introduction)| introduction.from == id);
         for serial in of_it.map(|(serial, _)| *serial).collect::<Vec<_>>() {
+            self.unqueue(serial);
             after.introductions.extend(self.introductions.remove(&serial));
         }
         after.connections.push(connection);
@@ -372,6 +379,17 @@ impl Registry {
         None
     }
 
+    /// Takes an introduction that has come to its end out of the outbox it waits in: whoever does not read
+    /// would collect there what others have long given up.
+    fn unqueue(&mut self, serial: Serial) {
+        let Some(introduction) = self.introductions.get(&serial) else { return };
+        let State::Queued(to) = introduction.state else { return };
+        let Some(connection) = self.connections.get_mut(&to) else { return };
+        connection
+            .outbox
+            .retain(|outgoing| !matches!(outgoing, Outgoing::Introduction(queued) if *queued == serial));
+    }
+
     /// An introduction has left for this connection.
     pub(super) fn passed(&mut self, serial: Serial, to: Id, after: &mut After) {
         self.stats.passed_on += 1;
@@ -418,6 +436,7 @@ impl Registry {
 
     /// Whoever asked is told, if it understands. With that the descriptor, if it is still here, is closed.
     pub(super) fn tell(&mut self, serial: Serial, outcome: Outcome, after: &mut After) {
+        self.unqueue(serial);
         let Some(introduction) = self.introductions.get_mut(&serial) else { return };
         let Some(connection) = self.connections.get_mut(&introduction.from) else { return };
         if !connection.is_extended {
@@ -432,6 +451,7 @@ impl Registry {
 
     /// An introduction has come to its end, and whoever asked may ask for another.
     pub(super) fn finish(&mut self, serial: Serial, after: &mut After) {
+        self.unqueue(serial);
         let Some(introduction) = self.introductions.remove(&serial) else { return };
         if let Some(connection) = self.connections.get_mut(&introduction.from) {
             connection.held -= 1;
@@ -483,5 +503,64 @@ impl Introduction {
 impl Connection {
     fn peer(&self) -> Option<Peer> {
         Some(Peer { key: self.key?, credentials: self.credentials })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use ring::{Kind, Reactor, Socket};
+
+    use super::*;
+    use crate::signal::Signal;
+
+    fn admit(registry: &mut Registry, reactor: &Reactor, uid: u32) -> Id {
+        let (socket, _) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let mut credentials = socket.peer_credentials().unwrap();
+        credentials.uid = uid;
+        let line = Rc::new(Line { socket, outgoing: Signal::default(), room: Signal::default() });
+        let mut after = After::default();
+        let id = registry.admit(credentials, line, &mut after).unwrap();
+        after.happen();
+        id
+    }
+
+    fn register(registry: &mut Registry, reactor: &Reactor, key: u8) -> Id {
+        let id = admit(registry, reactor, 0);
+        registry.register(id, PublicKey([key; 32]), false, &mut After::default());
+        id
+    }
+
+    #[test]
+    fn a_user_who_connects_again_and_again_pushes_out_nobody_else() {
+        let reactor = Reactor::new().unwrap();
+        let mut limits = ServerOptions::default();
+        limits.newcomers_max = 3;
+        let mut registry = Registry::new(limits);
+        let honest = [1, 2, 3].map(|uid| admit(&mut registry, &reactor, uid));
+        // All have one, and the one that comes makes them two.
+        let flood: Vec<Id> = (0..10).map(|_| admit(&mut registry, &reactor, 3)).collect();
+        let left: Vec<Id> = registry.connections.keys().copied().collect();
+        assert_eq!(left, [honest[0], honest[1], flood[9]]);
+        assert_eq!(registry.stats.turned_away, 10);
+    }
+
+    #[test]
+    fn nothing_is_left_of_those_who_asked_and_went() {
+        let reactor = Reactor::new().unwrap();
+        let mut registry = Registry::new(ServerOptions::default());
+        let bert = register(&mut registry, &reactor, 2);
+        for _ in 0..100 {
+            let anne = register(&mut registry, &reactor, 1);
+            let (_, far) = Socket::pair(&reactor, Kind::Stream).unwrap();
+            let mut after = After::default();
+            let serial = registry.introduce(anne, PublicKey([2; 32]), vec![], Fd::from(far), &mut after);
+            registry.pass_on(serial.unwrap(), bert, &mut after);
+            assert_eq!(registry.connections[&bert].outbox.len(), 1);
+            registry.remove(anne, &mut after);
+            after.happen();
+        }
+        assert_eq!(registry.connections[&bert].outbox.len(), 0);
     }
 }
