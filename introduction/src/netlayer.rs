@@ -89,8 +89,8 @@ pub struct Expect {
     /// It keeps apart the servers that a program is connected to. It does not show that nobody stands in
     /// between: servers sign any challenge, so whoever holds the other end of our stream, and can reach the
     /// server, can have ours signed there. That the stream leads to the server has to be known from where it
-    /// came, a path that only the server can bind or whoever passed it to us. A [proof](NetlayerOptions::proof)
-    /// needs no such knowledge.
+    /// came: a path that only the server can bind, or whoever passed it to us. A
+    /// [proof](NetlayerOptions::proof) needs no such knowledge.
     pub key: Option<PublicKey>,
     /// That it speaks the extension, so that what we sign is of use with the server of that key only. A
     /// server that has a key of its own cannot register in our name elsewhere; whoever passes on all that

@@ -166,7 +166,7 @@ on_each_driver! {
             let bert = registered(reactor, &server, 202).await;
             let census = Census::take();
             for round in 0..300_usize {
-                let (peer, far) = RawPeer::new(reactor, (round % 100) as u8 + 1);
+                let (peer, far) = RawPeer::new(reactor, (round % 99) as u8 + 1);
                 server.admit(far).unwrap();
                 match round % 6 {
                     0 => peer.stream.say(b"nonsense").await,
