@@ -689,12 +689,10 @@ async fn listen(shared: &Rc<Shared>, link: &Rc<Link>, reading: &mut Reading) -> 
     loop {
         let (come, descriptor) = reading.next(&link.socket, None).await?;
         match (come, descriptor) {
-            (Come::Record { record: Record::NewConnection { from, to, number }, .. }, Some(fd)) => {
-                if to.key == shared.identity.key() && number.is_some() == link.is_extended {
-                    shared.introduced(link, from, number, fd);
-                } else {
-                    return Err(Ended::Violation);
-                }
+            (Come::Record { record: Record::NewConnection { from, to, number }, .. }, Some(fd))
+                if to.key == shared.identity.key() && number.is_some() == link.is_extended =>
+            {
+                shared.introduced(link, from, number, fd);
             }
             (Come::Record { record: Record::Outcome { number, outcome }, .. }, None) if link.is_extended => {
                 link.answered(number, outcome);
