@@ -56,6 +56,7 @@ impl Served {
             client_leaving: false,
             over: false,
             said: 0,
+            part_end: 0,
             emptied: 0,
             unsettled: VecDeque::new(),
             outbox: Outbox::default(),
@@ -121,6 +122,8 @@ struct State {
     over: bool,
     /// Bytes given to the socket since it had nothing left to send.
     said: u64,
+    /// Where the last part of a large answer ends in what was said.
+    part_end: u64,
     /// How many times nothing was left to send, and `said` began anew.
     emptied: u64,
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
@@ -267,7 +270,10 @@ impl Session {
         }
         let left = state.outbox.poll(&self.socket, self.hello.payload_bytes_max() as usize, context);
         let (parts, bytes) = state.outbox.take_said();
-        state.said += bytes;
+        if parts > 0 {
+            state.said += bytes;
+            state.part_end = state.said;
+        }
         self.counters.parts_sent(parts, bytes);
         drop(state);
         for left in left {
@@ -366,6 +372,7 @@ impl Session {
 
     /// What it has counted, and how much may be under way.
     pub(crate) fn stats(&self) -> SessionStats {
+        self.settle();
         let state = self.state.borrow();
         let (windows, free) = (state.account.windows(), state.account.free());
         SessionStats { credentials: self.client.credentials, stats: self.counters.stats(), windows, free }
@@ -508,8 +515,11 @@ impl Session {
                 unfinished = Some(std::mem::replace(&mut entry.stage, Stage::Here));
                 state.arriving -= 1;
             }
-            Stage::Answering if state.outbox.stop(number) => unfinished = Some(Stage::Answering),
-            Stage::Here | Stage::Answering => {}
+            Stage::Answering => {
+                let stopped = state.stop_answer(number, &self.socket);
+                unfinished = stopped.then_some(Stage::Answering);
+            }
+            Stage::Here => {}
         }
         let queued = state.queue.iter().position(|(queued, _, _)| *queued == number);
         let untaken = queued.and_then(|place| state.queue.remove(place));
@@ -787,6 +797,28 @@ impl Drop for Session {
 }
 
 impl State {
+    /// No more parts of this answer. One that waits is taken back, and was not said: otherwise it would seem
+    /// to have left, and as much with it of what waits. A client that withdraws one answer after the other
+    /// could have any number of others kept for it, unread. Says whether parts were still to come.
+    fn stop_answer(&mut self, number: u32, socket: &Socket) -> bool {
+        let unsent = socket.unsent();
+        let stopped = self.outbox.stop(number);
+        let taken_back = (unsent - socket.unsent()) as u64;
+        if taken_back == 0 {
+            return stopped;
+        }
+        self.said -= taken_back;
+        let behind = self.unsettled.iter_mut().map(|(end, _)| end);
+        let refused = self.calls.values_mut().filter_map(|entry| match &mut entry.stage {
+            Stage::Refused { said, emptied, .. } if *emptied == self.emptied => Some(said),
+            _ => None,
+        });
+        for end in behind.chain(refused).filter(|end| **end >= self.part_end) {
+            *end -= taken_back;
+        }
+        stopped
+    }
+
     /// The client has said where the parts of a refused call end, and with that the number is free. The
     /// call's share is given back when its refusal, said before this, has left.
     fn parts_have_ended(&mut self, number: u32) {

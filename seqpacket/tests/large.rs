@@ -595,6 +595,48 @@ on_each_driver! {
         drop(object);
     }
 
+    /// Of a withdrawn answer the part that waited was taken for one that had left, and as many bytes of what
+    /// waited with it. So a client could have the server keep any number of answers, and their descriptors.
+    fn withdrawing_large_answers_makes_no_room_for_others_that_are_not_read(reactor: &Reactor) {
+        const CALLS: u32 = 12;
+        let executor = Executor::new(reactor);
+        let options = MailboxOptions { calls: CALLS, ..MailboxOptions::default() };
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let mailbox = Rc::new(mailbox);
+        let (serves, answered) = (Rc::clone(&mailbox), Rc::new(Cell::new(0)));
+        let answers = Rc::clone(&answered);
+        executor.spawn(async move {
+            while let Some(call) = serves.next().await {
+                answers.set(answers.get() + 1);
+                let _ = match call.continuation().room() {
+                    (length, 0) => call.answer(bytes(length)),
+                    _ => call.answer(Message::default().with_descriptor(null())),
+                };
+            }
+        });
+        let session = RawClient::attach(&executor, object.share().unwrap());
+        let says = |packet: Vec<u8>| {
+            let said = session.say(&packet, &[]);
+            executor.settle();
+            said
+        };
+        let room = Size::NONE.with_descriptors(1).unwrap();
+        // The kernel's queue is full from here on, and what is answered waits.
+        let full = PACKETS_IN_A_QUEUE as u32 + 1;
+        assert!((0..full).all(|number| says(call(number, b"a packet", PAYLOAD_BYTES_MAX))));
+        let mut number = full;
+        while number < 1_000
+            && (0..3).all(|one| says(bare(Header::call(number + one, Size::NONE, room))))
+            && says(call(number + 3, b"large", 2 * PAYLOAD_BYTES_MAX))
+            && says(bare(Header::cancel(number + 3)))
+        {
+            number += 4;
+        }
+        until(&executor, "the session is counted", || mailbox.violations().unread == 1);
+        assert!(answered.get() <= full + CALLS, "{}", answered.get());
+        drop(object);
+    }
+
     fn a_large_answer_that_stands_still_ends_its_session(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (bound, address) = testing::packet_pair();

@@ -247,5 +247,7 @@ on_each_driver! {
         assert_eq!(mailbox.each_session()[0].free.calls, 0);
         drop((taken, calls));
         until(&executor, "all is free again", || object.windows().unwrap().1.calls == 3);
+        // To the server it is not only free when the next call needs it.
+        assert_eq!(mailbox.each_session()[0].free, mailbox.each_session()[0].windows);
     }
 }
