@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join as both;
 use introduction::{Connection, Expect, Identity, Netlayer, NetlayerOptions, Proof, Server, ServerOptions};
 use ring::{Executor, Fd, Kind, Message, Reactor, Socket};
 
@@ -134,32 +135,6 @@ async fn pass_on(reactor: &Reactor, count: usize) -> Result<Vec<Duration>, Box<d
         drop(Socket::wrap(reactor, fd)?);
     }
     Ok(times)
-}
-
-async fn both<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
-    use std::task::Poll;
-    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let (mut a, mut b) = (None, None);
-    std::future::poll_fn(|context| {
-        if a.is_none()
-            && let Poll::Ready(result) = one.as_mut().poll(context)
-        {
-            a = Some(result);
-        }
-        if b.is_none()
-            && let Poll::Ready(result) = other.as_mut().poll(context)
-        {
-            b = Some(result);
-        }
-        match (a.take(), b.take()) {
-            (Some(first), Some(second)) => Poll::Ready((first, second)),
-            (first, second) => {
-                (a, b) = (first, second);
-                Poll::Pending
-            }
-        }
-    })
-    .await
 }
 
 async fn yield_once() {

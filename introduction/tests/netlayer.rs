@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::join as both;
 use introduction::{
     AddServerError, ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Peer,
     Policy, Proof, PublicKey, Server, ServerOptions,
@@ -95,27 +96,6 @@ async fn meet(anne: &Netlayer, bert: &Netlayer) -> (Connection, Connection) {
     let ours = ours.unwrap();
     are_connected(&ours, &theirs).await;
     (ours, theirs)
-}
-
-async fn both<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
-    use std::task::Poll;
-    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let (mut a, mut b) = (None, None);
-    std::future::poll_fn(|context| {
-        if a.is_none()
-            && let Poll::Ready(result) = one.as_mut().poll(context)
-        {
-            a = Some(result);
-        }
-        if b.is_none()
-            && let Poll::Ready(result) = other.as_mut().poll(context)
-        {
-            b = Some(result);
-        }
-        if a.is_some() && b.is_some() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    (a.unwrap(), b.unwrap())
 }
 
 /// Everybody may know what became of what they asked for.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ed25519_dalek::Signer;
+use futures_util::future::join as both;
 use introduction::{
     ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Proof, Server,
     ServerOptions,
@@ -80,27 +81,6 @@ impl Scene {
     fn nobody_came(&self) {
         poll_once(self.bert.incoming());
     }
-}
-
-async fn both<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
-    use std::task::Poll;
-    let (mut one, mut other) = (std::pin::pin!(one), std::pin::pin!(other));
-    let (mut a, mut b) = (None, None);
-    std::future::poll_fn(|context| {
-        if a.is_none()
-            && let Poll::Ready(result) = one.as_mut().poll(context)
-        {
-            a = Some(result);
-        }
-        if b.is_none()
-            && let Poll::Ready(result) = other.as_mut().poll(context)
-        {
-            b = Some(result);
-        }
-        if a.is_some() && b.is_some() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    (a.unwrap(), b.unwrap())
 }
 
 fn packet_pair(reactor: &Reactor) -> (Socket, OwnedFd) {
