@@ -27,7 +27,7 @@ use crate::inlet::Come;
 use crate::locator::{Hints, Locator, Proof, PublicKey};
 use crate::proof;
 use crate::reading::{Ended, Reading, connected};
-use crate::record::{Form, Outcome, Record};
+use crate::record::{Form, Outcome, Record, asker};
 use crate::signal::{Signal, before};
 use crate::statement::Between;
 
@@ -449,7 +449,7 @@ impl Netlayer {
     ) -> Result<Connection, ConnectError> {
         let kind = if locator.hints.seqpacket { Kind::SeqPacket } else { Kind::Stream };
         let (near, far) = Socket::pair(&self.shared.reactor, kind)?;
-        self.post(locator, link, far, answer)?;
+        self.post(self.our_location(), locator, link, far, answer)?;
         match kind {
             Kind::Stream => Ok(Connection::Stream(near)),
             Kind::SeqPacket => {
@@ -462,6 +462,7 @@ impl Netlayer {
 
     fn post(
         &self,
+        from: Locator,
         locator: &Locator,
         link: &Rc<Link>,
         far: OwnedFd,
@@ -470,8 +471,8 @@ impl Netlayer {
         if link.unsent() >= self.shared.options.asking_max.min(link::ASKING_MAX) {
             return Err(ConnectError::Busy);
         }
-        let (from, to) = (self.our_location(), locator.clone());
-        let record = Record::NewConnection { from, to, number: None }.to_bytes(Form::Goblins);
+        let record =
+            Record::NewConnection { from, to: locator.clone(), number: None }.to_bytes(Form::Goblins);
         link.ask(record, Fd::made_here(far), answer);
         Ok(())
     }
@@ -485,8 +486,10 @@ impl Netlayer {
         let shared = &self.shared;
         let (near, far) = Socket::pair(&shared.reactor, Kind::SeqPacket)?;
         let between = Between { asker: self.key(), answerer: locator.key, server: link.server };
-        let asking = proof::Asking::begin(&shared.identity, between, &near, &far)?;
-        self.post(locator, link, far, answer)?;
+        let (from, mut written) = (self.our_location(), Vec::new());
+        from.write(&mut written);
+        let asking = proof::Asking::begin(&shared.identity, between, &written, &near, &far)?;
+        self.post(from, locator, link, far, answer)?;
         let moment = Instant::now() + shared.options.connect_time;
         match before(&shared.reactor, moment, asking.finish(&shared.identity, &near)).await {
             Some(Ok(socket)) => Ok(Connection::SeqPacket(socket)),
@@ -589,7 +592,14 @@ impl Shared {
         self.tick.ring();
     }
 
-    fn introduced(self: &Rc<Self>, link: &Rc<Link>, from: Locator, number: Option<u64>, fd: Fd) {
+    fn introduced(
+        self: &Rc<Self>,
+        link: &Rc<Link>,
+        record: &[u8],
+        from: Locator,
+        number: Option<u64>,
+        fd: Fd,
+    ) {
         let deadline = Instant::now() + self.options.incoming_time;
         let Some((fd, kind)) = connected(&self.reactor, fd) else {
             return link.judge(number, false);
@@ -604,7 +614,7 @@ impl Shared {
         }
         let link = Rc::clone(link);
         if is_proved {
-            return self.prove(link, from, number, fd, deadline);
+            return self.prove(link, asker(record).to_vec(), from, number, fd, deadline);
         }
         if let Some(connection) = Connection::new(&self.reactor, fd, kind) {
             self.deliver(Arrived { from, link, number, is_proved, connection, deadline });
@@ -615,6 +625,7 @@ impl Shared {
     fn prove(
         self: &Rc<Self>,
         link: Rc<Link>,
+        written: Vec<u8>,
         from: Locator,
         number: Option<u64>,
         fd: OwnedFd,
@@ -624,7 +635,7 @@ impl Shared {
         let shared = Rc::clone(self);
         let task = self.reactor.companion(async move {
             let between = Between { asker: from.key, answerer: shared.identity.key(), server: link.server };
-            let answering = proof::answer(&shared.reactor, &shared.identity, between, fd);
+            let answering = proof::answer(&shared.reactor, &shared.identity, between, &written, fd);
             let proved = before(&shared.reactor, deadline, answering).await;
             let own = shared.state.borrow_mut().proving.try_remove(place);
             match proved {
@@ -689,10 +700,10 @@ async fn listen(shared: &Rc<Shared>, link: &Rc<Link>, reading: &mut Reading) -> 
     loop {
         let (come, descriptor) = reading.next(&link.socket, None).await?;
         match (come, descriptor) {
-            (Come::Record { record: Record::NewConnection { from, to, number }, .. }, Some(fd))
+            (Come::Record { record: Record::NewConnection { from, to, number }, bytes }, Some(fd))
                 if to.key == shared.identity.key() && number.is_some() == link.is_extended =>
             {
-                shared.introduced(link, from, number, fd);
+                shared.introduced(link, &bytes, from, number, fd);
             }
             (Come::Record { record: Record::Outcome { number, outcome }, .. }, None) if link.is_extended => {
                 link.answered(number, outcome);
@@ -709,8 +720,9 @@ impl Incoming {
         self.arrived.as_ref().expect("until it is accepted or refused")
     }
 
-    /// Who asks, as the server has verified it: the key is theirs, the hints are their own words. Where
-    /// [a proof](Incoming::is_proved) was demanded, no server's word is needed.
+    /// Who asks, as the server has verified it: the key is theirs. The hints are what the server says that
+    /// they say, and may lack a demand for [a proof](NetlayerOptions::proof). Where they
+    /// [have proved](Incoming::is_proved) who they are, all of it is theirs, whatever the server is.
     pub fn from(&self) -> &Locator {
         &self.arrived().from
     }

@@ -48,15 +48,17 @@ pub(crate) struct Asking {
 }
 
 impl Asking {
-    /// Before the far end is given away: says who we are, to whoever will hold it.
+    /// Before the far end is given away: says who we are, to whoever will hold it, and what the locator is
+    /// that they will be told.
     pub(crate) fn begin(
         identity: &Identity,
         between: Between,
+        locator: &[u8],
         near: &Socket,
         far: &OwnedFd,
     ) -> io::Result<Asking> {
         let told = Told { asker: random()?, far: cookie(far)?, ..Told::default() };
-        let signature = identity.sign_statement(&between.hello(&told));
+        let signature = identity.sign_statement(&between.hello(&told, locator));
         let hello = [HELLO.as_slice(), &told.asker, &signature].concat();
         near.set_descriptors_max(1);
         near.try_send(hello).map_err(io::Error::other)?;
@@ -91,22 +93,28 @@ pub(crate) async fn answer(
     reactor: &Reactor,
     identity: &Identity,
     between: Between,
+    locator: &[u8],
     fd: OwnedFd,
 ) -> (Result<ConnectedSocket, Failed>, Option<OwnedFd>) {
     // Others may hold this end: it is not private, and nothing that matters is said on it.
     let Ok(far) = Socket::wrap(reactor, fd) else { return (Err(Failed::Wrong), None) };
     far.set_descriptors_max(1);
-    let answered = answer_on(identity, between, &far).await;
+    let answered = answer_on(identity, between, locator, &far).await;
     (answered, far.into_fd().ok())
 }
 
-async fn answer_on(identity: &Identity, between: Between, far: &Socket) -> Result<ConnectedSocket, Failed> {
+async fn answer_on(
+    identity: &Identity,
+    between: Between,
+    locator: &[u8],
+    far: &Socket,
+) -> Result<ConnectedSocket, Failed> {
     let hello = far.receive().await.map_err(failed)?;
     let (nonce, signature) = take_apart(&hello, HELLO).ok_or(Failed::Wrong)?;
     let mut told = Told { asker: nonce, far: cookie(far)?, ..Told::default() };
     // With it we know that whoever signed has made this pair, and that the other end is theirs alone. What we
-    // send there nobody else receives.
-    if !is_signed(&between.asker, &between.hello(&told), &signature) {
+    // send there nobody else receives. And the server has left their locator as they wrote it.
+    if !is_signed(&between.asker, &between.hello(&told, locator), &signature) {
         return Err(Failed::Wrong);
     }
     let (fresh, theirs) = ConnectedSocket::pair(far.reactor())?;

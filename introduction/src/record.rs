@@ -6,7 +6,7 @@
 use thiserror::Error;
 
 use crate::locator::{Locator, LocatorError, PublicKey};
-use crate::syrup::{Malformed, Value};
+use crate::syrup::{Malformed, Scanner, Value};
 
 /// The longest record, in bytes: two locators with as many servers as they may name.
 pub const RECORD_BYTES_MAX: usize = 4096;
@@ -254,6 +254,15 @@ pub(crate) fn with_number(record: &[u8], number: u64) -> Vec<u8> {
     bytes
 }
 
+/// What whoever asks says of itself, as it stands in a `uds:new-connection`: hints that are not known here
+/// included.
+pub(crate) fn asker(record: &[u8]) -> &[u8] {
+    const BEFORE: usize = b"<18'uds:new-connection".len();
+    let rest = record.get(BEFORE..).unwrap_or_default();
+    let length = Scanner::new(RECORD_BYTES_MAX).scan(rest).ok().flatten();
+    &rest[..length.expect("a record was read here before")]
+}
+
 fn begin(into: &mut Vec<u8>, label: &str) {
     into.push(b'<');
     Value::Symbol(label).write(into);
@@ -472,6 +481,7 @@ mod tests {
             assert_eq!(Record::read(bytes.as_bytes()).unwrap(), expected);
             assert_eq!(expected.to_bytes(Form::Goblins), bytes.as_bytes());
         }
+        assert_eq!(asker(format!("{start}7+>").as_bytes()), locator_bytes(KEY).as_bytes());
         assert_eq!(with_number(format!("{start}>").as_bytes(), 7), format!("{start}7+>").as_bytes());
         for wrong in ["7->", "t>", "7+7+>", "18446744073709551616+>"] {
             let read = Record::read(format!("{start}{wrong}").as_bytes());

@@ -51,11 +51,12 @@ impl Between {
         [line, &self.asker.0, &self.answerer.0, &self.server.0].concat()
     }
 
-    /// The asker's first: it has made the pair.
-    pub(crate) fn hello(&self, told: &Told) -> Vec<u8> {
+    /// The asker's first: it has made the pair, and this is what it says of itself.
+    pub(crate) fn hello(&self, told: &Told, locator: &[u8]) -> Vec<u8> {
         let mut statement = self.begin(b"sendright hello 1\n");
         statement.extend(told.asker);
         statement.extend(told.far.to_le_bytes());
+        statement.extend(locator);
         statement
     }
 
@@ -90,7 +91,7 @@ mod tests {
         let told = Told { asker: [4; 32], far: 5, answerer: [6; 32], fresh: 7 };
         let statements = [
             registration(&key(3), &key(1), &[4; 64], &[5; 64]),
-            between.hello(&told),
+            between.hello(&told, b""),
             between.answer(&told),
             between.finish(&told),
         ];

@@ -299,14 +299,33 @@ on_each_driver! {
             let location = scene.bert.our_location();
             let stripping = async {
                 let far = scene.asked().await;
-                let (anne, bert) = (scene.anne.key().to_string(), scene.bert.key().to_string());
-                scene.berts.say(raw::introduction(&anne, &bert)).await;
+                let record = String::from_utf8(scene.record()).unwrap();
+                let start = record.rfind("<10'ocapn-peer").unwrap();
+                let to = raw::locator(&scene.bert.key().to_string());
+                scene.berts.say(format!("{}{to}>", &record[..start])).await;
                 scene.berts.pass(raw::DUMMY, Fd::made_here(far)).await;
                 scene.bert.incoming().await
             };
             let (ours, incoming) = both(scene.anne.connect(&location), stripping).await;
             assert!(incoming.is_proved());
             are_connected(ours.unwrap(), incoming.accept()).await;
+        });
+    }
+
+    /// If Bert believed it, he would go to Anne without a proof later, and find Mallory.
+    fn what_the_asker_says_of_herself_cannot_be_changed(reactor: &Reactor) {
+        settle(reactor, async {
+            let scene = Scene::new(reactor).await;
+            let location = scene.bert.our_location();
+            let stripping = async {
+                let far = scene.asked().await;
+                let (anne, bert) = (scene.anne.key().to_string(), scene.bert.key().to_string());
+                scene.berts.say(raw::introduction(&anne, &bert)).await;
+                scene.berts.pass(raw::DUMMY, Fd::made_here(far)).await;
+            };
+            let (outcome, ()) = both(scene.anne.connect(&location), stripping).await;
+            assert!(matches!(outcome, Err(ConnectError::Unanswered)), "{outcome:?}");
+            scene.nobody_came();
         });
     }
 

@@ -535,8 +535,7 @@ mod tests {
     #[test]
     fn a_user_who_connects_again_and_again_pushes_out_nobody_else() {
         let reactor = Reactor::new().unwrap();
-        let mut limits = ServerOptions::default();
-        limits.newcomers_max = 3;
+        let limits = ServerOptions { newcomers_max: 3, ..ServerOptions::default() };
         let mut registry = Registry::new(limits);
         let honest = [1, 2, 3].map(|uid| admit(&mut registry, &reactor, uid));
         // All have one, and the one that comes makes them two.
