@@ -102,8 +102,8 @@ pub struct Facts {
 /// ```
 ///
 /// # Errors
-/// `FileTooLarge` above [`BYTES_MAX`], before anything is committed; and the kernel's: out of descriptors,
-/// out of memory (ENOMEM, ENOSPC).
+/// `InvalidInput` for no bytes at all, which nobody could map; `FileTooLarge` above [`BYTES_MAX`], before
+/// anything is committed; and the kernel's: out of descriptors, out of memory (ENOMEM, ENOSPC).
 pub fn create(bytes: u64) -> io::Result<OwnedFd> {
     if bytes > BYTES_MAX {
         return Err(io::ErrorKind::FileTooLarge.into());

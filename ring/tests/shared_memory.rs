@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -34,6 +34,31 @@ in_own_process! {
     fn fresh_memory_is_zero() {
         let memory = shared_memory::create(1 << 20).unwrap();
         assert_eq!(read(&Mapping::new(&memory).unwrap(), 0, 1 << 20), vec![0; 1 << 20]);
+    }
+
+    fn memory_of_no_bytes_is_not_made() {
+        let error = shared_memory::create(0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+
+    /// Whoever is asked for a descriptor twice may give two.
+    fn what_is_mapped_is_what_was_looked_at() {
+        struct Another(OwnedFd, OwnedFd, std::cell::Cell<bool>);
+        impl AsFd for &Another {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                if self.2.replace(true) { self.1.as_fd() } else { self.0.as_fd() }
+            }
+        }
+        let another = |sealed: OwnedFd| {
+            let can_shrink = stranger(4096, SealFlags::empty());
+            Another(sealed, can_shrink, std::cell::Cell::new(false))
+        };
+        let both = another(shared_memory::create(4096).unwrap());
+        let (mapping, here) = (Mapping::new(&both).unwrap(), WritableMapping::new(&both.0).unwrap());
+        here.write_at(0, b"the one that is sealed").unwrap();
+        assert_eq!(read(&mapping, 0, 22), b"the one that is sealed");
+        let both = another(shared_memory::create_frozen(&[b"frozen"]).unwrap());
+        assert_eq!(&FrozenMapping::new(&both).unwrap()[..], b"frozen");
     }
 
     fn what_one_mapping_writes_another_reads() {
