@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::identity::Identity;
 use crate::inlet::Come;
-use crate::locator::{Hints, Locator, Proof, PublicKey};
+use crate::locator::{Hints, Locator, Proof, PublicKey, SERVERS_MAX};
 use crate::proof;
 use crate::reading::{Ended, Reading, connected};
 use crate::record::{Form, Outcome, Record, asker};
@@ -46,7 +46,7 @@ pub struct NetlayerOptions {
     /// How many of these one key may have. Default 8, so that several others can still connect. Beyond it
     /// further ones are refused.
     pub incoming_of_key_max: usize,
-    /// Servers at the same time. Default 32, as many as a locator names.
+    /// Servers at the same time. Default 32, as many as a locator names, and never more.
     pub servers_max: usize,
     /// Introductions that wait to be sent to a server. Default 256, at most 512. Beyond it
     /// [`ConnectError::Busy`].
@@ -70,7 +70,7 @@ impl Default for NetlayerOptions {
             proof: Proof::None,
             incoming_max: 64,
             incoming_of_key_max: 8,
-            servers_max: crate::locator::SERVERS_MAX,
+            servers_max: SERVERS_MAX,
             asking_max: 256,
             handshake_time: Duration::from_secs(5),
             record_time: Duration::from_secs(5),
@@ -154,6 +154,10 @@ pub enum ConnectError {
     /// The locator demands a proof of a kind that is not known here. Nothing was sent.
     #[error("the locator demands a proof of an unknown kind")]
     UnknownProof,
+    /// The locator names more than [`SERVERS_MAX`] servers: it was put together here, and nobody would read it.
+    /// Nothing was sent.
+    #[error("the locator names too many servers")]
+    TooManyServers,
     /// Too many introductions wait for this server already. Nothing was sent.
     #[error("too many introductions wait for the server")]
     Busy,
@@ -371,7 +375,7 @@ impl Netlayer {
         let greeted = shake_hands(&shared.identity, &socket, &mut reading, expect, time).await?;
         let is_full = {
             let links = &shared.state.borrow().links;
-            links.len() >= shared.options.servers_max && !links.contains_key(&greeted.server)
+            links.len() >= shared.options.servers_max.min(SERVERS_MAX) && !links.contains_key(&greeted.server)
         };
         if is_full {
             return Err(AddServerError::Full);
@@ -541,6 +545,9 @@ impl Shared {
 
     /// The first of the locator's servers that we are registered with.
     fn link_to(&self, locator: &Locator) -> Result<Rc<Link>, ConnectError> {
+        if locator.hints.servers.len() > SERVERS_MAX {
+            return Err(ConnectError::TooManyServers);
+        }
         let state = self.state.borrow();
         let found = locator.hints.servers.iter().find_map(|server| state.links.get(server));
         found.map(Rc::clone).ok_or(ConnectError::NoServer)
@@ -656,23 +663,28 @@ impl Shared {
 
     fn first_deadline(&self) -> Option<Instant> {
         let state = self.state.borrow();
-        let incoming = state.incoming.front().map(|arrived| arrived.deadline);
-        let refused = state.refused.front().map(|(deadline, _)| *deadline);
-        [incoming, refused].into_iter().flatten().min()
+        let incoming = state.incoming.iter().map(|arrived| arrived.deadline);
+        incoming.chain(state.refused.iter().map(|(deadline, _)| *deadline)).min()
     }
 
     fn expire(&self, now: Instant) {
         let mut state = self.state.borrow_mut();
-        let late = state.incoming.iter().take_while(|arrived| arrived.deadline <= now).count();
-        let late: Vec<Arrived> = state.incoming.drain(..late).collect();
-        let closed = state.refused.iter().take_while(|(deadline, _)| *deadline <= now).count();
-        let closed: Vec<(Instant, Fd)> = state.refused.drain(..closed).collect();
+        let late = take_due(&mut state.incoming, |arrived| arrived.deadline <= now);
+        let closed = take_due(&mut state.refused, |(deadline, _)| *deadline <= now);
         drop(state);
         for arrived in &late {
             arrived.link.judge(arrived.number, false);
         }
         drop((late, closed));
     }
+}
+
+/// Takes out what is due. It need not stand in front: what was proved slowly or refused late stands behind
+/// what came after it.
+fn take_due<T>(queue: &mut VecDeque<T>, is_due: impl Fn(&T) -> bool) -> VecDeque<T> {
+    let (due, left) = queue.drain(..).partition(is_due);
+    *queue = left;
+    due
 }
 
 /// Closes what has waited too long.
@@ -800,5 +812,17 @@ impl Future for Disconnected {
 impl fmt::Debug for Disconnected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Disconnected").field("server", &self.server()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_is_taken_wherever_it_stands() {
+        let mut queue = VecDeque::from([5, 1, 4, 2]);
+        assert_eq!(take_due(&mut queue, |deadline| *deadline <= 2), [1, 2]);
+        assert_eq!(queue, [5, 4]);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::join as both;
 use introduction::{
     AddServerError, ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Peer,
-    Policy, Proof, PublicKey, Server, ServerOptions,
+    Policy, Proof, PublicKey, SERVERS_MAX, Server, ServerOptions,
 };
 use raw::{RawPeer, RawServer, Stream, introduction, is_quiet, locator_with};
 use ring::{Fd, Kind, Reactor, ReceiveError, Socket};
@@ -232,6 +232,20 @@ on_each_driver! {
             let _joined = (join(&anne, reactor, &one).await, join(&bert, reactor, &two).await);
             let refused = anne.connect(&bert.our_location()).await;
             assert!(matches!(refused, Err(ConnectError::NoServer)));
+        });
+    }
+
+    fn a_locator_with_too_many_servers_is_not_sent(reactor: &Reactor) {
+        let server = server(reactor, 100);
+        settle(reactor, async {
+            let (anne, bert) = (plain(reactor, 1), plain(reactor, 2));
+            let _joined = (join(&anne, reactor, &server).await, join(&bert, reactor, &server).await);
+            let mut location = bert.our_location();
+            location.hints.servers.extend((1..SERVERS_MAX).map(|n| PublicKey([n as u8; 32])));
+            anne.connect(&location).await.unwrap();
+            location.hints.servers.insert(PublicKey([200; 32]));
+            let outcome = anne.connect(&location).await;
+            assert!(matches!(outcome, Err(ConnectError::TooManyServers)), "{outcome:?}");
         });
     }
 
@@ -598,6 +612,21 @@ on_each_driver! {
             let _joined = join(&anne, reactor, &one).await;
             let refused = anne.add_server(line_to(reactor, &two), Expect::default()).await;
             assert!(matches!(refused, Err(AddServerError::Full)));
+        });
+    }
+
+    fn there_are_never_more_servers_than_a_locator_names(reactor: &Reactor) {
+        let servers: Vec<Server> = (0..=SERVERS_MAX).map(|n| server(reactor, 100 + n as u8)).collect();
+        settle(reactor, async {
+            let anne = netlayer(reactor, 1, |options| options.servers_max = 100);
+            let mut joined = Vec::new();
+            for server in &servers[1..] {
+                joined.push(join(&anne, reactor, server).await);
+            }
+            let refused = anne.add_server(line_to(reactor, &servers[0]), Expect::default()).await;
+            assert!(matches!(refused, Err(AddServerError::Full)), "{refused:?}");
+            let location = anne.our_location();
+            assert_eq!(location.to_string().parse(), Ok(location));
         });
     }
 
