@@ -111,9 +111,9 @@ on_each_driver! {
         hosted(|guest| async move {
             yield_now().await;
             for _ in 0..100 {
-                let (done, mut waker) = (Arc::new(AtomicBool::new(false)), None);
+                let (done, mut thread) = (Arc::new(AtomicBool::new(false)), None);
                 guest.executor().block_on(std::future::poll_fn(|context| {
-                    waker.get_or_insert_with(|| {
+                    thread.get_or_insert_with(|| {
                         let (done, waker) = (Arc::clone(&done), context.waker().clone());
                         std::thread::spawn(move || {
                             done.store(true, Ordering::SeqCst);
@@ -122,6 +122,7 @@ on_each_driver! {
                     });
                     if done.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
                 }));
+                thread.unwrap().join().unwrap();
             }
             // And the runtime is told again.
             let (near, far) = Socket::pair(guest.reactor(), Kind::SeqPacket).unwrap();
