@@ -154,8 +154,8 @@ pub enum ConnectError {
     /// The locator demands a proof of a kind that is not known here. Nothing was sent.
     #[error("the locator demands a proof of an unknown kind")]
     UnknownProof,
-    /// The locator names more than [`SERVERS_MAX`] servers: it was put together here, and nobody would read it.
-    /// Nothing was sent.
+    /// The locator names more than [`SERVERS_MAX`] servers: it was put together here, and nobody would read
+    /// it. Nothing was sent.
     #[error("the locator names too many servers")]
     TooManyServers,
     /// Too many introductions wait for this server already. Nothing was sent.
