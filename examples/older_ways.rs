@@ -76,8 +76,10 @@ fn show() -> Result<(), Failure> {
     }
     let (rubbish, stolen) = datagram::bound_socket(&reactor)?;
     drop(rubbish);
-    let told = stolen.try_connect(&service).map(drop).unwrap_err();
-    println!("  a name whose owner is gone, until somebody takes it: {told}");
+    match stolen.try_connect(&service) {
+        Ok(_) => println!("  a name whose owner is gone: somebody else has taken it"),
+        Err(told) => println!("  a name whose owner is gone, until somebody takes it: {told}"),
+    }
     println!("  replacement: it has no name; who was not given the descriptor has nothing to try");
     Ok(())
 }

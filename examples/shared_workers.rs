@@ -73,20 +73,15 @@ fn clients() -> Result<(), Failure> {
         let served = ask_all(&clients).await?;
         println!("{CLIENTS} clients were served by {} workers", distinct(&served));
 
-        let mut dead = workers.remove(0);
-        dead.kill()?;
-        dead.wait()?;
-        println!("process {} was killed", dead.id());
+        let dead = workers.remove(0).kill();
+        println!("process {dead} was killed");
         let served = ask_all(&clients).await?;
         println!("{CLIENTS} clients were served by {} workers", distinct(&served));
-        if served.contains(&dead.id()) {
+        if served.contains(&dead) {
             return Err("the dead have answered".into());
         }
 
-        for mut worker in workers {
-            worker.kill()?;
-            worker.wait()?;
-        }
+        drop(workers);
         // A session may have to find out first; then nobody is there to attach to.
         loop {
             match clients[0].call("anyone?").await {
@@ -119,10 +114,28 @@ fn distinct(served: &[u32]) -> usize {
     served.iter().collect::<BTreeSet<_>>().len()
 }
 
+/// One process that serves. It does not outlive this.
+struct Worker(Child);
+
+impl Worker {
+    /// Says which it was.
+    fn kill(self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may have died by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts this program once more, with a copy of the bound end and nothing else.
-fn start(shared: OwnedFd) -> Result<Child, Failure> {
+fn start(shared: OwnedFd) -> Result<Worker, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("worker");
     ring::inherit::give(&mut command, vec![(shared, SHARED)]);
-    Ok(command.spawn()?)
+    Ok(Worker(command.spawn()?))
 }
