@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ring::{Credentials, Fd, Message, Reactor, ReceiveError, Received, SendError, Socket, discard};
 use thiserror::Error;
 
+use crate::bound::known;
 use crate::wire::{self, HEADER_BYTES, Header, Kind};
 use crate::{ConnectedSocket, DataOnlySocket, FrozenMemory, SharedMemory, SocketAddress, WrapError};
 
@@ -344,7 +345,8 @@ pub struct TypedReceived {
     pub capabilities: Vec<Capability>,
     /// What did not fit.
     pub truncated: Truncated,
-    /// Who sent it, as the kernel tells it.
+    /// Who sent it, as the kernel tells it. `None` for a message that was queued before the kernel was asked
+    /// to tell: before there was this end's [`TypedSocket`].
     pub credentials: Option<Credentials>,
 }
 
@@ -533,7 +535,7 @@ impl TypedSocket {
             Truncated { data: data.len() > room.bytes, descriptors: capabilities.len() > room.descriptors };
         capabilities.truncate(room.descriptors);
         let data = data[..data.len().min(room.bytes)].to_vec();
-        Ok(Ok(TypedReceived { data, capabilities, truncated, credentials: message.credentials() }))
+        Ok(Ok(TypedReceived { data, capabilities, truncated, credentials: known(message.credentials()) }))
     }
 
     fn count(&self, violation: Violation) {

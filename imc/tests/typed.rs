@@ -2,6 +2,7 @@
 //! gets out of it.
 #![allow(clippy::unwrap_used)]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -373,6 +374,45 @@ on_each_driver! {
             assert!(matches!(refused, Err(TypedSendError::Send(SendError::Gone))));
         });
         assert_eq!(Census::take().len(), census.len() - 1);
+    }
+
+    /// A peer that sends rubbish as fast as it is read must not have the whole thread.
+    fn a_flood_of_rubbish_lets_others_have_their_turn(reactor: &Reactor) {
+        let (socket, peer) = facing_a_stranger(reactor);
+        (0..100).for_each(|_| send_packet(&peer, b"rubbish", &[]).unwrap());
+        send_packet(&peer, &packet(&[], b"honest"), &[]).unwrap();
+        poll_once(socket.receive());
+        assert!(socket.violations().malformed < 100);
+        assert_eq!(settle(reactor, socket.receive()).unwrap().data, b"honest");
+        assert_eq!(socket.violations().malformed, 100);
+    }
+
+    /// Nor one that sends honest messages to a task which only waits for the next.
+    fn a_flood_of_messages_lets_others_have_their_turn(reactor: &Reactor) {
+        let (socket, peer) = facing_a_stranger(reactor);
+        (0..100).for_each(|_| send_packet(&peer, &packet(&[], b"honest"), &[]).unwrap());
+        let count = Cell::new(0);
+        let mut all = Box::pin(async {
+            while count.get() < 100 {
+                socket.receive().await.unwrap();
+                count.set(count.get() + 1);
+            }
+        });
+        poll_once(all.as_mut());
+        assert!(count.get() < 100);
+        settle(reactor, all);
+        assert_eq!(count.get(), 100);
+    }
+
+    /// The kernel was not asked yet, and says "process 0, nobody", which is not to be believed.
+    fn of_a_message_sent_before_anybody_asked_the_sender_is_not_known(reactor: &Reactor) {
+        let (near, far) = packet_pair();
+        send_packet(&far, &packet(&[], b"early"), &[]).unwrap();
+        let socket = TypedSocket::new(ConnectedSocket::from_fd(reactor, near).unwrap()).unwrap();
+        send_packet(&far, &packet(&[], b"late"), &[]).unwrap();
+        assert_eq!(settle(reactor, socket.receive()).unwrap().credentials, None);
+        let who = settle(reactor, socket.receive()).unwrap().credentials.unwrap();
+        assert_eq!(who.pid, std::process::id() as i32);
     }
 
     fn a_connection_that_is_receiving_is_given_back(reactor: &Reactor) {

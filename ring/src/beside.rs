@@ -19,8 +19,10 @@ use crate::request::Arrival;
 use crate::socket::Socket;
 use crate::sys::errno;
 
-/// How many packets that are no message are taken in a row before others have their turn.
-const GLANCES_MAX: usize = 16;
+/// How many packets are taken from a socket in a row, messages or not, before others have their turn. Whoever
+/// only waits for the next message would otherwise never come to an end while a peer sends as fast as it is
+/// read: nothing here waits for a turn of the reactor.
+const GLANCES_MAX: u8 = 16;
 
 /// The largest packet that a socket is sure to send with the usual SO_SNDBUF, in bytes: for protocols that
 /// need more than [`PACKET_BYTES_MAX`](crate::PACKET_BYTES_MAX) and receive with
@@ -128,10 +130,9 @@ impl Socket {
         assert!(!scratch.is_empty(), "there is room for a byte, or every message would look empty");
         // Only credentials tell an empty packet from the end of file.
         self.ask_for_credentials();
-        let (mut nothings, mut glances, mut shut_down) = (0, 0_usize, false);
+        let (mut nothings, mut shut_down) = (0, false);
         loop {
-            glances = glances.wrapping_add(1);
-            if glances % GLANCES_MAX == 0 {
+            if self.has_glanced(GLANCES_MAX) {
                 let_others().await;
             }
             match self.glance(scratch) {

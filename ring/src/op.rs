@@ -178,6 +178,8 @@ struct Inbox {
     /// The stream was stopped because nobody takes what it brings.
     stopped: bool,
     cancelled: bool,
+    /// How often the socket was glanced at in a row, and something was there each time.
+    glances: u8,
 }
 
 #[derive(Clone, Copy)]
@@ -993,6 +995,22 @@ impl Core {
     pub(crate) fn receiving(&self, key: usize) -> (Fd, Room) {
         let channel = &self.channels[key];
         (channel.fd.clone(), channel.room)
+    }
+
+    /// Counts the glances in a row that found something.
+    pub(crate) fn count_glance(&mut self, key: usize, found: bool) {
+        let glances = &mut self.channels[key].inbox.glances;
+        *glances = if found { glances.saturating_add(1) } else { 0 };
+    }
+
+    /// Whether there were so many glances in a row. Then the count begins anew.
+    pub(crate) fn has_glanced(&mut self, key: usize, most: u8) -> bool {
+        let glances = &mut self.channels[key].inbox.glances;
+        let many = *glances >= most;
+        if many {
+            *glances = 0;
+        }
+        many
     }
 
     pub(crate) fn budget(&self) -> &Budget {

@@ -458,7 +458,15 @@ impl Socket {
     }
 
     pub(crate) fn glance(&self, scratch: &mut [u8]) -> Glance {
-        self.reactor.with(|core, _| core.glance(self.channel, scratch))
+        self.reactor.with(|core, _| {
+            let glance = core.glance(self.channel, scratch);
+            core.count_glance(self.channel, matches!(glance, Glance::Arrived(_)));
+            glance
+        })
+    }
+
+    pub(crate) fn has_glanced(&self, most: u8) -> bool {
+        self.reactor.with(|core, _| core.has_glanced(self.channel, most))
     }
 
     pub(crate) fn judge(&self, arrival: Arrival) -> Result<Received, ReceiveError> {
