@@ -125,12 +125,12 @@ impl Listening {
 
     /// Ends when [that](Listening::has_ended) is so.
     pub async fn ended(&self) {
-        let mut place = Place::default();
+        let mut seat = Seat { shared: &self.shared, place: Place::default() };
         poll_fn(|context| {
             if self.shared.ended.get() {
                 return Poll::Ready(());
             }
-            let old = self.shared.waiting.borrow_mut().keep(&mut place, context.waker());
+            let old = self.shared.waiting.borrow_mut().keep(&mut seat.place, context.waker());
             drop(old);
             Poll::Pending
         })
@@ -148,6 +148,19 @@ impl Drop for Listening {
     fn drop(&mut self) {
         // From within the callback, which then must not be run once more, whatever has arrived.
         self.shared.dropped.set(true);
+    }
+}
+
+/// The place of one who waits for the end, given up with the wait.
+struct Seat<'a> {
+    shared: &'a Shared,
+    place: Place,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        let waker = self.shared.waiting.borrow_mut().leave(&self.place);
+        drop(waker);
     }
 }
 

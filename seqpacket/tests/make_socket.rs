@@ -275,4 +275,15 @@ on_each_driver! {
         assert_eq!(counts.wakes(), 1);
         assert!(poll_once(&mut watched).is_ready());
     }
+
+    /// A program that looks at other things meanwhile waits for the end again and again.
+    fn waiting_for_the_end_and_giving_up_leaves_nothing_behind(reactor: &Reactor) {
+        let (_fd, listening, _told) = told(reactor);
+        let counts = Counts::default();
+        for _ in 0..100 {
+            let mut ended = Box::pin(listening.ended());
+            assert!(poll_once(&mut Watched::new(&mut ended, &counts)).is_pending());
+        }
+        assert_eq!(counts.wakers(), 0);
+    }
 }

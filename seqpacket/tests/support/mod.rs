@@ -73,6 +73,11 @@ impl Counts {
     pub fn wakes(&self) -> usize {
         self.wakes.load(Ordering::Relaxed)
     }
+
+    /// How many wakers somebody has, besides futures that are still watched.
+    pub fn wakers(&self) -> usize {
+        Arc::strong_count(&self.wakes) - 1
+    }
 }
 
 /// A future that counts.
