@@ -542,16 +542,25 @@ fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
 /// it last, nor a pipe with a name, which may be on a file system that goes with it.
 #[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
 pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
-    const PIPES: i64 = 0x5049_5045;
     const SMALL: i64 = (1 << 20) / 512;
-    let Ok(stat) = stat(fd) else { return false };
-    match stat.st_mode & libc::S_IFMT {
-        libc::S_IFIFO => file_system(fd).is_some_and(|system| system == PIPES),
-        libc::S_IFREG if stat.st_blocks as i64 <= SMALL => {
-            file_system(fd).is_some_and(|system| system == libc::TMPFS_MAGIC as i64)
-        }
-        _ => false,
+    if !has_seals(fd) {
+        return is_nameless_pipe(fd);
     }
+    let is_small = stat(fd).is_ok_and(|stat| stat.st_blocks as i64 <= SMALL);
+    is_small && file_system(fd) == Some(libc::TMPFS_MAGIC as i64)
+}
+
+/// Whether it is a file of tmpfs, or one of large pages. The first question about a file of which nothing is
+/// known: the file system is not asked, while `fstat` and `fstatfs` of a file of FUSE are answered by whoever
+/// has mounted it, and not before they like.
+fn has_seals(fd: BorrowedFd<'_>) -> bool {
+    seals(fd).is_ok()
+}
+
+/// The same for pipes. Where there is no /proc nobody can tell, and none is.
+fn is_nameless_pipe(fd: BorrowedFd<'_>) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    std::fs::read_link(link).is_ok_and(|name| name.as_os_str().as_bytes().starts_with(b"pipe:["))
 }
 
 /// The magic number of the file system a descriptor is on.
@@ -701,7 +710,7 @@ pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
 /// pages have a file system of their own, and promise less.
 #[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
 pub(crate) fn memory_file_bytes(fd: BorrowedFd<'_>) -> Option<u64> {
-    let is_memory = file_system(fd).is_some_and(|system| system == libc::TMPFS_MAGIC as i64);
+    let is_memory = has_seals(fd) && file_system(fd) == Some(libc::TMPFS_MAGIC as i64);
     let stat = stat(fd).ok().filter(|_| is_memory)?;
     (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then(|| stat.st_size.unsigned_abs())
 }
