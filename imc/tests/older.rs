@@ -377,6 +377,13 @@ on_each_driver! {
         drop(limit);
     }
 
+    /// A child that has inherited the socket can do that, and accepting must not go round in circles then.
+    fn accepting_datagrams_ends_when_another_holder_shuts_the_socket_down(reactor: &Reactor) {
+        let (bound, _address) = datagram::bound_socket(reactor).unwrap();
+        rustix::net::shutdown(&bound, rustix::net::Shutdown::Both).unwrap();
+        assert!(matches!(settle(reactor, bound.accept()), Err(AcceptError::Gone)));
+    }
+
     fn only_a_datagram_socket_is_a_service_socket(reactor: &Reactor) {
         let census = Census::take();
         let pipe = OwnedFd::from(std::io::pipe().unwrap().0);

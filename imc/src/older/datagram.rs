@@ -44,7 +44,8 @@ impl BoundSocket {
     /// future loses no connection.
     ///
     /// # Errors
-    /// [`AcceptError::Io`] only: there is always somebody who could connect.
+    /// [`AcceptError::Io`]; and [`AcceptError::Gone`] if somebody who holds this very socket (a child that
+    /// has inherited it) has shut it down. There is always somebody who could connect.
     pub async fn accept(&self) -> Result<Arrival, AcceptError> {
         loop {
             let judged = match self.datagrams.receive().await {
@@ -52,6 +53,7 @@ impl BoundSocket {
                 Err(ReceiveError::DescriptorsLost(message)) => {
                     Err(Violation::of_what_is_left(message.bytes(), REQUEST, message.descriptors()))
                 }
+                Err(ReceiveError::Closed) => return Err(AcceptError::Gone),
                 Err(ReceiveError::Io(error)) => return Err(AcceptError::Io(error)),
                 // Longer than a packet, and so much longer than nothing.
                 Err(_) => Err(Violation::WrongMessage),
