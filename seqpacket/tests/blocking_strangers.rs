@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seqpacket::blocking::{Object, Outgoing};
 use seqpacket::wire::{self, Arrived, Body, FromClient, Header, Hello, Kind, RefusedReason, Size, Windows};
@@ -18,6 +18,9 @@ use support::{answer, bare, frame, null};
 use testing::{Census, Packet, in_own_process, receive_packet, send_packet};
 
 const SHORT: Duration = Duration::from_millis(5);
+
+/// More than anything here takes.
+const LONG: Duration = Duration::from_secs(20);
 
 /// What one side tells the other beside the session. Each body has a process of its own.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
@@ -337,6 +340,25 @@ in_own_process! {
         server.join().unwrap();
     }
 
+    fn descriptors_of_a_large_answer_that_is_withdrawn_are_closed_at_once() {
+        let (object, server) = served_by(|bound| {
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, _) = peer.hear_call();
+            peer.say_with(&large_answer(number, 70_000, 1), &[null().as_fd()]);
+            // No part of it comes, and no other end.
+            assert_eq!(peer.hear_frame().0, Kind::Cancel);
+            testing::wait_until("the test has looked", || GIVEN_UP.load(Ordering::Acquire));
+        });
+        object.attach().unwrap();
+        let census = Census::take();
+        let options = CallOptions { within: Some(SHORT * 20), ..large_room() };
+        let options = CallOptions { answer_descriptors: Some(1), ..options };
+        assert!(matches!(object.call_with("?", options), Err(CallError::Deadline)));
+        census.unchanged();
+        GIVEN_UP.store(true, Ordering::Release);
+        server.join().unwrap();
+    }
+
     // Answers from elsewhere.
 
     fn an_answer_comes_from_elsewhere() {
@@ -463,6 +485,28 @@ in_own_process! {
         server.join().unwrap();
     }
 
+    /// It waited for the final frame of the call that it had given up itself.
+    fn a_server_that_leaves_with_nothing_but_a_withdrawn_call_is_not_waited_for() {
+        let (object, server) = served_by(|bound| {
+            let leaving = Peer::accept(&bound, Hello::default());
+            leaving.hear_call();
+            assert_eq!(leaving.hear_frame().0, Kind::Cancel);
+            let (number, _) = leaving.hear_call();
+            let refused = RefusedReason::Leaving.frame(number).to_vec();
+            leaving.say(&[bare(Header::goodbye()), refused].concat());
+            // The handler of the first call is still at it.
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, heard) = peer.hear_call();
+            peer.say(&answer(number, &heard, 0));
+        });
+        object.attach().unwrap();
+        let options = CallOptions { within: Some(SHORT), ..CallOptions::default() };
+        assert!(matches!(object.call_with("too long", options), Err(CallError::Deadline)));
+        let options = CallOptions { within: Some(LONG), ..CallOptions::default() };
+        assert_eq!(object.call_with("and now?", options).unwrap().bytes(), b"and now?");
+        server.join().unwrap();
+    }
+
     fn a_call_with_descriptors_that_crosses_a_goodbye_is_not_made_again() {
         let (object, server) = served_by(|bound| {
             let peer = Peer::accept(&bound, Hello::default());
@@ -556,6 +600,48 @@ in_own_process! {
         server.join().unwrap();
     }
 
+    /// As long as there was something to receive nobody looked at the clock, and a server can see to it that
+    /// there always is.
+    fn a_server_that_never_stops_talking_does_not_outlast_the_deadline() {
+        let (object, server) = served_by(|bound| {
+            let peer = Peer::accept(&bound, Hello::default());
+            peer.hear_call();
+            testing::set_nonblocking(&peer.near);
+            let talks = || send_packet(&peer.near, &nothing_new(), &[]).is_ok();
+            let first = (0..1_000).take_while(|_| talks()).count();
+            SHUT.store(true, Ordering::Release);
+            testing::wait_until("the client has given up", || GIVEN_UP.load(Ordering::Acquire));
+            let more = (0..1_000).take_while(|_| talks()).count();
+            assert!(first > 2 && more < first, "{more} of {first} packets were read");
+        });
+        object.attach().unwrap();
+        let options = CallOptions { within: Some(SHORT), ..CallOptions::default() };
+        let pending = object.begin_with("?", options).unwrap();
+        let late = Instant::now() + SHORT;
+        object.flush().unwrap();
+        testing::wait_until("the queue is full", || SHUT.load(Ordering::Acquire));
+        testing::wait_until("the time is over", || late < Instant::now());
+        assert!(matches!(pending.finish(), Err(CallError::Deadline)));
+        GIVEN_UP.store(true, Ordering::Release);
+        server.join().unwrap();
+    }
+
+    fn a_server_that_takes_nothing_and_never_stops_talking_is_gone() {
+        let (object, server) = served_by(|bound| {
+            let peer = Peer::accept(&bound, Hello::default());
+            let stream = std::os::unix::net::UnixStream::from(peer.near);
+            stream.shutdown(std::net::Shutdown::Read).unwrap();
+            let near = OwnedFd::from(stream);
+            drop(bound);
+            SHUT.store(true, Ordering::Release);
+            while send_packet(&near, &nothing_new(), &[]).is_ok() {}
+        });
+        object.attach().unwrap();
+        testing::wait_until("it takes nothing", || SHUT.load(Ordering::Acquire));
+        assert!(matches!(object.call("?"), Err(CallError::Gone)));
+        server.join().unwrap();
+    }
+
     fn an_end_that_takes_nothing_more_is_gone() {
         let (object, server) = served_by(|bound| {
             let peer = Peer::accept(&bound, Hello::default());
@@ -572,6 +658,11 @@ in_own_process! {
         GIVEN_UP.store(true, Ordering::Release);
         server.join().unwrap();
     }
+}
+
+/// It takes longer to read than to send.
+fn nothing_new() -> Vec<u8> {
+    Windows::default().frame().repeat(2_048)
 }
 
 /// Everything a server must not say while number 0 is a call with room for 8 bytes and 1 descriptor.

@@ -29,6 +29,10 @@ use crate::wire::{
 /// server only says how much it is going to be.
 const AHEAD_MAX: usize = 1 << 20;
 
+/// So many packets are read of a server that takes nothing more: several times what a queue holds (278, at
+/// the usual SO_SNDBUF). It may be talking still.
+const LAST_WORDS_MAX: usize = 1_024;
+
 /// What is asked of a server.
 #[derive(Clone, Copy)]
 pub(super) enum Asked {
@@ -276,7 +280,13 @@ impl Caller {
             match &mut self.calls[key] {
                 Stage::Done(_) => {
                     let Stage::Done(result) = self.calls.remove(key) else { unreachable!("looked at") };
-                    return result.map_err(|error| too_late(error, deadline));
+                    // A handler sees the deadline too, and gives up in that very moment.
+                    return match result {
+                        Err(CallError::Dropped | CallError::Cancelled) if in_time(deadline).is_err() => {
+                            Err(CallError::Deadline)
+                        }
+                        result => result,
+                    };
                 }
                 Stage::Elsewhere(near, room) => {
                     let answer = answer_from(self.inbox.receive(near, deadline));
@@ -292,7 +302,9 @@ impl Caller {
                 }
                 Stage::UnderWay(_) => {}
             }
-            if let Err(Stopped::Deadline) = self.hear(deadline) {
+            if let Err(Stopped::Deadline) = self.hear(deadline)
+                && let Stage::UnderWay(_) = self.calls[key]
+            {
                 self.withdraw(key);
                 return Err(CallError::Deadline);
             }
@@ -308,6 +320,8 @@ impl Caller {
             Stage::UnderWay(under_way) => {
                 under_way.withdrawn = true;
                 under_way.incomplete = false;
+                // Its parts may come for a long time yet, or never.
+                under_way.answer.as_mut().map(Assembly::give_up);
                 self.say_cancel(key as u32);
             }
         }
@@ -362,6 +376,10 @@ impl Caller {
         self.notice_fork();
         // A server that leaves still answers what it has.
         while self.session.as_ref().is_some_and(|session| session.leaving) {
+            if !self.is_awaiting() {
+                self.end(End::Gone);
+                break;
+            }
             match self.hear(deadline) {
                 Ok(()) | Err(Stopped::Over) => {}
                 Err(Stopped::Deadline) => return Err(CallError::Deadline),
@@ -406,13 +424,20 @@ impl Caller {
         Ok(())
     }
 
+    /// Whether there is a call under way that has not been withdrawn.
+    fn is_awaiting(&self) -> bool {
+        let awaited = |stage: &Stage| matches!(stage, Stage::UnderWay(under_way) if !under_way.withdrawn);
+        self.calls.iter().any(|(_, stage)| awaited(stage))
+    }
+
     /// Sends what waits, then receives one packet and files what it says.
     fn hear(&mut self, deadline: Option<Instant>) -> Result<(), Stopped> {
         self.send_waiting(deadline)?;
         let Some(session) = &mut self.session else { return Err(Stopped::Over) };
         let heard = self.inbox.receive(&session.socket, deadline);
         let filed = session.file_result(heard, &mut self.calls);
-        self.settle(filed)
+        self.settle(filed)?;
+        in_time(deadline)
     }
 
     /// Acts on what filing a packet has come to.
@@ -502,6 +527,8 @@ impl Caller {
         let part_bytes = session.hello.payload_bytes_max() as usize;
         for part in bytes.chunks(part_bytes) {
             let header = Header::part(number, part.len() as u32).encode();
+            // It may have been refused. A server that reads as fast as this is sent would be sent all of it.
+            self.look()?;
             loop {
                 let Some(session) = &mut self.session else { return Err(Stopped::Over) };
                 if !matches!(self.calls[key], Stage::UnderWay(_)) {
@@ -573,15 +600,23 @@ impl Caller {
             }
         };
         if ready.readable {
-            let heard = self.inbox.try_receive(&session.socket);
-            let filed = session.file_result(heard, &mut self.calls);
-            // That nothing was there after all is nobody's deadline.
-            let filed = filed.or_else(|ended| if let Ended::Deadline = ended { Ok(()) } else { Err(ended) });
-            self.settle(filed)
+            self.look()?;
+            in_time(deadline)
         } else if ready.writable {
             Ok(())
         } else {
             Err(Stopped::Deadline)
+        }
+    }
+
+    /// Files a packet if there is one.
+    fn look(&mut self) -> Result<(), Stopped> {
+        let Some(session) = &mut self.session else { return Err(Stopped::Over) };
+        let heard = self.inbox.try_receive(&session.socket);
+        match session.file_result(heard, &mut self.calls) {
+            // That nothing is there is nobody's deadline.
+            Err(Ended::Deadline) => Ok(()),
+            filed => self.settle(filed),
         }
     }
 
@@ -596,7 +631,7 @@ impl Caller {
         match error {
             SendError::Gone => {
                 // What the server had said before it went is still there.
-                while self.hear_last() {}
+                let _ = (0..LAST_WORDS_MAX).all(|_| self.hear_last());
                 self.end(End::Gone);
                 Err(Stopped::Over)
             }
@@ -841,19 +876,6 @@ impl Session {
     }
 }
 
-/// A handler sees the deadline too, and gives up in that very moment: a call that ends without an answer, and
-/// too late, has ended because it was too late.
-fn too_late(error: CallError, deadline: Option<Instant>) -> CallError {
-    match error {
-        CallError::Dropped | CallError::Cancelled
-            if deadline.is_some_and(|moment| moment <= Instant::now()) =>
-        {
-            CallError::Deadline
-        }
-        error => error,
-    }
-}
-
 /// A call that awaits its final frame.
 fn under_way(calls: &mut Slab<Stage>, number: u32, kind: Kind) -> Result<&mut UnderWay, Malformed> {
     match calls.get_mut(number as usize) {
@@ -890,6 +912,12 @@ impl Assembly {
         Ok(self.arrived == self.total)
     }
 
+    /// Nobody wants it any more.
+    fn give_up(&mut self) {
+        self.bytes = Vec::new();
+        self.descriptors.drain(..).for_each(ring::discard);
+    }
+
     fn make_room(&mut self, bytes: usize) -> bool {
         let free = self.bytes.capacity() - self.bytes.len();
         if bytes <= free {
@@ -908,8 +936,15 @@ impl Assembly {
 
 impl Drop for Assembly {
     fn drop(&mut self) {
-        self.descriptors.drain(..).for_each(ring::discard);
+        self.give_up();
     }
+}
+
+/// After each packet: a server that says one thing after the other, none of them a final frame, could keep us
+/// listening for ever, since what is there is received whatever the time is.
+fn in_time(deadline: Option<Instant>) -> Result<(), Stopped> {
+    let passed = deadline.is_some_and(|deadline| deadline <= Instant::now());
+    if passed { Err(Stopped::Deadline) } else { Ok(()) }
 }
 
 /// The first packet must begin with HELLO.
