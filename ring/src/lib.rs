@@ -101,7 +101,7 @@ pub use message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use name::{AbstractName, NAME_BYTES_MAX};
 #[cfg(feature = "tokio")]
 pub use on_tokio::{HostError, OnTokio};
-pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, Sleep, Wait};
+pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, SLEEP_MAX, Sleep, Wait};
 pub use remote::Remote;
 pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{

@@ -57,6 +57,9 @@ pub const BUFFERS_MAX: u16 = 4096;
 /// other on one, and then looking on is what keeps the answer from coming.
 const LOOKS_PER_YIELD: u32 = 16;
 
+/// The longest [`Reactor::sleep`]: thirty years.
+pub const SLEEP_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// How long [`Reactor::turn`] may sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -309,9 +312,10 @@ impl Reactor {
         self.0.core.borrow().now()
     }
 
-    /// Ends after so long.
+    /// Ends after so long, or after [`SLEEP_MAX`]: `Duration::MAX` is more than the clock can say, and means
+    /// "as good as never".
     pub fn sleep(&self, time: Duration) -> Sleep {
-        self.sleep_until(self.now() + time)
+        self.sleep_until(self.now() + time.min(SLEEP_MAX))
     }
 
     /// Ends at this moment.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ring::{Executor, Kind, Reactor, Socket, Wait};
-use testing::{on_each_driver, settle};
+use testing::{on_each_driver, poll_once, settle};
 
 /// Says so when it is dropped.
 struct Bell(Rc<Cell<u32>>);
@@ -23,6 +23,11 @@ impl Drop for Bell {
 }
 
 on_each_driver! {
+    fn a_sleep_longer_than_the_clock_can_say_is_a_long_sleep(reactor: &Reactor) {
+        poll_once(reactor.sleep(Duration::MAX));
+        settle(reactor, reactor.sleep(Duration::ZERO));
+    }
+
     fn timers_fire_in_order(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let order = Rc::new(RefCell::new(Vec::new()));
