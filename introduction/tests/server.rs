@@ -7,6 +7,7 @@ mod raw;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
@@ -104,6 +105,17 @@ fn is_closed_elsewhere(reactor: &Reactor, pass: impl AsyncFnOnce(&RawPeer, Owned
     });
     assert!(ring::closer_busy(), "somebody else is still closing it");
     drop(stuck.far);
+}
+
+/// What the kernel says of each socket of this process, but for what it was started with.
+fn sockets() -> Vec<String> {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
+    let is_socket =
+        |path: &PathBuf| std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    let is_standard = |path: &PathBuf| ["0", "1", "2"].iter().any(|number| path.ends_with(number));
+    let sockets = open.map(|entry| entry.path()).filter(|path| is_socket(path) && !is_standard(path));
+    let told = |path: PathBuf| Path::new("/proc/self/fdinfo").join(path.file_name().unwrap());
+    sockets.map(|path| std::fs::read_to_string(told(path)).unwrap()).collect()
 }
 
 struct Nobody;
@@ -317,6 +329,24 @@ on_each_driver! {
             assert_eq!(server.stats().expired, 1);
             assert!(is_quiet(&anne.stream.socket));
             assert_eq!(server.introductions(), 0);
+        });
+    }
+
+    fn no_program_that_is_started_inherits_what_a_server_keeps(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let (_near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            anne.stream.say(introduction(&anne.designator(), &raw::base32(&[9; 32]))).await;
+            pass_and_forget(&anne, raw::DUMMY, vec![far]);
+            until(reactor, || server.introductions() == 1).await;
+            // Both ends of the line, one of the pair, and the one that waits here.
+            let sockets = sockets();
+            assert!(sockets.len() >= 4);
+            for told in sockets {
+                let flags = told.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+                assert_ne!(i32::from_str_radix(flags.trim(), 8).unwrap() & 0o2000000, 0, "{told}");
+            }
         });
     }
 
