@@ -63,7 +63,7 @@ impl SharedMemory {
     /// [`OutOfDescriptors`](MemoryError::OutOfDescriptors).
     pub fn create(bytes: usize) -> Result<SharedMemory, MemoryError> {
         check_size(bytes as u64)?;
-        let fd = shared_memory::create(bytes as u64).map_err(MemoryError::from_kernel)?;
+        let fd = shared_memory::create(bytes as u64).map_err(MemoryError::of_making)?;
         Ok(SharedMemory { held: Held::new(fd, bytes) })
     }
 
@@ -192,7 +192,7 @@ impl FrozenMemory {
     pub fn of(parts: &[&[u8]]) -> Result<FrozenMemory, MemoryError> {
         let bytes = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         check_not_empty(bytes as u64)?;
-        let fd = shared_memory::create_frozen(parts).map_err(MemoryError::from_kernel)?;
+        let fd = shared_memory::create_frozen(parts).map_err(MemoryError::of_making)?;
         Ok(FrozenMemory { held: Held::new(fd, bytes) })
     }
 
@@ -293,6 +293,14 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Whoever may not make memory at all (a sandbox refuses it) has none that could be read only.
+    fn of_making(error: io::Error) -> MemoryError {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => MemoryError::Io(error),
+            _ => MemoryError::from_kernel(error),
+        }
+    }
+
     fn from_kernel(error: io::Error) -> MemoryError {
         // The same numbers on every architecture.
         const ENFILE: i32 = 23;

@@ -74,9 +74,9 @@ pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)
 /// The right to call a plain object. Any number of processes may hold the same one, and call it without
 /// locks; they are one trust domain, since each of them can flood the socket or shut it down for all.
 ///
-/// A handle on one thread; clones are the same. With use it keeps up to [`PAIRS_DEFAULT`] pairs of sockets,
-/// two descriptors each, made ahead for its next calls; many objects can [share](PlainObject::from_fd_with)
-/// one stock.
+/// A handle on one thread; clones are the same object, and begin with the same limits, which each can change
+/// for itself. With use it keeps up to [`PAIRS_DEFAULT`] pairs of sockets, two descriptors each, made ahead
+/// for its next calls; many objects can [share](PlainObject::from_fd_with) one stock.
 #[derive(Clone)]
 pub struct PlainObject {
     socket: Rc<Socket>,

@@ -172,6 +172,8 @@ impl Known {
 
     pub(crate) fn add(&self, cookie: u64) {
         let mut known = self.0.borrow_mut();
+        // Seen again, it is among the last once more.
+        known.retain(|seen| *seen != cookie);
         if known.len() >= KNOWN_MAX {
             known.remove(0);
         }
