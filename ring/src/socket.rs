@@ -395,6 +395,12 @@ impl Socket {
             && sys::poll_now(self.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
     }
 
+    /// Whether the kernel takes more at this moment, or has something to say of the other end. A send that
+    /// waits has gone then, or goes with the next turn, and is not kept waiting by the other end.
+    pub fn takes_more(&self) -> bool {
+        sys::poll_now(self.as_fd(), ready::WRITE).is_ok_and(|mask| mask != 0)
+    }
+
     /// The next message of a socket on which other processes receive too: it is taken out of the queue only
     /// while this is awaited, and only this one. [`receive`](Socket::receive), which may take a message that
     /// nobody here wants yet, and `stream`, which takes all it finds, would keep from the others what they

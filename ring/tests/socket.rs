@@ -99,6 +99,20 @@ on_each_driver! {
         assert!(matches!(settle(reactor, none.send("hello")), Err(SendError::Io(_))));
     }
 
+    fn a_socket_takes_more_until_its_queue_is_full_and_again_when_that_is_read(reactor: &Reactor) {
+        let (near, far) = testing::ends(reactor, false);
+        assert!(near.takes_more());
+        let mut queued = 0;
+        while near.try_send(vec![7; 60_000]).is_ok() {
+            queued += 1;
+        }
+        assert!(!near.takes_more());
+        for _ in 0..queued {
+            testing::receive_packet(&far).unwrap();
+        }
+        assert!(near.takes_more());
+    }
+
     fn a_socket_is_quiet_until_something_comes(reactor: &Reactor) {
         for streams in [false, true] {
             let (near, far) = testing::ends(reactor, streams);

@@ -345,7 +345,8 @@ impl Watch {
                 if now < moment {
                     self.0 = Some(reactor.sleep_until(moment));
                 } else if excused() {
-                    self.0 = Some(reactor.sleep(stall));
+                    // Not at once, were it no time at all: what excuses it changes with a turn.
+                    self.0 = Some(reactor.sleep(stall.max(Duration::from_millis(1))));
                 } else {
                     return Poll::Ready(());
                 }

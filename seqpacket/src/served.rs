@@ -260,7 +260,9 @@ impl Session {
             return Poll::Pending;
         }
         let stands_since = || outbox.stands_since();
-        writing.poll(self.socket.reactor(), self.stall, stands_since, || false, context).map(|()| None)
+        // What it has read, and nobody here has noticed while a handler kept the thread, is to its credit.
+        let excused = || self.socket.takes_more();
+        writing.poll(self.socket.reactor(), self.stall, stands_since, excused, context).map(|()| None)
     }
 
     fn send_parts(&self, context: &mut Context<'_>) {

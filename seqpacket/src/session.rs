@@ -265,8 +265,15 @@ impl Session {
     pub(crate) fn would_wait(&self, message: &Message, room: Size) -> bool {
         let state = self.state.borrow();
         let Ok(asked) = call_of(message, room, None) else { return false };
-        let first = state.queued.len() == state.voids;
-        !first || matches!(state.judge(0, asked, &self.options), Verdict::Later | Verdict::LaterLarge)
+        if state.queued.len() > state.voids {
+            return true;
+        }
+        match state.judge(0, asked, &self.options) {
+            Verdict::Later | Verdict::LaterLarge => true,
+            // Large calls do not overtake one another.
+            Verdict::Now(under_way) => under_way.cost.large_bytes() > 0 && !state.queued_large.is_empty(),
+            Verdict::Never(_) => false,
+        }
     }
 
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {

@@ -8,7 +8,7 @@ mod support;
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::wire::{
@@ -300,6 +300,18 @@ on_each_driver! {
         assert_eq!(executor.block_on(small).unwrap().bytes(), b"done");
         let ends: Vec<_> = executor.block_on(all(large)).into_iter().map(Result::unwrap).collect();
         assert_eq!(ends, [b"done".to_vec(), b"done".to_vec(), number(MIB - 2), number(MIB - 3)]);
+    }
+
+    fn a_large_call_that_would_wait_behind_another_is_not_made_where_it_may_not_wait(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), mebibytes(2 * MIB)).unwrap();
+        let object = attached(&executor, object);
+        let first = object.call(bytes(MIB));
+        assert!(object.try_call(bytes(MIB / 4)).is_ok(), "there is room");
+        let waits = object.call_with(bytes(MIB), room(MIB));
+        assert!(matches!(object.try_call(bytes(MIB / 4)), Err(CallError::WouldBlock)));
+        assert!(object.try_call("small").is_ok());
+        drop((first, waits, mailbox));
     }
 
     fn a_withdrawn_large_call_that_waits_is_gone(reactor: &Reactor) {
@@ -634,6 +646,38 @@ on_each_driver! {
         }
         until(&executor, "the session is counted", || mailbox.violations().unread == 1);
         assert!(answered.get() <= full + CALLS, "{}", answered.get());
+        drop(object);
+    }
+
+    /// What the kernel had taken meanwhile was not known yet when the clock was looked at.
+    fn a_handler_that_keeps_the_thread_for_long_ends_no_session_that_reads(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let options = MailboxOptions { large_stall: SOON, ..MailboxOptions::default() };
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let mailbox = Rc::new(mailbox);
+        let serves = Rc::clone(&mailbox);
+        let session = Rc::new(RawClient::attach(&executor, object.share().unwrap()));
+        let reads = Rc::clone(&session);
+        executor.spawn(async move {
+            while let Some(call) = serves.next().await {
+                if call.bytes() == b"work" {
+                    // The client reads all there is, and then the thread is kept.
+                    while reads.hear().is_some() {}
+                    let done = Instant::now() + 2 * SOON;
+                    testing::wait_until("the work is done", || done < Instant::now());
+                }
+                let _ = call.answer(bytes(MIB));
+            }
+        });
+        assert!(session.say(&call(1, b"much", MIB), &[]));
+        executor.settle();
+        assert!(session.say(&call(2, b"work", MIB), &[]));
+        let mut parts = 0;
+        while parts < 2 * MIB.div_ceil(PAYLOAD_BYTES_MAX) - PACKETS_IN_A_QUEUE - 1 {
+            let packet = session.hear_from(&executor);
+            parts += count_of(Kind::Part, &kinds(said_by_server(&packet)));
+        }
+        assert_eq!(mailbox.violations().stalled, 0);
         drop(object);
     }
 
