@@ -65,10 +65,13 @@
 //! - A large call is sent, all of it, before [`begin`](Object::begin) returns. And a large answer needs
 //!   somebody who reads: a server ends the session of a client that takes none of it for
 //!   [some time](crate::LARGE_STALL_MAX). Calls that ask for one are not to be begun and then forgotten.
+//! - A large answer that stands still ends by the call's deadline only: [`ObjectOptions::large_stall`] is for
+//!   reactors.
 //!
 //! It does not serve objects: see [`Mailbox`](crate::Mailbox).
 //!
 //! [`CallError::Dropped`]: crate::CallError::Dropped
+//! [`ObjectOptions::large_stall`]: crate::ObjectOptions::large_stall
 //! [`CallError::Gone`]: crate::CallError::Gone
 //! [`CallError::DescriptorsLost`]: crate::CallError::DescriptorsLost
 
