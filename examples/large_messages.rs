@@ -21,12 +21,16 @@ use imc::FrozenMemory;
 use ring::{Executor, Message, Reactor};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::thread::CpuSet;
-use seqpacket::{CallOptions, Mailbox, Object};
+use seqpacket::{CallOptions, Mailbox, Object, plain_data};
 
 type Failure = Box<dyn Error>;
 
 const SIZES: [usize; 5] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
 const PACKET: usize = 65_536;
+
+/// In a call of two numbers: have an answer of so many bytes ready.
+const PREPARE: u64 = 1;
+
 const WAYS: [&str; 4] = ["bare packets", "large call", "large answer", "sealed memory"];
 
 fn main() -> Result<(), Failure> {
@@ -88,6 +92,9 @@ fn move_once(
 ) -> Result<u64, Failure> {
     // A message is given away with its buffer, so that one is made before the clock starts.
     let given = if way == 1 { source.to_vec() } else { Vec::new() };
+    if way == 2 {
+        executor.block_on(object.call(plain_data(&[source.len() as u64, PREPARE])))?;
+    }
     let start = Instant::now();
     let seen = match way {
         0 => send_packets(packets, source)?,
@@ -123,13 +130,14 @@ fn serve_object(bound: OwnedFd) -> Result<(), Failure> {
                 let seen = look_at(&FrozenMemory::from_fd(fd)?.map()?);
                 call.answer(seen.to_le_bytes().as_slice())?;
             } else if let Some(size) = call.read::<u64>() {
-                // Made between two answers, as a server that has something to give away would have it.
-                let size = size as usize;
-                if source.len() != size {
-                    source = (0..size).map(|at| (at / 64) as u8).collect();
+                if source.len() as u64 != size {
+                    return Err("an answer of a size that was not prepared".into());
                 }
                 call.answer(std::mem::take(&mut source))?;
-                source = (0..size).map(|at| (at / 64) as u8).collect();
+            } else if let Some([size, PREPARE]) = call.read::<[u64; 2]>() {
+                source = ring::room_for(size as usize)?;
+                source.extend((0..size).map(|at| (at / 64) as u8));
+                call.answer("prepared")?;
             } else {
                 let seen = look_at(call.bytes());
                 call.answer(seen.to_le_bytes().as_slice())?;
