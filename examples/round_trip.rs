@@ -46,7 +46,8 @@ fn main() -> Result<(), Failure> {
         Some("raw-returned") => serve_raw_returned(ring::inherit::take(3)?),
         Some("plain-returned") => serve_plain(ring::inherit::take(3)?, Continuations::Return),
         Some("pairs") => measure_pairs(),
-        _ => measure(),
+        None => measure(),
+        Some(_) => Err("usage: round_trip [pairs [raw|fresh|ahead|returned [CALLS]]]".into()),
     }
 }
 

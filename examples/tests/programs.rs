@@ -61,6 +61,14 @@ on_each_driver! {
         assert!(shown.contains("the child was told: noted"), "{shown}");
     }
 
+    fn a_word_that_a_program_does_not_know_is_not_passed_over(_reactor: &Reactor) {
+        for example in ["round_trip", "round_trip_blocking", "waiting", "older_ways", "million_calls"] {
+            let output = run(example, &["nonsense"]);
+            assert!(!output.status.success(), "{example} has done something all the same");
+            assert!(!output.stderr.is_empty(), "{example} does not say what is wrong");
+        }
+    }
+
     fn three_ways_lead_to_the_same_place(_reactor: &Reactor) {
         let shown = succeeds("older_ways", &[]);
         assert_eq!(shown.matches("hello, from who was").count(), 3, "{shown}");
