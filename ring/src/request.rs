@@ -36,6 +36,16 @@ impl Request {
             | Request::Accept { fd } => fd,
         }
     }
+
+    /// What its token comes home with if nothing came of it but this.
+    pub(crate) fn failed(&self, error: io::Error) -> Outcome {
+        match self {
+            Request::Send { .. } => Outcome::Sent(Err(error)),
+            Request::Receive { .. } => Outcome::Arrived(Err(error)),
+            Request::Ready { .. } => Outcome::Ready(Err(error)),
+            Request::Accept { .. } => Outcome::Accepted(Err(error)),
+        }
+    }
 }
 
 /// What a receive is for.

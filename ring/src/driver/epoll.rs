@@ -243,14 +243,8 @@ impl Epoll {
         self.starved.retain(|token| !asked.contains(token));
         for token in asked {
             let Some(request) = requests.find(token) else { continue };
-            let cancelled = || io::Error::from_raw_os_error(errno::ECANCELED);
-            let (fd, outcome) = match request {
-                Request::Send { fd, .. } => (fd, Outcome::Sent(Err(cancelled()))),
-                Request::Receive { fd, .. } => (fd, Outcome::Arrived(Err(cancelled()))),
-                Request::Ready { fd, .. } => (fd, Outcome::Ready(Err(cancelled()))),
-                Request::Accept { fd } => (fd, Outcome::Accepted(Err(cancelled()))),
-            };
-            if let Some(number) = fd.watch().get() {
+            let outcome = request.failed(io::Error::from_raw_os_error(errno::ECANCELED));
+            if let Some(number) = request.fd().watch().get() {
                 self.watches[number as usize].parked.retain(|parked| *parked != token);
             }
             home.push(Completion { token, outcome, last: true });
@@ -285,13 +279,10 @@ impl Epoll {
             Attempt::Starve => self.starved.push(token),
             Attempt::Burst => self.hot.push(token),
             Attempt::Park(fd, what) => {
-                if let Err(error) = self.park(token, &fd, what) {
-                    let outcome = match requests.find(token) {
-                        Some(Request::Ready { .. }) => Outcome::Ready(Err(error)),
-                        Some(Request::Accept { .. }) => Outcome::Accepted(Err(error)),
-                        _ => Outcome::Arrived(Err(error)),
-                    };
-                    home.push(Completion { token, outcome, last: true });
+                if let Err(error) = self.park(token, &fd, what)
+                    && let Some(request) = requests.find(token)
+                {
+                    home.push(Completion { token, outcome: request.failed(error), last: true });
                 }
             }
         }

@@ -465,13 +465,7 @@ impl Script {
             return;
         }
         let Some(request) = requests.find(token) else { return };
-        let cancelled = error(errno::ECANCELED);
-        let outcome = match request {
-            Request::Send { .. } => Outcome::Sent(Err(cancelled)),
-            Request::Receive { .. } => Outcome::Arrived(Err(cancelled)),
-            Request::Ready { .. } => Outcome::Ready(Err(cancelled)),
-            Request::Accept { .. } => Outcome::Accepted(Err(cancelled)),
-        };
+        let outcome = request.failed(error(errno::ECANCELED));
         self.note("cancelled", Some(token), 0);
         self.untold.push(Completion { token, outcome, last: true });
     }

@@ -631,10 +631,7 @@ impl Uring {
     fn again(&mut self, token: Token, requests: &mut Requests) -> Option<Outcome> {
         if self.cancelled.contains(&token) {
             let error = io::Error::from_raw_os_error(errno::ECANCELED);
-            return Some(match requests.find(token) {
-                Some(Request::Accept { .. }) => Outcome::Accepted(Err(error)),
-                _ => Outcome::Arrived(Err(error)),
-            });
+            return requests.find(token).map(|request| request.failed(error));
         }
         self.submit(token, requests);
         None
