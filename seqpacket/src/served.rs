@@ -567,7 +567,8 @@ impl Session {
 
     // -- final frames -----------------------------------------------------------------------------------
 
-    pub(crate) fn answer(&self, number: u32, room: Size, message: Message) -> Result<(), AnswerError> {
+    /// Ends a call here that nobody waits for any more.
+    fn expect_wanted(&self, number: u32) -> Result<(), AnswerError> {
         if self.state.borrow().over {
             self.finish(number);
             return Err(AnswerError::Gone);
@@ -576,6 +577,11 @@ impl Session {
             self.refuse(number, RefusedReason::Cancelled);
             return Err(AnswerError::Withdrawn);
         }
+        Ok(())
+    }
+
+    pub(crate) fn answer(&self, number: u32, room: Size, message: Message) -> Result<(), AnswerError> {
+        self.expect_wanted(number)?;
         let (bytes, descriptors) = message.into_parts();
         let size = Size::of_bytes(bytes.len()).and_then(|size| size.with_descriptors(descriptors.len()));
         let Some(size) = size.ok().filter(|size| room.holds(*size)) else {
@@ -597,14 +603,7 @@ impl Session {
 
     /// Somebody else will answer, who has the far end that this gives back.
     pub(crate) fn hand_on(&self, number: u32) -> Result<OwnedFd, AnswerError> {
-        if self.state.borrow().over {
-            self.finish(number);
-            return Err(AnswerError::Gone);
-        }
-        if self.is_withdrawn(number) {
-            self.refuse(number, RefusedReason::Cancelled);
-            return Err(AnswerError::Withdrawn);
-        }
+        self.expect_wanted(number)?;
         let Ok((near, far)) = pair(self.reactor()) else {
             self.refuse(number, RefusedReason::OutOfDescriptors);
             return Err(AnswerError::OutOfDescriptors);
