@@ -147,6 +147,14 @@ impl CallError {
         !self.may_have_been_seen()
     }
 
+    /// As the caller is told it, whose deadline may have `passed`. A handler sees the deadline too, and gives
+    /// up in that very moment: a call that ends without an answer, and too late, has ended because it was too
+    /// late.
+    pub(crate) fn by_the_clock(self, passed: impl FnOnce() -> bool) -> CallError {
+        let without_answer = matches!(self, CallError::Dropped | CallError::Cancelled);
+        if without_answer && passed() { CallError::Deadline } else { self }
+    }
+
     /// No pair of sockets could be made.
     pub(crate) fn from_pair(error: io::Error) -> CallError {
         // The same numbers on every architecture.

@@ -405,7 +405,8 @@ impl Future for Call {
             CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
             CallState::UnderWay(attached, key, _, span) => {
                 let poll = attached.session().poll_call(*key, context);
-                let poll = poll.map_err(|error| too_late(error, &mut this.deadline, context));
+                let deadline = &mut this.deadline;
+                let poll = poll.map_err(|error| error.by_the_clock(|| has_passed(deadline, context)));
                 if let Poll::Ready(result) = &poll {
                     span.ended(end_of_call(result));
                 }
@@ -417,9 +418,7 @@ impl Future for Call {
             this.state = CallState::Over;
             return Poll::Ready(result.map(Answer));
         }
-        if let Some(deadline) = &mut this.deadline
-            && Pin::new(deadline).poll(context).is_ready()
-        {
+        if has_passed(&mut this.deadline, context) {
             this.withdraw("deadline");
             return Poll::Ready(Err(CallError::Deadline));
         }
@@ -449,12 +448,8 @@ impl fmt::Debug for Call {
     }
 }
 
-/// A handler sees the deadline too, and gives up in that very moment: a call that ends without an answer, and
-/// too late, has ended because it was too late.
-fn too_late(error: CallError, deadline: &mut Option<Sleep>, context: &mut Context<'_>) -> CallError {
-    let without_answer = matches!(error, CallError::Dropped | CallError::Cancelled);
-    let mut passed = || deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(context).is_ready());
-    if without_answer && passed() { CallError::Deadline } else { error }
+fn has_passed(deadline: &mut Option<Sleep>, context: &mut Context<'_>) -> bool {
+    deadline.as_mut().is_some_and(|deadline| Pin::new(deadline).poll(context).is_ready())
 }
 
 /// A moment so far away that no clock can say it is none.

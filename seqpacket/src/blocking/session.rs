@@ -280,13 +280,7 @@ impl Caller {
             match &mut self.calls[key] {
                 Stage::Done(_) => {
                     let Stage::Done(result) = self.calls.remove(key) else { unreachable!("looked at") };
-                    // A handler sees the deadline too, and gives up in that very moment.
-                    return match result {
-                        Err(CallError::Dropped | CallError::Cancelled) if in_time(deadline).is_err() => {
-                            Err(CallError::Deadline)
-                        }
-                        result => result,
-                    };
+                    return result.map_err(|error| error.by_the_clock(|| in_time(deadline).is_err()));
                 }
                 Stage::Elsewhere(near, room) => {
                     let answer = answer_from(self.inbox.receive(near, deadline));
