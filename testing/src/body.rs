@@ -73,17 +73,26 @@ macro_rules! on_each_driver {
 
         $(#[$meta])*
         mod $name {
-            #[test]
-            fn uring() {
-                $crate::body::on_driver(concat!(module_path!(), "::uring"), "uring", super::$name);
-            }
-
-            #[test]
-            fn epoll() {
-                $crate::body::on_driver(concat!(module_path!(), "::epoll"), "epoll", super::$name);
-            }
+            $crate::test_on_real_drivers!(super::$name);
         }
     )+};
+}
+
+/// The tests of a body on what the kernel has, in the module of its name.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! test_on_real_drivers {
+    ($body:path) => {
+        #[test]
+        fn uring() {
+            $crate::body::on_driver(concat!(module_path!(), "::uring"), "uring", $body);
+        }
+
+        #[test]
+        fn epoll() {
+            $crate::body::on_driver(concat!(module_path!(), "::epoll"), "epoll", $body);
+        }
+    };
 }
 
 /// As [`on_each_driver!`](crate::on_each_driver), and with a third test, `script`: the same body in one
@@ -111,15 +120,7 @@ macro_rules! on_each_driver_and_seed {
 
         $(#[$meta])*
         mod $name {
-            #[test]
-            fn uring() {
-                $crate::body::on_driver(concat!(module_path!(), "::uring"), "uring", super::$name);
-            }
-
-            #[test]
-            fn epoll() {
-                $crate::body::on_driver(concat!(module_path!(), "::epoll"), "epoll", super::$name);
-            }
+            $crate::test_on_real_drivers!(super::$name);
 
             #[test]
             fn script() {
