@@ -14,19 +14,22 @@
 //! garbage whenever a socket is closed. With `pairs WAY [CALLS]` it makes calls of one way only, 1,000 unless
 //! told otherwise, for `strace -c -f` to count: `raw`, `fresh`, `ahead` or `returned`.
 
+#[path = "measuring/floor.rs"]
+mod floor;
+
 use std::error::Error;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command};
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
 use ring::{Config, DRIVER_VARIABLE, DriverChoice, Executor, Message, Reactor};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
 use rustix::thread::CpuSet;
+
+use floor::{
+    PAYLOAD, asleep, call_five_steps, call_raw, packet_pair, receive_with, send_with, serve_five_steps,
+    serve_raw,
+};
 
 type Failure = Box<dyn Error>;
 
@@ -34,13 +37,12 @@ type Failure = Box<dyn Error>;
 const CALLS: usize = 500;
 const ROUNDS: usize = 40;
 const DEPTH: usize = 32;
-const PAYLOAD: [u8; 64] = [7; 64];
 
 fn main() -> Result<(), Failure> {
     pin_to_one_cpu()?;
     match std::env::args().nth(1).as_deref() {
-        Some("raw") => serve_raw(ring::inherit::take(3)?),
-        Some("five-steps") => serve_five_steps(ring::inherit::take(3)?),
+        Some("raw") => Ok(serve_raw(ring::inherit::take(3)?, asleep)?),
+        Some("five-steps") => Ok(serve_five_steps(ring::inherit::take(3)?)?),
         Some("object") => serve_object(ring::inherit::take(3)?),
         Some("plain") => serve_plain(ring::inherit::take(3)?, Continuations::Close),
         Some("raw-returned") => serve_raw_returned(ring::inherit::take(3)?),
@@ -75,8 +77,8 @@ fn measure() -> Result<(), Failure> {
     ];
     let mut rows = ways.map(|name| (name, histogram()));
     for _ in 0..ROUNDS {
-        record(&mut rows[0].1, 1, || Ok(call_raw(raw.as_fd())?))?;
-        record(&mut rows[1].1, 1, || Ok(call_five_steps(five.as_fd())?))?;
+        record(&mut rows[0].1, 1, || Ok(call_raw(raw.as_fd(), asleep)?))?;
+        record(&mut rows[1].1, 1, || Ok(call_five_steps(five.as_fd(), asleep)?))?;
         // One `block_on` for a whole round: how a program that lives on the reactor spends its time.
         executor.block_on(async {
             for _ in 0..CALLS {
@@ -164,10 +166,6 @@ fn start_on(driver: Option<DriverChoice>, role: &str) -> Result<(OwnedFd, Child)
     Ok((near, command.spawn()?))
 }
 
-fn packet_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
 fn pin_to_one_cpu() -> Result<(), Failure> {
     let allowed = rustix::thread::sched_getaffinity(None)?;
     let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).ok_or("no CPU to run on")?;
@@ -177,56 +175,6 @@ fn pin_to_one_cpu() -> Result<(), Failure> {
 }
 
 // -- the floors: nothing but system calls ------------------------------------------------------------------
-
-fn call_raw(socket: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    rustix::net::send(socket, &PAYLOAD, SendFlags::NOSIGNAL)?;
-    let mut answer = [0; 128];
-    rustix::net::recv(socket, &mut answer[..], RecvFlags::empty()).map(drop)
-}
-
-fn serve_raw(socket: OwnedFd) -> Result<(), Failure> {
-    let mut message = [0; 128];
-    loop {
-        match rustix::net::recv(&socket, &mut message[..], RecvFlags::empty())?.0 {
-            0 => return Ok(()),
-            length => rustix::net::send(&socket, &message[..length], SendFlags::NOSIGNAL)?,
-        };
-    }
-}
-
-/// Pair, send with the far end, close it, receive, close.
-fn call_five_steps(object: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let (near, far) = packet_pair()?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let far_end = [far.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&far_end));
-    let bytes = [std::io::IoSlice::new(&PAYLOAD)];
-    rustix::net::sendmsg(object, &bytes, &mut control, SendFlags::NOSIGNAL)?;
-    drop(far);
-    let mut answer = [0; 128];
-    rustix::net::recv(&near, &mut answer[..], RecvFlags::empty()).map(drop)
-}
-
-fn serve_five_steps(mailbox: OwnedFd) -> Result<(), Failure> {
-    let mut message = [0; 128];
-    loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [std::io::IoSliceMut::new(&mut message)];
-        let received = rustix::net::recvmsg(&mailbox, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        if received.bytes == 0 {
-            return Ok(());
-        }
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-                for continuation in descriptors {
-                    rustix::net::send(&continuation, &message[..received.bytes], SendFlags::NOSIGNAL)?;
-                }
-            }
-        }
-    }
-}
 
 // -- ours --------------------------------------------------------------------------------------------------
 
@@ -355,7 +303,7 @@ fn table(title: &str, drivers: &[DriverChoice]) -> Result<(), Failure> {
         }
     }
     for _ in 0..ROUNDS {
-        record(&mut floors[0].1, 1, || Ok(call_five_steps(five.as_fd())?))?;
+        record(&mut floors[0].1, 1, || Ok(call_five_steps(five.as_fd(), asleep)?))?;
         for _ in 0..CALLS {
             let start = Instant::now();
             far = call_raw_returned(home.as_fd(), near.as_fd(), far)?;
@@ -390,7 +338,7 @@ fn only(driver: DriverChoice, way: &str, calls: usize) -> Result<(), Failure> {
     if way == "raw" {
         let (five, mut server) = start("five-steps")?;
         for _ in 0..calls {
-            call_five_steps(five.as_fd())?;
+            call_five_steps(five.as_fd(), asleep)?;
         }
         drop(five);
         server.wait()?;
@@ -401,28 +349,6 @@ fn only(driver: DriverChoice, way: &str, calls: usize) -> Result<(), Failure> {
     way.call(calls)?;
     println!("{}: {calls} calls", way.name);
     way.end()
-}
-
-fn send_with(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [fd];
-    control.push(SendAncillaryMessage::ScmRights(&descriptors));
-    let bytes = [std::io::IoSlice::new(bytes)];
-    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL).map(drop)
-}
-
-/// One message and its one descriptor; nothing at the end.
-fn receive_with(socket: BorrowedFd<'_>, into: &mut [u8]) -> rustix::io::Result<Option<(usize, OwnedFd)>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [std::io::IoSliceMut::new(into)];
-    let received = rustix::net::recvmsg(socket, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptor = control.drain().find_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok(descriptor.map(|descriptor| (received.bytes, descriptor)))
 }
 
 /// Send with the far end, close it, receive with the far end.

@@ -13,21 +13,22 @@
 //!
 //! The second makes calls of one kind only (`session`, `deadline` or `plain`), for `strace -c` to count.
 
+#[path = "measuring/floor.rs"]
+mod floor;
+
 use std::error::Error;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use ring::{Config, Executor, Message, Reactor, WaitPolicy};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::RecvFlags;
 use rustix::thread::CpuSet;
 use seqpacket::CallOptions;
 use seqpacket::blocking::{Object, PlainObject};
+
+use floor::{PAYLOAD, asleep, call_five_steps, call_raw, packet_pair, serve_five_steps, serve_raw};
 
 type Failure = Box<dyn Error>;
 
@@ -35,7 +36,9 @@ type Failure = Box<dyn Error>;
 const CALLS: usize = 500;
 const ROUNDS: usize = 40;
 const DEPTH: usize = 32;
-const PAYLOAD: [u8; 64] = [7; 64];
+
+/// How a floor receives.
+type Receive = fn(BorrowedFd<'_>, &mut [u8]) -> rustix::io::Result<usize>;
 
 /// How both sides of a table wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,13 @@ impl Waits {
         match self {
             Waits::Asleep => WaitPolicy::Sleep,
             Waits::Looking => WaitPolicy::spin(),
+        }
+    }
+
+    fn receive(self) -> Receive {
+        match self {
+            Waits::Asleep => asleep,
+            Waits::Looking => looking,
         }
     }
 
@@ -112,8 +122,8 @@ fn measure(waits: Waits, allowed: &[usize], [here, there]: [usize; 2]) -> Result
     ];
     let mut rows = names.map(|name| (name, Histogram::<u64>::new(3).expect("three digits are allowed")));
     for _ in 0..ROUNDS {
-        record(&mut rows[0].1, 1, || Ok(call_raw(raw.as_fd(), waits)?))?;
-        record(&mut rows[1].1, 1, || Ok(call_five_steps(five.as_fd(), waits)?))?;
+        record(&mut rows[0].1, 1, || Ok(call_raw(raw.as_fd(), waits.receive())?))?;
+        record(&mut rows[1].1, 1, || Ok(call_five_steps(five.as_fd(), waits.receive())?))?;
         record(&mut rows[2].1, 1, || Ok(object.call(&PAYLOAD).map(drop)?))?;
         record(&mut rows[3].1, 1, || Ok(object.call_with(&PAYLOAD, within).map(drop)?))?;
         record(&mut rows[4].1, 1, || Ok(plain.call(&PAYLOAD).map(drop)?))?;
@@ -186,10 +196,6 @@ fn start(role: &str, waits: Waits, cpu: usize) -> Result<(OwnedFd, Child), Failu
     Ok((near, command.spawn()?))
 }
 
-fn packet_pair() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
 fn allowed_cpus() -> Result<Vec<usize>, Failure> {
     let allowed = rustix::thread::sched_getaffinity(None)?;
     let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
@@ -204,75 +210,25 @@ fn pin_to(cpus: &[usize]) -> Result<(), Failure> {
 
 // -- the floors: nothing but system calls ------------------------------------------------------------------
 
-/// Receives as a table waits. Whoever looks gives up after a while, or the server of one way would keep the
-/// CPU from those of the others.
-fn receive(socket: BorrowedFd<'_>, into: &mut [u8], waits: Waits) -> rustix::io::Result<usize> {
-    if waits == Waits::Looking {
-        let start = Instant::now();
-        while start.elapsed() < ring::SPIN_DEFAULT {
-            match rustix::net::recv(socket, &mut *into, RecvFlags::DONTWAIT) {
-                Err(rustix::io::Errno::AGAIN) => std::hint::spin_loop(),
-                result => return result.map(|(length, _)| length),
-            }
+/// Receives without sleeping for a while. Who looked on for ever in the server of one way would keep the CPU
+/// from those of the others.
+fn looking(socket: BorrowedFd<'_>, into: &mut [u8]) -> rustix::io::Result<usize> {
+    let start = Instant::now();
+    while start.elapsed() < ring::SPIN_DEFAULT {
+        match rustix::net::recv(socket, &mut *into, RecvFlags::DONTWAIT) {
+            Err(rustix::io::Errno::AGAIN) => std::hint::spin_loop(),
+            result => return result.map(|(length, _)| length),
         }
     }
-    rustix::net::recv(socket, into, RecvFlags::empty()).map(|(length, _)| length)
-}
-
-fn call_raw(socket: BorrowedFd<'_>, waits: Waits) -> rustix::io::Result<()> {
-    rustix::net::send(socket, &PAYLOAD, SendFlags::NOSIGNAL)?;
-    receive(socket, &mut [0; 128], waits).map(drop)
-}
-
-/// Pair, send with the far end, close it, receive, close.
-fn call_five_steps(object: BorrowedFd<'_>, waits: Waits) -> rustix::io::Result<()> {
-    let (near, far) = packet_pair()?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let far_end = [far.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&far_end));
-    let bytes = [std::io::IoSlice::new(&PAYLOAD)];
-    rustix::net::sendmsg(object, &bytes, &mut control, SendFlags::NOSIGNAL)?;
-    drop(far);
-    receive(near.as_fd(), &mut [0; 128], waits).map(drop)
-}
-
-fn serve_raw(socket: OwnedFd, waits: Waits) -> Result<(), Failure> {
-    let mut message = [0; 128];
-    loop {
-        match receive(socket.as_fd(), &mut message, waits)? {
-            0 => return Ok(()),
-            length => rustix::net::send(&socket, &message[..length], SendFlags::NOSIGNAL)?,
-        };
-    }
-}
-
-fn serve_five_steps(mailbox: OwnedFd) -> Result<(), Failure> {
-    let mut message = [0; 128];
-    loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [std::io::IoSliceMut::new(&mut message)];
-        let received = rustix::net::recvmsg(&mailbox, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
-        if received.bytes == 0 {
-            return Ok(());
-        }
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = part {
-                for continuation in descriptors {
-                    rustix::net::send(&continuation, &message[..received.bytes], SendFlags::NOSIGNAL)?;
-                }
-            }
-        }
-    }
+    asleep(socket, into)
 }
 
 // -- the servers -------------------------------------------------------------------------------------------
 
 fn serve(role: &str, waits: Waits, reactor: &Reactor, fd: OwnedFd) -> Result<(), Failure> {
     match role {
-        "raw" => serve_raw(fd, waits),
-        "five-steps" => serve_five_steps(fd),
+        "raw" => Ok(serve_raw(fd, waits.receive())?),
+        "five-steps" => Ok(serve_five_steps(fd)?),
         "object" => serve_object(reactor, fd),
         "plain" => serve_plain(reactor, fd),
         _ => Err("no such server".into()),
