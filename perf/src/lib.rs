@@ -1,0 +1,45 @@
+//! What measures the libraries: calls of each way, the bare system calls beside them, and what they took.
+//!
+//! A program that measures calls [`serve_if_asked`] before anything else, since its servers are that same
+//! program once more. Then it [starts a workload](Workload::start) and the [floor](Floor) beside it, lets
+//! them take turns in short [rounds](Workload::round), and compares what their recorders say. Only ratios
+//! between what took turns in one run mean anything elsewhere.
+//!
+//! ```no_run
+//! use perf::{Cpus, Floor, FloorOptions, Options, Recorder, Workload};
+//!
+//! fn main() -> Result<(), perf::MeasureError> {
+//!     perf::serve_if_asked();
+//!     let cpus = Cpus::one()?;
+//!     let mut call = Workload::start(&Options::on(&cpus))?;
+//!     let mut raw = Workload::floor(&FloorOptions::on(Floor::PingPong, &cpus))?;
+//!     let (mut calls, mut bare) = (Recorder::closed(), Recorder::closed());
+//!     for _ in 0..40 {
+//!         raw.round(500, &mut bare)?;
+//!         call.round(500, &mut calls)?;
+//!     }
+//!     println!("{:.2} x raw", calls.quantile_ns(0.5) as f64 / bare.quantile_ns(0.5) as f64);
+//!     call.end()?;
+//!     raw.end()
+//! }
+//! ```
+//!
+//! Every server and every client has the configuration that the libraries have by themselves: nothing but the
+//! driver, the CPU and the public [wait policy](ring::WaitPolicy) is chosen. (Limits are raised where a call
+//! would be refused without.)
+//!
+//! It does not print, decide what is worth measuring, or retry; and it is no part of what the libraries need.
+
+#![forbid(unsafe_code)]
+
+pub mod floor;
+mod place;
+mod recorder;
+pub mod server;
+mod workload;
+
+pub use floor::{Floor, FloorOptions};
+pub use place::{Cpus, Wait};
+pub use recorder::Recorder;
+pub use server::serve_if_asked;
+pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};
