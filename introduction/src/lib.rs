@@ -77,4 +77,4 @@ pub use netlayer::{
 };
 pub use policy::{Open, Peer, Policy};
 pub use record::{CHALLENGE_BYTES, CHALLENGE_BYTES_MIN, Form, RECORD_BYTES_MAX};
-pub use server::{AdmitError, Server, ServerOptions, ServerStats};
+pub use server::{AdmitError, Counter, Server, ServerOptions, ServerStats};

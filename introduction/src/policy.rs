@@ -39,6 +39,13 @@ impl fmt::Debug for Peer {
 /// }
 /// ```
 pub trait Policy {
+    /// Whether whoever made this connection may say anything at all. If not, it is closed before it is read
+    /// from, and takes nobody's place.
+    fn may_connect(&self, credentials: &Credentials) -> bool {
+        let _ = credentials;
+        true
+    }
+
     /// Whether a peer that has proved its key may register. If not, the connection is closed.
     fn may_register(&self, peer: &Peer) -> bool {
         let _ = peer;

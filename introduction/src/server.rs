@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use registry::{After, Id, Letter, Registry, Serial};
-use ring::{Companion, Fd, Kind, Message, Reactor, Socket, discard};
+use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
 use rustix::net::sockopt;
 use thiserror::Error;
 
@@ -112,8 +112,59 @@ pub struct ServerStats {
     pub violations: u64,
     /// Connections ended because they did not say in time what they had to, or did not read.
     pub late: u64,
-    /// Registrations and introductions that policy did not allow.
+    /// Connections, registrations and introductions that policy did not allow.
     pub refused: u64,
+}
+
+impl ServerStats {
+    /// Each count with its name and what it counts, for whoever shows them all: a new one is not forgotten.
+    ///
+    /// ```
+    /// let stats = introduction::ServerStats::default();
+    /// for counter in stats.counters() {
+    ///     println!("{} {} ({})", counter.name, counter.count, counter.meaning);
+    /// }
+    /// ```
+    pub fn counters(&self) -> impl Iterator<Item = Counter> + use<> {
+        let ServerStats {
+            turned_away,
+            registrations,
+            introductions,
+            passed_on,
+            expired,
+            evicted,
+            lost,
+            violations,
+            late,
+            refused,
+        } = *self;
+        let counter = |name, count, meaning| Counter { name, count, meaning };
+        [
+            counter("turned_away", turned_away, "connections for which there was no room"),
+            counter("registrations", registrations, "peers that have registered, each time they did"),
+            counter("introductions", introductions, "introductions asked for"),
+            counter("passed_on", passed_on, "introductions passed on"),
+            counter("expired", expired, "introductions whose time ran out"),
+            counter("evicted", evicted, "introductions that made room for others"),
+            counter("lost", lost, "introductions whose descriptor found no room in the server"),
+            counter("violations", violations, "connections ended for what they said"),
+            counter("late", late, "connections ended because they did not speak or read in time"),
+            counter("refused", refused, "connections, registrations and introductions that policy refused"),
+        ]
+        .into_iter()
+    }
+}
+
+/// One of the counts in [`ServerStats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counter {
+    /// Its name there.
+    pub name: &'static str,
+    /// How many.
+    pub count: u64,
+    /// Of what, in a few words.
+    pub meaning: &'static str,
 }
 
 /// A descriptor was not taken as a peer's connection. It is closed.
@@ -126,6 +177,9 @@ pub enum AdmitError {
     /// As many connections as there may be, in all or of this user.
     #[error("too many connections")]
     Full,
+    /// Policy is against it.
+    #[error("policy is against it")]
+    Refused,
 }
 
 /// An introduction server on a reactor. It works as long as the reactor's turns are taken, whoever takes
@@ -221,6 +275,10 @@ impl Server {
 
     fn admit_socket(&self, socket: Socket) -> Result<(), AdmitError> {
         let credentials = socket.peer_credentials().map_err(|_| AdmitError::NotAStream)?;
+        if !self.shared.policy.may_connect(&credentials) {
+            self.shared.count(&Ended::Refused);
+            return Err(AdmitError::Refused);
+        }
         let _ = sockopt::set_socket_send_buffer_size(socket.as_fd(), SEND_BUFFER);
         socket.set_private(true);
         let line = Rc::new(Line { socket, outgoing: Signal::default(), room: Signal::default() });
@@ -253,6 +311,24 @@ impl Server {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Asks policy again about everybody who is connected, and disconnects those whom it would turn away now.
+    /// For owners whose policy changes: it is asked once about each connection and each registration, not
+    /// again with each introduction. Gives how many are gone; [`ServerStats::refused`] counts them.
+    pub fn review(&self) -> usize {
+        let shared = &self.shared;
+        let connected = shared.registry.borrow().connected();
+        let is_refused = |(_, credentials, key): &(Id, Credentials, Option<PublicKey>)| {
+            let may_stay = |key| shared.policy.may_register(&Peer { key, credentials: *credentials });
+            !shared.policy.may_connect(credentials) || !key.is_none_or(may_stay)
+        };
+        let refused: Vec<Id> = connected.into_iter().filter(is_refused).map(|(id, ..)| id).collect();
+        for id in &refused {
+            shared.count(&Ended::Refused);
+            shared.with(|registry, after| registry.remove(*id, after));
+        }
+        refused.len()
     }
 
     /// What has been counted so far.

@@ -4,13 +4,12 @@
 //! in common, the comparison of what they report with direct reading, and the verdict. It must never take
 //! part in the calls themselves: it uses no reactor, so that what it checks with is not what it checks.
 
-mod census;
 mod compare;
 mod direct;
 mod hasher;
 mod judge;
 mod report;
-pub mod sandbox;
+mod sandbox;
 pub mod service;
 mod summary;
 pub mod walker;
@@ -29,6 +28,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::census::Census;
 use crate::latency::{Latencies, Way};
 use crate::options::Demo;
 use crate::output::{self, Failure, Outcome};
@@ -116,7 +116,7 @@ fn no_such_driver(options: &Demo) -> Option<Failure> {
 
 /// With hardly any descriptors the processes would wait for room that never comes.
 fn enough_descriptors() -> Result<(), Failure> {
-    let open = count(&mut census::Census::open())?.and_then(|open| usize::try_from(open).ok());
+    let open = count(&mut Census::open())?.and_then(|open| usize::try_from(open).ok());
     let needed = open.unwrap_or_default() + DESCRIPTORS_NEEDED;
     let limit = crate::reactor::descriptors_max();
     if limit < needed {
@@ -333,7 +333,7 @@ fn die_with_parent() {
 }
 
 /// In a process of the demonstration: how many descriptors it has.
-fn count(census: &mut census::Census) -> Result<Option<i64>, Failure> {
+fn count(census: &mut Census) -> Result<Option<i64>, Failure> {
     census.count().map_err(|error| Failure::new(format_args!("counting descriptors: {error}")))
 }
 

@@ -3,14 +3,11 @@
 //! It owns the loops of three servers, one for each protocol, and how much they hold at a time. It must never
 //! know what the bytes mean. Nothing a peer does ends a loop but the last holder letting go.
 
-use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use imc::{AcceptError, BoundSocket, ConnectedSocket};
-use ring::{DESCRIPTORS_MAX, Fd, Message, Reactor, ReceiveError, Received, SendError};
+use ring::{DESCRIPTORS_MAX, Fd, Message, ReceiveError, Received, SendError};
 use seqpacket::{AnswerError, Mailbox, MailboxOptions, PLAIN_ARGUMENTS_MAX, PlainMailbox};
 
 use crate::options::{EchoImc, EchoObject};
@@ -127,21 +124,10 @@ async fn send_back(connection: &ConnectedSocket, message: Message) -> Result<(),
     if message.descriptors().is_empty() {
         return sending.await;
     }
-    match within(reactor, SEND_TIME_MAX, sending).await {
+    match reactor::within(reactor, SEND_TIME_MAX, sending).await {
         Some(result) => result,
         None => Err("the peer does not read, and its descriptors are needed".to_string()),
     }
-}
-
-/// What `future` comes to, or `None` when `time` has passed first.
-async fn within<F: Future>(reactor: &Reactor, time: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut timeout = pin!(reactor.sleep(time));
-    poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => timeout.as_mut().poll(context).map(|()| None),
-    })
-    .await
 }
 
 /// Serves the mailbox end of an object until nobody holds the object any more.

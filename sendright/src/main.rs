@@ -5,15 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+mod census;
 mod demo;
 mod echo;
 mod files;
+mod introduce;
 mod latency;
+mod log;
 mod options;
 mod output;
 mod permits;
 mod probe;
 mod reactor;
+mod sandbox;
 
 use std::process::ExitCode;
 
@@ -22,39 +26,24 @@ use output::{Failure, Outcome};
 
 fn main() -> ExitCode {
     let outcome = match options::read() {
-        Ok(options) => {
-            log_if_asked();
-            run(options.command).unwrap_or_else(|failure| failure.tell())
-        }
+        Ok(options) => run(options.command).unwrap_or_else(|failure| failure.tell()),
         Err(outcome) => outcome,
     };
     ExitCode::from(outcome.status())
 }
 
 fn run(command: Command) -> Result<Outcome, Failure> {
+    // A server has its own idea of which lines it writes and how.
+    if !matches!(command, Command::Introduce(_)) {
+        log::if_asked();
+    }
     match command {
         Command::Demo(demo) => demo::run(&demo),
         Command::Probe(probe) => probe::run(&probe),
         Command::Echo(options::Echo::Imc(echo)) => echo::imc(&echo),
         Command::Echo(options::Echo::Object(echo)) => echo::object(&echo),
+        Command::Introduce(introduce) => introduce::run(&introduce),
         Command::DemoService(service) => demo::service::run(&service),
         Command::DemoWalker(walker) => demo::walker::run(&walker),
     }
 }
-
-/// Log lines of the libraries on standard error, if the environment asks for them.
-#[cfg(feature = "tracing")]
-fn log_if_asked() {
-    use tracing_subscriber::EnvFilter;
-
-    let Ok(filter) = EnvFilter::try_from_default_env() else { return };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // A standard error that cannot be written to is nobody's reason to panic.
-        .log_internal_errors(false)
-        .init();
-}
-
-#[cfg(not(feature = "tracing"))]
-fn log_if_asked() {}

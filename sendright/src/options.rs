@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, Parser, Subcommand};
@@ -59,6 +60,21 @@ pub enum Command {
     /// more.
     #[command(subcommand)]
     Echo(Echo),
+
+    /// Run an introduction server: programs that know each other by key get a socket of their own
+    ///
+    /// Whoever can open the socket may connect, so its mode and directory are the first lock; --allow-uid and
+    /// --allow-gid are the second. When it is ready the server prints its key, one line of 52 characters, on
+    /// standard output; everything else goes to standard error.
+    ///
+    /// It listens on PATH, or on the sockets that systemd hands over (LISTEN_FDS; one that is named `metrics`
+    /// is for the counters, another one for peers). It says when it is ready, reloads and stops
+    /// (NOTIFY_SOCKET). SIGTERM and SIGINT end it, with status 0; SIGHUP reads --config again.
+    ///
+    /// Once started it can open nothing and connect to nothing (Landlock, no-new-privs): it may remove what
+    /// stands in the directory of its socket and read what stands in the directory of --config, so give each
+    /// a directory of its own.
+    Introduce(Box<Introduce>),
 
     /// The file service of `demo`, in a process of its own
     #[command(name = "__service", hide = true)]
@@ -125,6 +141,146 @@ pub struct EchoObject {
 }
 
 #[derive(Debug, Args)]
+pub struct Introduce {
+    /// Where to listen. A socket that nobody listens on any more is replaced, and nothing else is
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+
+    /// Who can open the socket: permission bits in octal
+    #[arg(long, value_name = "MODE", default_value = "0660", value_parser = mode)]
+    pub mode: u32,
+
+    /// A user who may connect, by number; may be repeated [default: everybody who can open the socket]
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+
+    /// A group whose members may connect, by number; may be repeated. What counts is the group a process runs
+    /// as, not those it belongs to besides
+    #[arg(long, value_name = "GID")]
+    pub allow_gid: Vec<u32>,
+
+    /// Tell whoever asks for a peer that is not there, or that refuses, at once, instead of leaving all of
+    /// them waiting until the time is over
+    #[arg(long)]
+    pub candid: bool,
+
+    /// Let only those register whose signature is good for this server alone. Keeps out relayed
+    /// registrations, and Goblins
+    #[arg(long)]
+    pub bound_only: bool,
+
+    /// The form of the server's signature: `goblins` or `draft`
+    #[arg(long, value_name = "FORM", default_value = "goblins", value_parser = ["goblins", "draft"])]
+    pub form: String,
+
+    /// More settings, in TOML: `log`, `allow-uid`, `allow-gid`. SIGHUP reads it again
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The file of the private key, made with mode 0600 where there is none [default: introduce.key in
+    /// $STATE_DIRECTORY, else in sendright/ in $XDG_STATE_HOME, ~/.local/state or, for root, /var/lib]
+    #[arg(long, value_name = "FILE", conflicts_with = "fresh_key")]
+    pub key: Option<PathBuf>,
+
+    /// Use a key that nobody has seen before, and forget it in the end
+    #[arg(long)]
+    pub fresh_key: bool,
+
+    /// Where to show the counters, to whoever connects: text in Prometheus' form
+    #[arg(long, value_name = "PATH")]
+    pub metrics: Option<PathBuf>,
+
+    /// Who can open the socket of the counters: permission bits in octal
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    pub metrics_mode: u32,
+
+    /// How log lines are written
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    pub log_format: String,
+
+    /// Which log lines are written, as for RUST_LOG [default: what RUST_LOG says, or info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// The driver [default: what SENDRIGHT_DRIVER says, or the best one that works]
+    #[arg(long, value_name = "DRIVER", value_parser = ["auto", "uring", "epoll"])]
+    pub driver: Option<String>,
+
+    /// End at once where this kernel has no Landlock, instead of going on with a warning
+    #[arg(long)]
+    pub require_sandbox: bool,
+
+    #[command(flatten)]
+    pub limits: IntroduceLimits,
+}
+
+/// Without a value each is as in [`introduction::ServerOptions`], which has the reasons.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct IntroduceLimits {
+    /// Connections in all [default: 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_connections: Option<usize>,
+
+    /// Connections of one user [default: half of all]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_connections_per_user: Option<usize>,
+
+    /// Connections that have not proved who they are [default: 32]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_newcomers: Option<usize>,
+
+    /// Introductions under way in all [default: 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_introductions: Option<usize>,
+
+    /// Introductions under way that one peer has asked for [default: 16]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub max_introductions_per_peer: Option<usize>,
+
+    /// How long an introduction is kept, in seconds [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub introduction_time: Option<Duration>,
+
+    /// How long a newcomer may take to prove who it is, in seconds [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub handshake_time: Option<Duration>,
+
+    /// How long a record that has begun may take, in seconds [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub record_time: Option<Duration>,
+
+    /// How long a peer may leave its queue full, in seconds [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub write_time: Option<Duration>,
+}
+
+/// Permission bits in octal, as `chmod` takes them.
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("permission bits are octal, from 0 to 0777".to_string()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one".to_string()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// A time that is not nothing, and short enough to be added to any moment.
+fn seconds(text: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 86_400.0;
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= LONGEST => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("seconds, more than 0 and at most 86400".to_string()),
+    }
+}
+
+#[derive(Debug, Args)]
 pub struct DemoService {
     #[arg(long)]
     pub driver: Option<String>,
@@ -180,5 +336,25 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn modes_are_octal_permission_bits() {
+        assert_eq!(mode("0660"), Ok(0o660));
+        assert_eq!(mode("777"), Ok(0o777));
+        for wrong in ["1000", "4755", "-1", "rw", "8", ""] {
+            assert!(mode(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_seconds_within_a_day() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("86400"), Ok(Duration::from_secs(86_400)));
+        for wrong in ["0", "-1", "86401", "inf", "NaN", "soon"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(at_least_one("1"), Ok(1));
+        assert!(at_least_one("0").is_err());
     }
 }

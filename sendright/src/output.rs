@@ -47,6 +47,12 @@ impl Failure {
         Failure { outcome: Outcome::Usage, sentence: sentence.to_string() }
     }
 
+    /// The status to end with.
+    #[cfg(test)]
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
     /// Says it on standard error and gives the outcome.
     pub fn tell(&self) -> Outcome {
         complain(&self.sentence);

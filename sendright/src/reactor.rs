@@ -3,6 +3,11 @@
 //! It owns how a driver is chosen from an option and the environment, and how a failure to have one is told.
 //! It must never know what the reactor is for.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
 use ring::{Config, DriverChoice, Executor, Reactor, StartError};
 
 use crate::output::Failure;
@@ -28,6 +33,17 @@ fn refused(driver: Option<&str>, error: &StartError) -> Failure {
         (Some(name @ ("uring" | "epoll")), _) => Failure::new(format_args!("--driver {name}: {error}")),
         _ => Failure::new(error),
     }
+}
+
+/// What `future` comes to, or `None` when `time` has passed first.
+pub async fn within<F: Future>(reactor: &Reactor, time: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut timeout = pin!(reactor.sleep(time));
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => timeout.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// The soft limit of descriptors.

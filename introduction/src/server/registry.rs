@@ -232,6 +232,12 @@ impl Registry {
         self.introductions.iter().filter(waits).map(|(serial, _)| *serial).collect()
     }
 
+    /// Everybody who is connected, with the key they have proved.
+    pub(super) fn connected(&self) -> Vec<(Id, Credentials, Option<PublicKey>)> {
+        let told = |(id, connection): (&Id, &Connection)| (*id, connection.credentials, connection.key);
+        self.connections.iter().map(told).collect()
+    }
+
     /// A connection is gone, with what it has asked for. What was on its way to it waits for it to come back.
     pub(super) fn remove(&mut self, id: Id, after: &mut After) {
         let Some(connection) = self.connections.remove(&id) else { return };

@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 
 use seqpacket::Mailbox;
 
-use super::census::Census;
 use super::report::{Record, Served};
 use super::{MAILBOX_FD, REPORT_FD, ROOT_FD, inherited, send_last_words};
+use crate::census::Census;
 use crate::files::server::Service;
 use crate::options::DemoService;
 use crate::output::{Failure, Outcome};

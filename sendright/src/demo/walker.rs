@@ -13,9 +13,9 @@ use std::rc::Rc;
 use ring::{Executor, Message, Reactor, Socket};
 use seqpacket::Pairs;
 
-use super::census::Census;
 use super::report::{Record, Sandboxed, Walked};
 use super::{ADDRESS_FD, GUEST_FD, REPORT_FD, inherited, sandbox, send_last_words};
+use crate::census::Census;
 use crate::files::client::{Directory, Meter, Opened};
 use crate::files::wire::Leaf;
 use crate::latency::Way;

@@ -16,7 +16,7 @@ use rustix::net::{
 use rustix::process::PidfdFlags;
 use serde::Serialize;
 
-use crate::demo::sandbox;
+use crate::sandbox;
 
 /// Something the kernel has or has not.
 #[derive(Debug, Serialize)]
@@ -117,7 +117,7 @@ fn openat2() -> Feature {
 
 fn landlock() -> Feature {
     // The ruleset stays with the thread that asks for it: one is made for it and ends with it.
-    let tried = std::thread::Builder::new().name("landlock".into()).spawn(sandbox::restrict);
+    let tried = std::thread::Builder::new().name("landlock".into()).spawn(|| sandbox::restrict(&[]));
     let status = tried.map(std::thread::JoinHandle::join);
     let (works, detail) = match status {
         Ok(Ok(Ok(status))) => {
