@@ -82,6 +82,7 @@ mod room;
 pub mod script;
 pub mod shared_memory;
 mod socket;
+mod spare;
 mod stats;
 mod sys;
 mod task;
@@ -107,5 +108,6 @@ pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
     Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
 };
+pub use spare::Spare;
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

@@ -21,7 +21,7 @@ use slab::Slab;
 
 use crate::incoming::Incoming;
 use crate::object::deadline;
-use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, Memory};
+use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT};
 use crate::served::{Client, Over, Served, Session, Terms};
 use crate::stats::{Counters, SessionStats, Stats};
 use crate::waiting::{Place, Waiting, wake};
@@ -144,8 +144,7 @@ pub struct Mailbox {
 pub(crate) struct Shared {
     reactor: Reactor,
     options: MailboxOptions,
-    hello: Hello,
-    memory: Rc<Memory>,
+    terms: Rc<Terms>,
     state: RefCell<State>,
     violations: Cell<Violations>,
     attached_ever: Cell<u64>,
@@ -232,8 +231,7 @@ impl Mailbox {
         let shared = Shared {
             reactor: reactor.clone(),
             options,
-            hello: options.hello(),
-            memory: Memory::new(options.large_bytes_together),
+            terms: Terms::new(options.hello(), options.large_stall, options.large_bytes_together),
             state: RefCell::new(State::default()),
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
@@ -388,10 +386,9 @@ impl Mailbox {
     /// the last time when it ends: of a call that is answered after that nothing is sent.)
     pub fn stats(&self) -> Stats {
         let total = Counters::default();
-        total.add(&self.shared.past.stats());
-        self.shared.state.borrow().sessions.iter().for_each(|(_, served)| {
-            total.add(&served.session().stats().stats);
-        });
+        total.add(&self.shared.past);
+        let state = self.shared.state.borrow();
+        state.sessions.iter().for_each(|(_, served)| total.add(served.session().counters()));
         total.stats()
     }
 
@@ -714,8 +711,7 @@ impl Shared {
         state.fresh = true;
         let entry = state.sessions.vacant_entry();
         let client = Client { key: entry.key(), address: number, credentials };
-        let terms =
-            Terms { hello: self.hello, stall: self.options.large_stall, memory: Rc::clone(&self.memory) };
+        let terms = Rc::clone(&self.terms);
         entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, terms, client));
     }
 
@@ -728,7 +724,7 @@ impl Shared {
             return;
         }
         let served = state.sessions.remove(key);
-        self.past.add(&served.session().stats().stats);
+        self.past.add(served.session().counters());
         state.turn.retain(|turn| *turn != key);
         if let Some(address) = state.addresses.get_mut(&served.session().client().address) {
             address.sessions -= 1;

@@ -5,16 +5,17 @@
 //! has a call to answer. Whose turn it is, and how many sessions there may be, is the mailbox's business. It
 //! never knows what a message means.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket};
+use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket, Spare};
 
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
@@ -39,17 +40,17 @@ impl Served {
         reactor: &Reactor,
         mailbox: Weak<Shared>,
         socket: Socket,
-        terms: Terms,
+        terms: Rc<Terms>,
         client: Client,
     ) -> Rc<Served> {
-        let Terms { hello, stall, memory } = terms;
+        let hello = terms.hello;
         socket.set_private(true);
         socket.set_descriptors_max(hello.call_descriptors_max as usize);
         socket.stream();
         let account = Account::new(hello.windows);
         let state = RefCell::new(State {
             account,
-            calls: BTreeMap::new(),
+            calls: Calls::default(),
             queue: VecDeque::new(),
             in_turn: false,
             leaving: false,
@@ -59,18 +60,15 @@ impl Served {
             part_end: 0,
             emptied: 0,
             unsettled: VecDeque::new(),
-            outbox: Outbox::default(),
             arriving: 0,
-            reading: Watch::default(),
-            writing: Watch::default(),
+            large: None,
             waker: None,
         });
         let counters = Counters::default();
-        counters.count(|stats| stats.sessions += 1);
-        let session = Rc::new(Session { client, socket, hello, stall, memory, mailbox, counters, state });
+        counters.opened();
+        let session = Rc::new(Session { client, socket, terms, mailbox, counters, state });
         session.say(&[&hello.frame()], Vec::new(), None);
-        let served = Rc::clone(&session);
-        let companion = reactor.companion(async move { serve(&served).await });
+        let companion = reactor.companion(Serving(Rc::clone(&session)));
         Rc::new(Served { session, _companion: companion })
     }
 
@@ -88,20 +86,34 @@ pub(crate) struct Client {
     pub(crate) credentials: Credentials,
 }
 
-/// What a session is begun with.
+/// What all sessions of a mailbox have in common.
 pub(crate) struct Terms {
     pub(crate) hello: Hello,
+    /// How long a large message may stand still.
     pub(crate) stall: Duration,
     pub(crate) memory: Rc<Memory>,
+    spares: RefCell<Spares>,
+}
+
+impl Terms {
+    pub(crate) fn new(hello: Hello, stall: Duration, large_bytes_together: usize) -> Rc<Terms> {
+        let memory = Memory::new(large_bytes_together);
+        Rc::new(Terms { hello, stall, memory, spares: RefCell::default() })
+    }
+}
+
+/// Memory for the queues of those sessions that are in use.
+#[derive(Default)]
+struct Spares {
+    calls: Spare<(u32, Entry)>,
+    queue: Spare<Untaken>,
+    unsettled: Spare<(u64, Cost)>,
 }
 
 pub(crate) struct Session {
     client: Client,
     socket: Socket,
-    hello: Hello,
-    /// How long a large message may stand still.
-    stall: Duration,
-    memory: Rc<Memory>,
+    terms: Rc<Terms>,
     mailbox: Weak<Shared>,
     counters: Counters,
     state: RefCell<State>,
@@ -109,10 +121,9 @@ pub(crate) struct Session {
 
 struct State {
     account: Account,
-    /// In order, so that those who wait are woken in the same one each time.
-    calls: BTreeMap<u32, Entry>,
+    calls: Calls,
     /// Calls that nobody has taken, in order.
-    queue: VecDeque<(u32, Size, Parcel)>,
+    queue: VecDeque<Untaken>,
     /// The mailbox has this session on its list of those whose turn it will be.
     in_turn: bool,
     /// We have said GOODBYE.
@@ -129,16 +140,64 @@ struct State {
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
     /// back.
     unsettled: VecDeque<(u64, Cost)>,
-    /// Large answers on their way.
-    outbox: Outbox,
     /// How many large calls have begun and are not complete.
     arriving: usize,
-    /// For large calls that are arriving.
-    reading: Watch,
-    /// For large answers that nobody reads.
-    writing: Watch,
+    /// While something large is under way.
+    large: Option<Box<Large>>,
     /// Of the companion.
     waker: Option<Waker>,
+}
+
+/// A call that nobody has taken: its number, the room for its answer, what it brought.
+type Untaken = (u32, Size, Parcel);
+
+/// What only large messages need.
+#[derive(Default)]
+struct Large {
+    /// Answers on their way.
+    outbox: Outbox,
+    /// For calls that are arriving.
+    reading: Watch,
+    /// For answers that nobody reads.
+    writing: Watch,
+}
+
+/// The calls under way by number, in order: those who wait are woken in the same one each time. They are at
+/// most as many as the window has, and mostly the newest is the last.
+#[derive(Default)]
+struct Calls(VecDeque<(u32, Entry)>);
+
+impl Calls {
+    fn place(&self, number: u32) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&number, |(number, _)| *number)
+    }
+
+    fn find(&self, number: u32) -> Option<&Entry> {
+        self.place(number).ok().map(|place| &self.0[place].1)
+    }
+
+    fn find_mut(&mut self, number: u32) -> Option<&mut Entry> {
+        self.place(number).ok().map(|place| &mut self.0[place].1)
+    }
+
+    /// A call whose number is not under way.
+    fn insert(&mut self, number: u32, entry: Entry) {
+        let Err(place) = self.place(number) else { unreachable!("asked before") };
+        self.0.insert(place, (number, entry));
+    }
+
+    fn remove(&mut self, number: u32) -> Option<Entry> {
+        let place = self.place(number).ok()?;
+        self.0.remove(place).map(|(_, entry)| entry)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        self.0.iter().map(|(number, entry)| (*number, entry))
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.0.iter_mut().map(|(_, entry)| entry)
+    }
 }
 
 /// One call under way.
@@ -156,7 +215,7 @@ struct Entry {
 /// How far a call has come.
 enum Stage {
     /// It is large, and not all of it is here.
-    Arriving { assembly: Assembly, room: Size },
+    Arriving { assembly: Box<Assembly>, room: Size },
     /// It waits, or somebody has it.
     Here,
     /// Its answer is large and on its way.
@@ -174,15 +233,24 @@ pub(crate) enum Over {
     Stalled,
 }
 
-async fn serve(session: &Rc<Session>) {
-    let over = session.receive_all().await;
-    let mailbox = session.mailbox.upgrade();
-    if let Some(mailbox) = &mailbox {
-        mailbox.count(&over);
-    }
-    session.end();
-    if let Some(mailbox) = &mailbox {
-        mailbox.detach(session);
+/// The companion of a session. A future by hand, since one that awaits keeps room for each of its steps.
+struct Serving(Rc<Session>);
+
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let session = &self.0;
+        let over = ready!(session.poll_over(context));
+        let mailbox = session.mailbox.upgrade();
+        if let Some(mailbox) = &mailbox {
+            mailbox.count(&over);
+        }
+        session.end();
+        if let Some(mailbox) = &mailbox {
+            mailbox.detach(session);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -206,30 +274,31 @@ impl Session {
 
     // -- what the client says ---------------------------------------------------------------------------
 
-    async fn receive_all(&self) -> Over {
-        loop {
-            let Some(received) = poll_fn(|context| self.poll_next(context)).await else {
-                return Over::Stalled;
-            };
-            let (packet, cut) = match received {
-                Ok(packet) => (packet, false),
-                Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
-                Err(ReceiveError::Truncated(_)) => return self.blame(&Malformed::LONGER_THAN_A_PACKET),
-                Err(_) => return Over::Closed,
-            };
-            if let Err(over) = self.file(packet, cut) {
-                return over;
+    /// Receives and files until the session ends.
+    fn poll_over(&self, context: &mut Context<'_>) -> Poll<Over> {
+        let Some(received) = ready!(self.poll_next(context)) else { return Poll::Ready(Over::Stalled) };
+        let (packet, cut) = match received {
+            Ok(packet) => (packet, false),
+            Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
+            Err(ReceiveError::Truncated(_)) => {
+                return Poll::Ready(self.blame(&Malformed::LONGER_THAN_A_PACKET));
             }
-            // One packet, then the others have theirs.
-            yield_once().await;
+            Err(_) => return Poll::Ready(Over::Closed),
+        };
+        if let Err(over) = self.file(packet, cut) {
+            return Poll::Ready(over);
         }
+        // One packet, then the others have theirs.
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Sends the next part of a large answer, and receives the next packet; `None` if a large message stands
     /// still.
     fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, ReceiveError>>> {
         let mut state = self.state.borrow_mut();
-        let old = state.waker.replace(context.waker().clone());
+        let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        let old = if known { None } else { state.waker.replace(context.waker().clone()) };
         drop(state);
         drop(old);
         self.send_parts(context);
@@ -237,12 +306,18 @@ impl Session {
         if let Poll::Ready(received) = self.socket.poll_receive(context) {
             return Poll::Ready(Some(received));
         }
-        let State { reading, writing, calls, outbox, arriving, .. } = &mut *self.state.borrow_mut();
+        let state = &mut *self.state.borrow_mut();
+        let State { calls, arriving, large: Some(large), .. } = state else { return Poll::Pending };
+        if *arriving == 0 && large.outbox.is_empty() {
+            state.large = None;
+            return Poll::Pending;
+        }
+        let Large { outbox, reading, writing } = &mut **large;
         if *arriving == 0 {
             reading.rest();
         } else {
             let stands_since = || {
-                let arriving = calls.values().filter_map(|entry| match &entry.stage {
+                let arriving = calls.iter().filter_map(|(_, entry)| match &entry.stage {
                     Stage::Arriving { assembly, .. } => Some(assembly.moved()),
                     _ => None,
                 });
@@ -250,7 +325,8 @@ impl Session {
             };
             // What has come and is not received, for want of descriptors say, is not the client's fault.
             let excused = || !self.socket.is_quiet();
-            let stalled = reading.poll(self.socket.reactor(), self.stall, stands_since, excused, context);
+            let stall = self.terms.stall;
+            let stalled = reading.poll(self.socket.reactor(), stall, stands_since, excused, context);
             if stalled.is_ready() {
                 return Poll::Ready(None);
             }
@@ -262,16 +338,14 @@ impl Session {
         let stands_since = || outbox.stands_since();
         // What it has read, and nobody here has noticed while a handler kept the thread, is to its credit.
         let excused = || self.socket.takes_more();
-        writing.poll(self.socket.reactor(), self.stall, stands_since, excused, context).map(|()| None)
+        writing.poll(self.socket.reactor(), self.terms.stall, stands_since, excused, context).map(|()| None)
     }
 
     fn send_parts(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
-        if state.outbox.is_empty() {
-            return;
-        }
-        let left = state.outbox.poll(&self.socket, self.hello.payload_bytes_max() as usize, context);
-        let (parts, bytes) = state.outbox.take_said();
+        let Some(Large { outbox, .. }) = state.large.as_deref_mut() else { return };
+        let left = outbox.poll(&self.socket, self.terms.hello.payload_bytes_max() as usize, context);
+        let (parts, bytes) = outbox.take_said();
         if parts > 0 {
             state.said += bytes;
             state.part_end = state.said;
@@ -281,7 +355,7 @@ impl Session {
         for left in left {
             match left {
                 Left::Whole(number) => {
-                    self.counters.call(|calls| calls.answered += 1);
+                    self.counters.answered();
                     self.finish(number);
                 }
                 Left::NotOpened(number, _) if self.is_answering(number) => {
@@ -295,6 +369,8 @@ impl Session {
 
     /// Files what a packet says.
     fn file(&self, mut packet: Received, cut: bool) -> Result<(), Over> {
+        // Now and then, or as much as the window allows would be remembered of a session that rests.
+        self.settle();
         let mut descriptors = Parcel::of_descriptors(packet.take_descriptors());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
@@ -307,7 +383,7 @@ impl Session {
             frames += 1;
             result = frame.map_err(|malformed| self.blame(&malformed)).and_then(|frame| {
                 let opening = frame.opening();
-                self.hello.admits(&opening).map_err(|malformed| self.blame(&malformed))?;
+                self.terms.hello.admits(&opening).map_err(|malformed| self.blame(&malformed))?;
                 let said = frame.from_client().map_err(|malformed| self.blame(&malformed))?;
                 self.frame(said, &opening, &packet, &mut descriptors)
             });
@@ -329,7 +405,7 @@ impl Session {
     ) -> Result<(), Over> {
         match said {
             FromClient::Call { number, body, descriptors: declared, missing, answer, time_left } => {
-                self.begin(number, Cost::of_call(opening, &self.hello))?;
+                self.begin(number, Cost::of_call(opening, &self.terms.hello))?;
                 self.wait_no_longer(number, time_left);
                 let mut theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
                 if let Body::Large { total } = body {
@@ -348,7 +424,9 @@ impl Session {
                 if self.is_leaving() {
                     self.refuse(number, RefusedReason::Leaving);
                 } else {
-                    self.state.borrow_mut().queue.push_back((number, answer, parcel));
+                    let state = &mut *self.state.borrow_mut();
+                    self.terms.spares.borrow_mut().queue.lend(&mut state.queue);
+                    state.queue.push_back((number, answer, parcel));
                 }
             }
             FromClient::Grant { number } => {
@@ -368,8 +446,12 @@ impl Session {
 
     /// The client breaks the protocol.
     fn blame(&self, malformed: &Malformed) -> Over {
-        self.counters.count(|stats| stats.malformed.count(malformed));
+        self.counters.malformed(malformed);
         Over::Malformed
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// What it has counted, and how much may be under way.
@@ -397,7 +479,7 @@ impl Session {
         if state.client_leaving {
             return Err(self.blame(&Malformed::AfterGoodbye(Kind::Call)));
         }
-        if state.calls.contains_key(&number) {
+        if state.calls.find(number).is_some() {
             return Err(self.blame(&Malformed::Number { kind: Kind::Call, number }));
         }
         let short = state.account.room_for(cost).is_err();
@@ -411,9 +493,10 @@ impl Session {
             // them.
             return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
         }
-        self.counters.call(|calls| calls.begun += 1);
+        self.counters.begun();
         let (stage, claim) = (Stage::Here, None);
         let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
+        self.terms.spares.borrow_mut().calls.lend(&mut state.calls.0);
         state.calls.insert(number, entry);
         Ok(())
     }
@@ -426,13 +509,14 @@ impl Session {
         } else if self.is_leaving() {
             Err(RefusedReason::Leaving)
         } else {
-            let claim = Memory::claim(&self.memory, total as usize);
+            let claim = Memory::claim(&self.terms.memory, total as usize);
             let begun = claim.and_then(|claim| Some((Assembly::begin(total, descriptors, now).ok()?, claim)));
             begun.ok_or(RefusedReason::OutOfMemory)
         };
         let mut state = self.state.borrow_mut();
         state.arriving += 1;
-        let Some(entry) = state.calls.get_mut(&number) else { unreachable!("just begun") };
+        state.large.get_or_insert_default();
+        let Some(entry) = state.calls.find_mut(number) else { unreachable!("just begun") };
         let (assembly, refused) = match begun {
             Ok((assembly, claim)) => {
                 entry.claim = Some(claim);
@@ -440,7 +524,7 @@ impl Session {
             }
             Err(reason) => (Assembly::of_no_use(total, now), Some(reason)),
         };
-        entry.stage = Stage::Arriving { assembly, room };
+        entry.stage = Stage::Arriving { assembly: Box::new(assembly), room };
         drop(state);
         if let Some(reason) = refused {
             self.refuse(number, reason);
@@ -448,10 +532,10 @@ impl Session {
     }
 
     fn part(&self, number: u32, payload: &[u8]) -> Result<(), Over> {
-        let part_bytes_max = self.hello.payload_bytes_max() as usize;
+        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
         let state = &mut *self.state.borrow_mut();
         let unexpected = Malformed::Number { kind: Kind::Part, number };
-        let Some(entry) = state.calls.get_mut(&number) else { return Err(self.blame(&unexpected)) };
+        let Some(entry) = state.calls.find_mut(number) else { return Err(self.blame(&unexpected)) };
         match &mut entry.stage {
             Stage::Arriving { assembly, .. } => {
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
@@ -482,7 +566,7 @@ impl Session {
     fn wait_no_longer(&self, number: u32, time_left: Option<Duration>) {
         let Some(time_left) = time_left else { return };
         let deadline = self.reactor().now().checked_add(time_left);
-        if let Some(entry) = self.state.borrow_mut().calls.get_mut(&number) {
+        if let Some(entry) = self.state.borrow_mut().calls.find_mut(number) {
             entry.deadline = deadline;
         }
     }
@@ -506,7 +590,7 @@ impl Session {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         // A number that is not under way has crossed its final frame.
-        let Some(entry) = state.calls.get_mut(&number) else { return };
+        let Some(entry) = state.calls.find_mut(number) else { return };
         entry.withdrawn = true;
         let waker = entry.waker.take();
         let mut unfinished = None;
@@ -554,8 +638,9 @@ impl Session {
             let untaken = state.queue.pop_front();
             state.in_turn = !state.queue.is_empty();
             let more = state.in_turn;
+            self.terms.spares.borrow_mut().queue.keep(&mut state.queue);
             let (number, room, parcel) = untaken?;
-            let deadline = state.calls.get(&number).and_then(|entry| entry.deadline);
+            let deadline = state.calls.find(number).and_then(|entry| entry.deadline);
             drop(state);
             if deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
                 return Some((Taken { number, room, deadline, parcel }, more));
@@ -588,7 +673,7 @@ impl Session {
             self.refuse(number, RefusedReason::TooLarge);
             return Err(AnswerError::TooLarge);
         };
-        let opening = self.hello.answer_to(number, size);
+        let opening = self.terms.hello.answer_to(number, size);
         if opening.total().is_some() {
             self.answer_in_parts(&opening, bytes, descriptors);
             return Ok(());
@@ -596,7 +681,7 @@ impl Session {
         let instead =
             (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
         self.say(&[&opening.encode(), &bytes], descriptors, instead);
-        self.counters.call(|calls| calls.answered += 1);
+        self.counters.answered();
         self.finish(number);
         Ok(())
     }
@@ -611,7 +696,7 @@ impl Session {
         // If the near end cannot be sent it is closed, and so is the far end for whoever has it.
         let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
         self.say(&[&Header::elsewhere(number).encode()], vec![Fd::made_here(near)], Some(instead));
-        self.counters.call(|calls| calls.handed_on += 1);
+        self.counters.otherwise(|calls| calls.handed_on += 1);
         self.finish(number);
         Ok(far)
     }
@@ -633,8 +718,8 @@ impl Session {
             Some(self.socket.send(message))
         };
         let mut state = self.state.borrow_mut();
-        state.outbox.push(number, bytes, opened);
-        if let Some(entry) = state.calls.get_mut(&number) {
+        state.large.get_or_insert_default().outbox.push(number, bytes, opened);
+        if let Some(entry) = state.calls.find_mut(number) {
             entry.stage = Stage::Answering;
         }
         let companion = state.waker.clone();
@@ -644,7 +729,7 @@ impl Session {
 
     fn is_answering(&self, number: u32) -> bool {
         let state = self.state.borrow();
-        state.calls.get(&number).is_some_and(|entry| matches!(entry.stage, Stage::Answering))
+        state.calls.find(number).is_some_and(|entry| matches!(entry.stage, Stage::Answering))
     }
 
     /// Nobody will answer.
@@ -653,7 +738,7 @@ impl Session {
             return self.refuse(number, RefusedReason::Cancelled);
         }
         if !self.is_over() {
-            self.counters.call(|calls| calls.dropped += 1);
+            self.counters.otherwise(|calls| calls.dropped += 1);
         }
         self.say(&[&Header::dropped(number).encode()], Vec::new(), None);
         self.finish(number);
@@ -661,7 +746,7 @@ impl Session {
 
     pub(crate) fn refuse(&self, number: u32, reason: RefusedReason) {
         if !self.is_over() {
-            self.counters.call(|calls| calls.count_refusal(reason));
+            self.counters.otherwise(|calls| calls.count_refusal(reason));
         }
         self.say(&[&reason.frame(number)], Vec::new(), None);
         self.finish(number);
@@ -691,7 +776,7 @@ impl Session {
     fn finish(&self, number: u32) {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
-        let Some(entry) = state.calls.get_mut(&number) else { return };
+        let Some(entry) = state.calls.find_mut(number) else { return };
         let said = state.said;
         if let Stage::Arriving { assembly, .. } = &entry.stage {
             let refused = Stage::Refused { missing: assembly.missing(), said, emptied: state.emptied };
@@ -700,8 +785,12 @@ impl Session {
             state.arriving -= 1;
             return;
         }
-        state.unsettled.push_back((said, entry.cost));
-        let entry = state.calls.remove(&number);
+        let cost = entry.cost;
+        let entry = state.calls.remove(number);
+        let spares = &mut *self.terms.spares.borrow_mut();
+        spares.calls.keep(&mut state.calls.0);
+        spares.unsettled.lend(&mut state.unsettled);
+        state.unsettled.push_back((said, cost));
         drop(entry);
     }
 
@@ -718,6 +807,7 @@ impl Session {
             state.unsettled.pop_front();
             state.account.release(cost);
         }
+        self.terms.spares.borrow_mut().unsettled.keep(&mut state.unsettled);
         if unsent == 0 {
             state.said = 0;
             state.emptied += 1;
@@ -728,7 +818,7 @@ impl Session {
 
     pub(crate) fn is_withdrawn(&self, number: u32) -> bool {
         let state = self.state.borrow();
-        state.over || state.calls.get(&number).is_none_or(|entry| entry.withdrawn)
+        state.over || state.calls.find(number).is_none_or(|entry| entry.withdrawn)
     }
 
     pub(crate) fn poll_withdrawn(&self, number: u32, context: &mut Context<'_>) -> Poll<()> {
@@ -736,7 +826,7 @@ impl Session {
         if state.over {
             return Poll::Ready(());
         }
-        let old = match state.calls.get_mut(&number) {
+        let old = match state.calls.find_mut(number) {
             Some(entry) if !entry.withdrawn => entry.waker.replace(context.waker().clone()),
             _ => return Poll::Ready(()),
         };
@@ -753,18 +843,16 @@ impl Session {
         if std::mem::replace(&mut state.over, true) {
             return;
         }
-        let cut_off = state.calls.len() as u64;
-        self.counters.call(|calls| calls.cut_off += cut_off);
+        let cut_off = state.calls.0.len() as u64;
+        self.counters.cut_off(cut_off);
         let queue = std::mem::take(&mut state.queue);
-        let outbox = std::mem::take(&mut state.outbox);
+        let large = state.large.take();
         state.arriving = 0;
-        state.reading.rest();
-        state.writing.rest();
         let woken: Vec<Waker> = state.calls.values_mut().filter_map(|entry| entry.waker.take()).collect();
         let calls = std::mem::take(&mut state.calls);
         drop(state);
         self.socket.shut_down();
-        drop((queue, outbox, calls));
+        drop((queue, large, calls));
         wake(woken);
     }
 
@@ -775,9 +863,8 @@ impl Session {
             return;
         }
         let queue = std::mem::take(&mut state.queue);
-        let arriving = |(number, entry): (&u32, &Entry)| {
-            matches!(entry.stage, Stage::Arriving { .. }).then_some(*number)
-        };
+        let arriving =
+            |(number, entry): (u32, &Entry)| matches!(entry.stage, Stage::Arriving { .. }).then_some(number);
         let arriving: Vec<u32> = state.calls.iter().filter_map(arriving).collect();
         drop(state);
         for (number, _, parcel) in queue {
@@ -792,8 +879,10 @@ impl Session {
 impl Drop for Session {
     /// Nobody has a call to answer any more. What has been answered still goes out.
     fn drop(&mut self) {
-        let part_bytes_max = self.hello.payload_bytes_max() as usize;
-        self.state.get_mut().outbox.hand_over(&self.socket, part_bytes_max);
+        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        if let Some(large) = &mut self.state.get_mut().large {
+            large.outbox.hand_over(&self.socket, part_bytes_max);
+        }
     }
 }
 
@@ -803,7 +892,7 @@ impl State {
     /// could have any number of others kept for it, unread. Says whether parts were still to come.
     fn stop_answer(&mut self, number: u32, socket: &Socket) -> bool {
         let unsent = socket.unsent();
-        let stopped = self.outbox.stop(number);
+        let stopped = self.large.as_mut().is_some_and(|large| large.outbox.stop(number));
         let taken_back = (unsent - socket.unsent()) as u64;
         if taken_back == 0 {
             return stopped;
@@ -823,8 +912,7 @@ impl State {
     /// The client has said where the parts of a refused call end, and with that the number is free. The
     /// call's share is given back when its refusal, said before this, has left.
     fn parts_have_ended(&mut self, number: u32) {
-        let Some(Entry { cost, stage: Stage::Refused { said, emptied, .. }, .. }) =
-            self.calls.remove(&number)
+        let Some(Entry { cost, stage: Stage::Refused { said, emptied, .. }, .. }) = self.calls.remove(number)
         else {
             unreachable!("asked of refused calls only")
         };
@@ -848,17 +936,4 @@ fn pair(reactor: &Reactor) -> io::Result<(OwnedFd, OwnedFd)> {
     let (near, far) = Socket::pair(reactor, ring::Kind::SeqPacket)?;
     let near = near.into_fd().map_err(|_| io::Error::other("a fresh socket is in use"))?;
     Ok((near, far))
-}
-
-/// Lets everybody else have a turn.
-async fn yield_once() {
-    let yielded = Cell::new(false);
-    poll_fn(|context| {
-        if yielded.replace(true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

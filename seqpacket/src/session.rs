@@ -380,7 +380,7 @@ impl Session {
 
     /// The other side breaks the protocol.
     fn blame(&self, malformed: &Malformed) -> End {
-        self.state.borrow().counters.count(|stats| stats.malformed.count(malformed));
+        self.state.borrow().counters.malformed(malformed);
         End::Malformed
     }
 
@@ -433,7 +433,7 @@ impl Session {
                 _ => return Err(Malformed::WrongSide(frame.header.kind)),
             }
         }
-        state.counters.count(|stats| stats.sessions += 1);
+        state.counters.opened();
         state.counters.received(1, packet.bytes().len(), 0);
         state.phase = Phase::Open { socket: Rc::clone(socket), hello, account };
         let mut woken = state.attaching.take_all();
@@ -496,7 +496,7 @@ impl Session {
         state.queued_large.clear();
         state.voids = 0;
         let cut_off = std::mem::take(&mut state.under_way) as u64;
-        state.counters.call(|calls| calls.cut_off += cut_off);
+        state.counters.cut_off(cut_off);
         state.arriving = 0;
         state.watch.rest();
         let outbox = std::mem::take(&mut state.outbox);
@@ -667,7 +667,7 @@ impl State {
         account.try_reserve(under_way.cost).expect("judged before");
         self.awaited += under_way.opening.answer().descriptors();
         self.under_way += 1;
-        self.counters.call(|calls| calls.begun += 1);
+        self.counters.begun();
         let opening = under_way.opening;
         if opening.total().is_none() {
             return self.say(Some(key), &opening.encode(), bytes, descriptors);
@@ -860,7 +860,7 @@ impl State {
         };
         // Dropped if nobody wants it any more, which whoever would answer sees at once.
         near.set_private(true);
-        self.counters.call(|calls| calls.handed_on += 1);
+        self.counters.otherwise(|calls| calls.handed_on += 1);
         self.conclude(under_way, Err(CallError::Dropped), woken);
         let Some(slot) = self.calls.get_mut(key) else { return };
         let room = under_way.opening.answer();
@@ -969,7 +969,7 @@ impl State {
 
     /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
     fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
-        self.counters.call(|calls| calls.count_end(&result));
+        self.counters.ended(&result);
         self.conclude(under_way, result, woken);
     }
 

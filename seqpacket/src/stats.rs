@@ -126,20 +126,19 @@ impl Outcomes {
         *counter += 1;
     }
 
-    /// How a call that was sent has ended for its caller.
-    pub(crate) fn count_end<T>(&mut self, end: &Result<T, CallError>) {
-        let counter = match end {
-            Ok(_) => &mut self.answered,
-            Err(CallError::Dropped) => &mut self.dropped,
-            Err(CallError::Cancelled) => &mut self.cancelled,
-            Err(CallError::Expired) => &mut self.expired,
-            Err(CallError::Refused) => &mut self.refused,
-            Err(CallError::Gone) => &mut self.leaving,
-            Err(CallError::TooLarge(Part::Answer)) => &mut self.too_large,
-            Err(CallError::DescriptorsLost(_)) => &mut self.descriptors_lost,
-            Err(CallError::OutOfDescriptors(Part::Answer)) => &mut self.out_of_descriptors,
-            Err(CallError::OutOfMemory(_)) => &mut self.out_of_memory,
-            Err(_) => &mut self.unsent,
+    /// A call that was sent has ended for its caller without an answer.
+    fn count_error(&mut self, error: &CallError) {
+        let counter = match error {
+            CallError::Dropped => &mut self.dropped,
+            CallError::Cancelled => &mut self.cancelled,
+            CallError::Expired => &mut self.expired,
+            CallError::Refused => &mut self.refused,
+            CallError::Gone => &mut self.leaving,
+            CallError::TooLarge(Part::Answer) => &mut self.too_large,
+            CallError::DescriptorsLost(_) => &mut self.descriptors_lost,
+            CallError::OutOfDescriptors(Part::Answer) => &mut self.out_of_descriptors,
+            CallError::OutOfMemory(_) => &mut self.out_of_memory,
+            _ => &mut self.unsent,
         };
         *counter += 1;
     }
@@ -279,19 +278,75 @@ impl fmt::Debug for MalformedCounts {
 
 /// Where a session counts.
 #[derive(Default)]
-pub(crate) struct Counters(RefCell<Stats>);
+pub(crate) struct Counters(RefCell<Counted>);
+
+#[derive(Default)]
+struct Counted {
+    sessions: u64,
+    sent: Traffic,
+    received: Traffic,
+    begun: u64,
+    answered: u64,
+    rest: Option<Box<Rest>>,
+}
+
+/// What most sessions never have anything to count of: a server may have ten thousand of them.
+#[derive(Default)]
+struct Rest {
+    /// Without those begun and answered.
+    calls: Outcomes,
+    malformed: MalformedCounts,
+}
 
 impl Counters {
     pub(crate) fn stats(&self) -> Stats {
-        *self.0.borrow()
+        let Counted { sessions, sent, received, begun, answered, rest } = &*self.0.borrow();
+        let (others, malformed) =
+            rest.as_ref().map_or_else(Default::default, |rest| (rest.calls, rest.malformed));
+        let calls = Outcomes { begun: *begun, answered: *answered, ..others };
+        Stats { sessions: *sessions, sent: *sent, received: *received, calls, malformed }
     }
 
-    pub(crate) fn count(&self, count: impl FnOnce(&mut Stats)) {
-        count(&mut self.0.borrow_mut());
+    /// A session was opened.
+    pub(crate) fn opened(&self) {
+        self.0.borrow_mut().sessions += 1;
     }
 
-    pub(crate) fn call(&self, count: impl FnOnce(&mut Outcomes)) {
-        count(&mut self.0.borrow_mut().calls);
+    pub(crate) fn malformed(&self, malformed: &Malformed) {
+        self.rest(|rest| rest.malformed.count(malformed));
+    }
+
+    /// A call was sent, or has arrived.
+    pub(crate) fn begun(&self) {
+        self.0.borrow_mut().begun += 1;
+    }
+
+    pub(crate) fn answered(&self) {
+        self.0.borrow_mut().answered += 1;
+    }
+
+    /// How a call that was sent has ended for its caller.
+    pub(crate) fn ended<T>(&self, end: &Result<T, CallError>) {
+        match end {
+            Ok(_) => self.answered(),
+            Err(error) => self.otherwise(|calls| calls.count_error(error)),
+        }
+    }
+
+    /// Calls that have ended in another way than by being answered.
+    pub(crate) fn otherwise(&self, count: impl FnOnce(&mut Outcomes)) {
+        self.rest(|rest| count(&mut rest.calls));
+    }
+
+    /// So many calls, or none, have ended with their session.
+    pub(crate) fn cut_off(&self, count: u64) {
+        if count > 0 {
+            self.otherwise(|calls| calls.cut_off += count);
+        }
+    }
+
+    fn rest(&self, count: impl FnOnce(&mut Rest)) {
+        count(self.0.borrow_mut().rest.get_or_insert_default());
     }
 
     pub(crate) fn sent(&self, bytes: usize, descriptors: usize) {
@@ -309,14 +364,20 @@ impl Counters {
         self.0.borrow_mut().received.count(frames, bytes, descriptors);
     }
 
-    pub(crate) fn add(&self, other: &Stats) {
+    pub(crate) fn add(&self, other: &Counters) {
         let mine = &mut *self.0.borrow_mut();
+        let other = other.0.borrow();
         mine.sessions += other.sessions;
         mine.sent.add(&other.sent);
         mine.received.add(&other.received);
-        mine.calls.add(&other.calls);
-        for (mine, other) in mine.malformed.0.iter_mut().zip(other.malformed.0) {
-            *mine += other;
+        mine.begun += other.begun;
+        mine.answered += other.answered;
+        if let Some(others) = &other.rest {
+            let mine = mine.rest.get_or_insert_default();
+            mine.calls.add(&others.calls);
+            for (mine, other) in mine.malformed.0.iter_mut().zip(others.malformed.0) {
+                *mine += other;
+            }
         }
     }
 }
@@ -396,17 +457,17 @@ mod tests {
     #[test]
     fn each_call_ends_in_one_way_or_is_under_way() {
         let counters = Counters::default();
-        counters.call(|calls| calls.begun = 20);
+        (0..20).for_each(|_| counters.begun());
         for number in 1..=8 {
             let reason = RefusedReason::parse(&[number]).unwrap_or(RefusedReason::Refused);
-            counters.call(|calls| calls.count_refusal(reason));
+            counters.otherwise(|calls| calls.count_refusal(reason));
         }
-        counters.call(|calls| calls.count_end(&Ok(())));
-        counters.call(|calls| calls.count_end::<()>(&Err(CallError::Dropped)));
+        counters.ended(&Ok(()));
+        counters.ended::<()>(&Err(CallError::Dropped));
         assert_eq!(counters.stats().calls.under_way(), 10);
         let twice = Counters::default();
-        twice.add(&counters.stats());
-        twice.add(&counters.stats());
+        twice.add(&counters);
+        twice.add(&counters);
         assert_eq!(twice.stats().calls.under_way(), 20);
     }
 }
