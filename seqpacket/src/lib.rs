@@ -139,6 +139,7 @@ mod incoming;
 mod large;
 mod mailbox;
 mod make_socket;
+mod numbered;
 mod object;
 mod pairs;
 mod parcel;

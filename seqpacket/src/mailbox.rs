@@ -4,7 +4,7 @@
 //! receive and file calls whatever the server's own tasks do. Each session has its own queue, and they are
 //! served in turn. It never knows what a message means.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -20,6 +20,7 @@ use ring::{Companion, Credentials, Look, Reactor, Sleep};
 use slab::Slab;
 
 use crate::incoming::Incoming;
+use crate::numbered::Numbered;
 use crate::object::deadline;
 use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT};
 use crate::served::{Client, Over, Served, Session, Terms};
@@ -149,13 +150,13 @@ pub(crate) struct Shared {
     violations: Cell<Violations>,
     attached_ever: Cell<u64>,
     /// Of the sessions that have ended.
-    past: Counters,
+    past: OnceCell<Box<Counters>>,
 }
 
 #[derive(Default)]
 struct State {
     /// Addresses that somebody may hold, by number. No number is given twice.
-    addresses: BTreeMap<u64, Address>,
+    addresses: Numbered<u64, Address>,
     addresses_ever: u64,
     /// How many of them clients have asked for.
     asked_for: usize,
@@ -235,7 +236,7 @@ impl Mailbox {
             state: RefCell::new(State::default()),
             violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
-            past: Counters::default(),
+            past: OnceCell::new(),
         };
         Mailbox { shared: Rc::new(shared) }
     }
@@ -328,7 +329,7 @@ impl Mailbox {
         let state = self.shared.state.borrow();
         let grants = state.addresses.iter().filter(|(_, address)| address.made_for != MadeFor::Everybody);
         let handle = |address| Grant { mailbox: Rc::downgrade(&self.shared), address };
-        grants.map(|(address, _)| handle(*address)).collect()
+        grants.map(|(address, _)| handle(address)).collect()
     }
 
     /// Takes all grants back, as [`Grant::revoke`] does with one. Only those who have attached through the
@@ -386,7 +387,7 @@ impl Mailbox {
     /// the last time when it ends: of a call that is answered after that nothing is sent.)
     pub fn stats(&self) -> Stats {
         let total = Counters::default();
-        total.add(&self.shared.past);
+        self.shared.past.get().into_iter().for_each(|past| total.add(past));
         let state = self.shared.state.borrow();
         state.sessions.iter().for_each(|(_, served)| total.add(served.session().counters()));
         total.stats()
@@ -412,7 +413,7 @@ impl Mailbox {
     /// What peers have done that the protocol does not allow.
     pub fn violations(&self) -> Violations {
         let state = self.shared.state.borrow();
-        let there = state.addresses.values().map(|address| address.bound.violations().total()).sum::<u64>();
+        let there: u64 = state.addresses.iter().map(|(_, address)| address.bound.violations().total()).sum();
         let mut violations = self.shared.violations.get();
         violations.not_attaching += there;
         violations
@@ -531,7 +532,7 @@ impl Grant {
     /// Whether nobody can attach through it any more: it was revoked, or all copies of its address are
     /// closed, or the mailbox is gone.
     pub fn is_closed(&self) -> bool {
-        let open = |mailbox: Rc<Shared>| mailbox.state.borrow().addresses.contains_key(&self.address);
+        let open = |mailbox: Rc<Shared>| mailbox.state.borrow().addresses.contains(self.address);
         !self.mailbox.upgrade().is_some_and(open)
     }
 
@@ -539,7 +540,7 @@ impl Grant {
     pub fn asked_by(&self) -> Option<Credentials> {
         let mailbox = self.mailbox.upgrade()?;
         let state = mailbox.state.borrow();
-        match state.addresses.get(&self.address)?.made_for {
+        match state.addresses.find(self.address)?.made_for {
             MadeFor::Client { who, .. } => Some(who),
             MadeFor::Everybody | MadeFor::Holder => None,
         }
@@ -568,11 +569,14 @@ impl Shared {
         // Now, and not when the companion first runs: the kernel tells who sent a request only of those sent
         // after it was asked to.
         let first = bound.poll_accept(&mut Context::from_waker(Waker::noop()));
+        let held = match first {
+            Poll::Ready(accepted) => Some(Box::new(accepted)),
+            Poll::Pending => None,
+        };
         let (shared, accepting) = (Rc::clone(self), Rc::clone(&bound));
-        let companion = self.reactor.companion(async move {
-            accept_all(&shared, &accepting, number, first).await;
-            drop(shared.close_address(number));
-        });
+        let place = Place::default();
+        let companion =
+            self.reactor.companion(AcceptingAll { shared, bound: accepting, number, held, place });
         self.add_address(number, bound, made_for, companion);
         number
     }
@@ -615,7 +619,7 @@ impl Shared {
 
     fn close_address(&self, number: u64) -> Option<Address> {
         let mut state = self.state.borrow_mut();
-        let address = state.addresses.remove(&number)?;
+        let address = state.addresses.remove(number)?;
         state.asked_for -= usize::from(address.made_for.is_for_client());
         state.forget_grant(number);
         let mut woken = Vec::new();
@@ -669,15 +673,10 @@ impl Shared {
 
     // -- sessions ---------------------------------------------------------------------------------------
 
-    /// Waits for room for one more session through this address.
-    async fn room(&self, number: u64) {
-        let mut place = Place::default();
-        poll_fn(|context| self.poll_room(number, &mut place, context)).await;
-    }
-
+    /// Ready when there is room for one more session through this address.
     fn poll_room(&self, number: u64, place: &mut Place, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.borrow_mut();
-        let Some(address) = state.addresses.get(&number) else { return Poll::Ready(()) };
+        let Some(address) = state.addresses.find(number) else { return Poll::Ready(()) };
         let most = match address.made_for {
             MadeFor::Everybody => self.options.sessions,
             MadeFor::Holder | MadeFor::Client { .. } => self.options.granted_sessions,
@@ -705,7 +704,7 @@ impl Shared {
         let credentials = arrival.who.credentials.unwrap_or(nobody);
         let socket = arrival.socket.into_socket();
         let state = &mut *self.state.borrow_mut();
-        let Some(address) = state.addresses.get_mut(&number) else { return };
+        let Some(address) = state.addresses.find_mut(number) else { return };
         address.sessions += 1;
         self.attached_ever.set(self.attached_ever.get() + 1);
         state.fresh = true;
@@ -724,9 +723,9 @@ impl Shared {
             return;
         }
         let served = state.sessions.remove(key);
-        self.past.add(served.session().counters());
+        self.past.get_or_init(Box::default).add(served.session().counters());
         state.turn.retain(|turn| *turn != key);
-        if let Some(address) = state.addresses.get_mut(&served.session().client().address) {
+        if let Some(address) = state.addresses.find_mut(served.session().client().address) {
             address.sessions -= 1;
         }
         state.forget_grant(served.session().client().address);
@@ -789,7 +788,7 @@ impl State {
         let (parent, ours) = (descent.parent, descent.ours);
         let attached = |served: &Rc<Served>| served.session().client().address == number;
         let in_use =
-            self.addresses.contains_key(&number) || self.sessions.iter().any(|(_, served)| attached(served));
+            self.addresses.contains(number) || self.sessions.iter().any(|(_, served)| attached(served));
         let mut children =
             self.lineage.values_mut().filter(|descent| descent.parent == Some(number)).peekable();
         // One that the server has made it may still take back.
@@ -807,24 +806,42 @@ impl State {
 
 type Accepted = Result<Arrival, AcceptError>;
 
-async fn accept_all(shared: &Rc<Shared>, bound: &BoundSocket, number: u64, first: Poll<Accepted>) {
-    let mut first = first;
-    loop {
-        // Until there is room clients wait in the kernel's queue.
-        shared.room(number).await;
-        let accepted = match std::mem::replace(&mut first, Poll::Pending) {
-            Poll::Ready(accepted) => accepted,
-            Poll::Pending => bound.accept().await,
-        };
-        match accepted {
-            Ok(arrival) => {
+/// Accepts from one bound socket until all copies of its address are closed. A future by hand, since one that
+/// awaits keeps room for each of its steps, and a program may have ten thousand objects.
+struct AcceptingAll {
+    shared: Rc<Shared>,
+    bound: Rc<BoundSocket>,
+    number: u64,
+    /// What has come while there was no room for it.
+    held: Option<Box<Accepted>>,
+    place: Place,
+}
+
+impl Future for AcceptingAll {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let AcceptingAll { shared, bound, number, held, place } = &mut *self;
+        loop {
+            // Until there is room clients wait in the kernel's queue.
+            ready!(shared.poll_room(*number, place, context));
+            let accepted = match held.take() {
+                Some(held) => *held,
+                None => ready!(bound.poll_accept(context)),
+            };
+            match accepted {
                 // Somebody may have attached through another address in the meantime.
-                shared.room(number).await;
-                shared.attach(arrival, number);
+                Ok(arrival) if shared.poll_room(*number, place, context).is_pending() => {
+                    *held = Some(Box::new(Ok(arrival)));
+                    return Poll::Pending;
+                }
+                Ok(arrival) => shared.attach(arrival, *number),
+                // Nobody holds the address; or the kernel has ended the bound socket.
+                Err(_) => break,
             }
-            // Nobody holds the address; or the kernel has ended the bound socket.
-            Err(_) => return,
         }
+        drop(shared.close_address(*number));
+        Poll::Ready(())
     }
 }
 

@@ -20,6 +20,7 @@ use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received,
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
+use crate::numbered::Numbered;
 use crate::parcel::Parcel;
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::stats::{Counters, SessionStats};
@@ -50,7 +51,7 @@ impl Served {
         let account = Account::new(hello.windows);
         let state = RefCell::new(State {
             account,
-            calls: Calls::default(),
+            calls: Numbered::default(),
             queue: VecDeque::new(),
             in_turn: false,
             leaving: false,
@@ -121,7 +122,8 @@ pub(crate) struct Session {
 
 struct State {
     account: Account,
-    calls: Calls,
+    /// Those under way. They are at most as many as the window has.
+    calls: Numbered<u32, Entry>,
     /// Calls that nobody has taken, in order.
     queue: VecDeque<Untaken>,
     /// The mailbox has this session on its list of those whose turn it will be.
@@ -160,44 +162,6 @@ struct Large {
     reading: Watch,
     /// For answers that nobody reads.
     writing: Watch,
-}
-
-/// The calls under way by number, in order: those who wait are woken in the same one each time. They are at
-/// most as many as the window has, and mostly the newest is the last.
-#[derive(Default)]
-struct Calls(VecDeque<(u32, Entry)>);
-
-impl Calls {
-    fn place(&self, number: u32) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&number, |(number, _)| *number)
-    }
-
-    fn find(&self, number: u32) -> Option<&Entry> {
-        self.place(number).ok().map(|place| &self.0[place].1)
-    }
-
-    fn find_mut(&mut self, number: u32) -> Option<&mut Entry> {
-        self.place(number).ok().map(|place| &mut self.0[place].1)
-    }
-
-    /// A call whose number is not under way.
-    fn insert(&mut self, number: u32, entry: Entry) {
-        let Err(place) = self.place(number) else { unreachable!("asked before") };
-        self.0.insert(place, (number, entry));
-    }
-
-    fn remove(&mut self, number: u32) -> Option<Entry> {
-        let place = self.place(number).ok()?;
-        self.0.remove(place).map(|(_, entry)| entry)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        self.0.iter().map(|(number, entry)| (*number, entry))
-    }
-
-    fn values_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.0.iter_mut().map(|(_, entry)| entry)
-    }
 }
 
 /// One call under way.
@@ -479,7 +443,7 @@ impl Session {
         if state.client_leaving {
             return Err(self.blame(&Malformed::AfterGoodbye(Kind::Call)));
         }
-        if state.calls.find(number).is_some() {
+        if state.calls.contains(number) {
             return Err(self.blame(&Malformed::Number { kind: Kind::Call, number }));
         }
         let short = state.account.room_for(cost).is_err();
@@ -496,7 +460,7 @@ impl Session {
         self.counters.begun();
         let (stage, claim) = (Stage::Here, None);
         let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
-        self.terms.spares.borrow_mut().calls.lend(&mut state.calls.0);
+        self.terms.spares.borrow_mut().calls.lend(state.calls.memory());
         state.calls.insert(number, entry);
         Ok(())
     }
@@ -788,7 +752,7 @@ impl Session {
         let cost = entry.cost;
         let entry = state.calls.remove(number);
         let spares = &mut *self.terms.spares.borrow_mut();
-        spares.calls.keep(&mut state.calls.0);
+        spares.calls.keep(state.calls.memory());
         spares.unsettled.lend(&mut state.unsettled);
         state.unsettled.push_back((said, cost));
         drop(entry);
@@ -843,7 +807,7 @@ impl Session {
         if std::mem::replace(&mut state.over, true) {
             return;
         }
-        let cut_off = state.calls.0.len() as u64;
+        let cut_off = state.calls.len() as u64;
         self.counters.cut_off(cut_off);
         let queue = std::mem::take(&mut state.queue);
         let large = state.large.take();

@@ -6,10 +6,10 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
@@ -44,9 +44,11 @@ impl Attached {
         options: ObjectOptions,
         counters: Rc<Counters>,
     ) -> Rc<Attached> {
-        let state = RefCell::new(State { counters, ..State::default() });
+        // Most have one call under way at a time, or none.
+        let calls = Slab::with_capacity(1);
+        let state = RefCell::new(State { counters, calls, ..State::default() });
         let session = Rc::new(Session { options, state });
-        let companion = reactor.companion(serve(Rc::clone(&session), address));
+        let companion = reactor.companion(Serving::new(Rc::clone(&session), address));
         Rc::new(Attached { session, _companion: companion })
     }
 
@@ -70,13 +72,10 @@ struct State {
     queued: VecDeque<usize>,
     /// How many of the queued are void.
     voids: usize,
-    /// Calls that only wait for room for large messages, in order. The small ones behind them do not.
-    queued_large: VecDeque<usize>,
-    /// Large calls on their way.
-    outbox: Outbox,
     /// How many large answers have begun and are not complete.
     arriving: usize,
-    watch: Watch,
+    /// While something large is under way.
+    large: Option<Box<Large>>,
     /// How many calls are sent or withdrawn, and so await a final frame.
     under_way: usize,
     /// Descriptors reserved for answers under way.
@@ -89,6 +88,17 @@ struct State {
     waker: Option<Waker>,
     /// Those who wait for the attachment only.
     attaching: Waiting,
+}
+
+/// What only large messages need.
+#[derive(Default)]
+struct Large {
+    /// Calls that only wait for room for large messages, in order. The small ones behind them do not.
+    queued: VecDeque<usize>,
+    /// Calls on their way.
+    outbox: Outbox,
+    /// For answers that are arriving.
+    watch: Watch,
 }
 
 #[derive(Default)]
@@ -146,7 +156,7 @@ struct Slot {
     stage: Stage,
     waker: Option<Waker>,
     /// A large answer that has begun.
-    arriving: Option<Assembly>,
+    arriving: Option<Box<Assembly>>,
 }
 
 enum Stage {
@@ -246,7 +256,7 @@ impl Session {
         if state.leaving {
             return Err(CallError::Gone);
         }
-        if state.queued.len() - state.voids + state.queued_large.len() >= CALLS_QUEUED_MAX {
+        if state.queued.len() - state.voids + state.queued_large() >= CALLS_QUEUED_MAX {
             return Err(CallError::WouldBlock);
         }
         let entry = state.calls.vacant_entry();
@@ -271,7 +281,7 @@ impl Session {
         match state.judge(0, asked, &self.options) {
             Verdict::Later | Verdict::LaterLarge => true,
             // Large calls do not overtake one another.
-            Verdict::Now(under_way) => under_way.cost.large_bytes() > 0 && !state.queued_large.is_empty(),
+            Verdict::Now(under_way) => under_way.cost.large_bytes() > 0 && state.queued_large() > 0,
             Verdict::Never(_) => false,
         }
     }
@@ -343,9 +353,7 @@ impl Session {
         let (mut removed, mut given_up) = (None, None);
         match slot.stage {
             Stage::Queued(_) => {
-                let large = state.queued_large.iter().position(|queued| *queued == key);
-                if let Some(place) = large {
-                    state.queued_large.remove(place);
+                if state.large.as_mut().is_some_and(|large| large.forget_queued(key)) {
                     removed = Some(state.calls.remove(key).stage);
                 } else {
                     removed = Some(std::mem::replace(&mut slot.stage, Stage::Void));
@@ -362,8 +370,8 @@ impl Session {
             Stage::Sent(under_way) => {
                 slot.stage = Stage::Withdrawn(under_way);
                 let number = under_way.opening.header.number;
-                given_up = slot.arriving.as_mut().map(Assembly::give_up);
-                state.outbox.stop(number);
+                given_up = slot.arriving.as_mut().map(|assembly| assembly.give_up());
+                state.large.as_mut().map(|large| large.outbox.stop(number));
                 state.cancel(number);
             }
             Stage::Failed(under_way, _) => {
@@ -493,13 +501,12 @@ impl Session {
         let mut woken = state.attaching.take_all();
         let sendings = std::mem::take(&mut state.sendings);
         state.queued.clear();
-        state.queued_large.clear();
         state.voids = 0;
         let cut_off = std::mem::take(&mut state.under_way) as u64;
         state.counters.cut_off(cut_off);
         state.arriving = 0;
-        state.watch.rest();
-        let outbox = std::mem::take(&mut state.outbox);
+        let large = state.large.take();
+        let holds = |number| large.as_ref().is_some_and(|large| large.outbox.holds(number));
         let mut removed = Vec::new();
         let mut given_up = Vec::new();
         for key in state.calls.iter().map(|(key, _)| key).collect::<Vec<_>>() {
@@ -517,7 +524,7 @@ impl Session {
                 }
                 Stage::Queued(_) => unsent.unsent(),
                 // Nobody sees a call before it is whole.
-                Stage::Sent(_) if outbox.holds(key as u32) => unsent.unsent(),
+                Stage::Sent(_) if holds(key as u32) => unsent.unsent(),
                 Stage::Sent(_) => end.sent(),
                 Stage::Void | Stage::Withdrawn(_) => {
                     removed.push(state.calls.remove(key).stage);
@@ -528,7 +535,7 @@ impl Session {
             woken.extend(slot.waker.take());
         }
         drop(state);
-        drop((phase, sendings, removed, outbox, given_up));
+        drop((phase, sendings, removed, large, given_up));
         wake(woken);
     }
 
@@ -540,7 +547,8 @@ impl Session {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Received, ReceiveError>>> {
         let mut state = self.state.borrow_mut();
-        let old = state.waker.replace(context.waker().clone());
+        let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        let old = if known { None } else { state.waker.replace(context.waker().clone()) };
         let mut sendings = std::mem::take(&mut state.sendings);
         drop(state);
         drop(old);
@@ -581,7 +589,7 @@ impl State {
     /// Sends what is queued, in order, as far as there is room. Returns whom to wake.
     fn advance(&mut self, options: &ObjectOptions) -> Vec<Waker> {
         let mut woken = Vec::new();
-        while let Some(&key) = self.queued_large.front() {
+        while let Some(key) = self.large.as_ref().and_then(|large| large.queued.front().copied()) {
             let Stage::Queued(outgoing) = &self.calls[key].stage else {
                 unreachable!("what is withdrawn is taken out")
             };
@@ -590,7 +598,7 @@ impl State {
                 Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
             }
-            self.queued_large.pop_front();
+            self.large.as_mut().and_then(|large| large.queued.pop_front());
         }
         while let Some(&key) = self.queued.front() {
             let verdict = match &self.calls[key].stage {
@@ -605,12 +613,10 @@ impl State {
             };
             match verdict {
                 Verdict::Later => break,
-                Verdict::LaterLarge => self.queued_large.push_back(key),
+                Verdict::LaterLarge => self.large().queued.push_back(key),
                 // Large calls do not overtake one another.
-                Verdict::Now(under_way)
-                    if under_way.cost.large_bytes() > 0 && !self.queued_large.is_empty() =>
-                {
-                    self.queued_large.push_back(key);
+                Verdict::Now(under_way) if under_way.cost.large_bytes() > 0 && self.queued_large() > 0 => {
+                    self.large().queued.push_back(key);
                 }
                 Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
@@ -618,6 +624,15 @@ impl State {
             self.queued.pop_front();
         }
         woken
+    }
+
+    fn large(&mut self) -> &mut Large {
+        self.large.get_or_insert_default()
+    }
+
+    /// How many calls wait for room for large messages.
+    fn queued_large(&self) -> usize {
+        self.large.as_ref().map_or(0, |large| large.queued.len())
     }
 
     fn never(&mut self, key: usize, error: CallError, woken: &mut Vec<Waker>) {
@@ -684,7 +699,7 @@ impl State {
             self.counters.sent(message.bytes().len(), message.descriptors().len());
             Some(socket.send(message))
         };
-        self.outbox.push(opening.header.number, bytes, opened);
+        self.large().outbox.push(opening.header.number, bytes, opened);
         // The companion sends the parts.
         woken.extend(self.waker.clone());
     }
@@ -692,8 +707,9 @@ impl State {
     /// Sends the next part of the large calls. Says whether a call has come to its end by that.
     fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Vec<Waker>) -> bool {
         let Phase::Open { hello, .. } = &self.phase else { return false };
-        let left = self.outbox.poll(socket, hello.payload_bytes_max() as usize, context);
-        let (parts, bytes) = self.outbox.take_said();
+        let Some(Large { outbox, .. }) = self.large.as_deref_mut() else { return false };
+        let left = outbox.poll(socket, hello.payload_bytes_max() as usize, context);
+        let (parts, bytes) = outbox.take_said();
         self.counters.parts_sent(parts, bytes);
         let mut ended = false;
         for left in left {
@@ -707,17 +723,20 @@ impl State {
 
     /// Ready when a large answer has stood still for too long.
     fn poll_watch(&mut self, socket: &Socket, stall: Duration, context: &mut Context<'_>) -> Poll<()> {
-        if self.arriving == 0 {
-            self.watch.rest();
+        let State { large: Some(large), calls, arriving, .. } = self else { return Poll::Pending };
+        if *arriving == 0 {
+            large.watch.rest();
+            if large.queued.is_empty() && large.outbox.is_empty() {
+                self.large = None;
+            }
             return Poll::Pending;
         }
-        let State { watch, calls, .. } = self;
         let stands_since = || {
             let arriving = calls.iter().filter_map(|(_, slot)| slot.arriving.as_ref());
-            arriving.map(Assembly::moved).min()
+            arriving.map(|assembly| assembly.moved()).min()
         };
         // What has arrived and is not received, for want of descriptors say, is not the server's fault.
-        watch.poll(socket.reactor(), stall, stands_since, || !socket.is_quiet(), context)
+        large.watch.poll(socket.reactor(), stall, stands_since, || !socket.is_quiet(), context)
     }
 
     fn cancel(&mut self, number: u32) {
@@ -899,8 +918,9 @@ impl State {
                 Err(OutOfMemory) => (of_no_use, Some(CallError::OutOfMemory(Part::Answer))),
             }
         };
-        slot.arriving = Some(assembly);
+        slot.arriving = Some(Box::new(assembly));
         self.arriving += 1;
+        self.large.get_or_insert_default();
         if let Some(error) = error {
             slot.stage = Stage::Failed(under_way, error);
             woken.extend(slot.waker.take());
@@ -938,7 +958,7 @@ impl State {
             return Ok(CallError::Cancelled);
         }
         // The server must know where our parts end.
-        if self.outbox.forget(number) {
+        if self.large.as_mut().is_some_and(|large| large.outbox.forget(number)) {
             self.cancel(number);
         }
         Ok(CallError::from_refusal(reason))
@@ -947,7 +967,8 @@ impl State {
     /// A call that awaits its final frame, all of which has been said and nothing answered.
     fn awaiting_all(&self, number: u32, kind: Kind) -> Result<UnderWay, Malformed> {
         let under_way = self.under_way(number, kind)?;
-        if self.calls[number as usize].arriving.is_some() || self.outbox.holds(number) {
+        let leaving = self.large.as_ref().is_some_and(|large| large.outbox.holds(number));
+        if leaving || self.calls[number as usize].arriving.is_some() {
             return Err(Malformed::Midway { kind, number });
         }
         Ok(under_way)
@@ -978,7 +999,7 @@ impl State {
         let key = opening.header.number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.
         self.sendings.retain(|(sender, _)| *sender != Some(key));
-        self.outbox.forget(opening.header.number);
+        self.large.as_mut().map(|large| large.outbox.forget(opening.header.number));
         let slot = &mut self.calls[key];
         if let Stage::Withdrawn(_) = slot.stage {
             // Nobody wants it any more; the parcel closes its descriptors.
@@ -993,6 +1014,14 @@ impl State {
         if let Phase::Open { account, .. } = &mut self.phase {
             account.release(cost);
         }
+    }
+}
+
+impl Large {
+    /// Says whether the call was queued here.
+    fn forget_queued(&mut self, key: usize) -> bool {
+        let place = self.queued.iter().position(|queued| *queued == key);
+        place.and_then(|place| self.queued.remove(place)).is_some()
     }
 }
 
@@ -1024,60 +1053,101 @@ impl Drop for Attachment {
     }
 }
 
-/// Attaches, receives, and files, until the session ends.
-async fn serve(session: Rc<Session>, address: Rc<SocketAddress>) {
-    let socket = match address.connect().await {
-        Ok(connected) => Rc::new(connected.into_socket()),
-        Err(error) => {
-            return session.end(match error {
-                ConnectError::OutOfDescriptors => End::OutOfDescriptors,
-                ConnectError::Io(error) => End::of_kernel(&error),
-                _ => End::Gone,
-            });
-        }
-    };
-    drop(address);
-    // One at least, for a grant.
-    socket.set_descriptors_max(session.options.answer_descriptors.max(1));
-    socket.stream();
-    let end = match attached(&session, &socket).await {
-        Ok(()) => receive_all(&session, &socket).await,
-        Err(end) => end,
-    };
-    if let End::Malformed | End::Stalled = end {
-        socket.shut_down();
-    }
-    session.end(end);
+/// The companion of a session: attaches, receives, and files, until the session ends. A future by hand, since
+/// one that awaits keeps room for each of its steps.
+struct Serving {
+    session: Rc<Session>,
+    step: Step,
 }
 
-/// Waits for HELLO.
-async fn attached(session: &Session, socket: &Rc<Socket>) -> Result<(), End> {
-    match socket.receive().await {
-        Ok(packet) => session.open(socket, packet).map_err(|malformed| session.blame(&malformed)),
-        Err(ReceiveError::Truncated(_) | ReceiveError::DescriptorsLost(_)) => Err(End::Malformed),
-        Err(ReceiveError::Io(error)) => Err(End::of_kernel(&error)),
-        Err(_) => Err(End::Gone),
+type Connecting = Pin<Box<dyn Future<Output = Result<ConnectedSocket, ConnectError>>>>;
+
+enum Step {
+    Connecting(Connecting),
+    AwaitingHello(Rc<Socket>),
+    Attached(Rc<Socket>),
+}
+
+impl Serving {
+    fn new(session: Rc<Session>, address: Rc<SocketAddress>) -> Serving {
+        let connecting = Box::pin(async move { address.connect().await });
+        Serving { session, step: Step::Connecting(connecting) }
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<End> {
+        let Serving { session, step } = self;
+        loop {
+            match step {
+                Step::Connecting(connecting) => match ready!(connecting.as_mut().poll(context)) {
+                    Ok(connected) => {
+                        let socket = connected.into_socket();
+                        // One at least, for a grant.
+                        socket.set_descriptors_max(session.options.answer_descriptors.max(1));
+                        socket.stream();
+                        *step = Step::AwaitingHello(Rc::new(socket));
+                    }
+                    Err(ConnectError::OutOfDescriptors) => return Poll::Ready(End::OutOfDescriptors),
+                    Err(ConnectError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
+                    Err(_) => return Poll::Ready(End::Gone),
+                },
+                Step::AwaitingHello(socket) => {
+                    match ready!(socket.poll_receive(context)) {
+                        Ok(packet) => {
+                            if let Err(malformed) = session.open(socket, packet) {
+                                return Poll::Ready(session.blame(&malformed));
+                            }
+                        }
+                        Err(ReceiveError::Truncated(_) | ReceiveError::DescriptorsLost(_)) => {
+                            return Poll::Ready(End::Malformed);
+                        }
+                        Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
+                        Err(_) => return Poll::Ready(End::Gone),
+                    }
+                    *step = Step::Attached(Rc::clone(socket));
+                }
+                Step::Attached(socket) => return session.poll_end(socket, context),
+            }
+        }
     }
 }
 
-async fn receive_all(session: &Session, socket: &Socket) -> End {
-    // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for long.
-    while !session.has_left() {
-        let Some(received) = poll_fn(|context| session.poll_next(socket, context)).await else {
-            return End::Stalled;
-        };
-        let filed = match received {
-            Ok(packet) => session.file(packet, false),
-            Err(ReceiveError::DescriptorsLost(packet)) => session.file(packet, true),
-            Err(ReceiveError::Truncated(_)) => return session.blame(&Malformed::LONGER_THAN_A_PACKET),
-            Err(ReceiveError::Io(error)) => return End::of_kernel(&error),
-            Err(_) => return End::Gone,
-        };
-        if let Err(malformed) = filed {
-            return session.blame(&malformed);
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let end = ready!(self.poll_end(context));
+        if let (End::Malformed | End::Stalled, Step::AwaitingHello(socket) | Step::Attached(socket)) =
+            (end, &self.step)
+        {
+            socket.shut_down();
         }
+        self.session.end(end);
+        Poll::Ready(())
     }
-    End::Gone
+}
+
+impl Session {
+    /// Receives and files until the session ends.
+    fn poll_end(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
+        // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for
+        // long.
+        while !self.has_left() {
+            let Some(received) = ready!(self.poll_next(socket, context)) else {
+                return Poll::Ready(End::Stalled);
+            };
+            let filed = match received {
+                Ok(packet) => self.file(packet, false),
+                Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true),
+                Err(ReceiveError::Truncated(_)) => Err(Malformed::LONGER_THAN_A_PACKET),
+                Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
+                Err(_) => return Poll::Ready(End::Gone),
+            };
+            if let Err(malformed) = filed {
+                return Poll::Ready(self.blame(&malformed));
+            }
+        }
+        Poll::Ready(End::Gone)
+    }
 }
 
 fn call_of(message: &Message, room: Size, deadline: Option<Instant>) -> Result<Asked, CallError> {
