@@ -35,11 +35,17 @@
 pub mod floor;
 mod place;
 mod recorder;
+mod row;
+pub mod run;
 pub mod server;
+pub mod suite;
+mod task;
 mod workload;
 
 pub use floor::{Floor, FloorOptions};
-pub use place::{Cpus, Wait};
+pub use place::{Cpus, CpusError, Wait};
 pub use recorder::Recorder;
+pub use row::{Head, Row};
 pub use server::serve_if_asked;
+pub use task::{Running, Task};
 pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};

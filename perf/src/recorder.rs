@@ -136,11 +136,15 @@ impl Recorder {
         histogram.saturating_record_n(each_ns.clamp(1, LATENCY_NS_MAX), self.depth);
     }
 
-    /// The round is over.
+    /// The round is over: now, or at a rate when the next batch would be due.
     pub fn end_round(&mut self) {
-        if let Some(began) = self.round_began.take() {
-            self.busy += began.elapsed();
-        }
+        let Some(began) = self.round_began.take() else { return };
+        let now = Instant::now();
+        let ended = match &self.pace {
+            Pace::Open { due: Some(due), .. } => now.max(*due),
+            _ => now,
+        };
+        self.busy += ended.duration_since(began);
     }
 
     /// One measurement made elsewhere: what so many calls took together.
@@ -261,6 +265,8 @@ mod tests {
         let start = recorder.begin();
         recorder.end(start);
         let due = recorder.pause().unwrap();
+        recorder.end_round();
+        assert_eq!(recorder.calls_per_s().round(), 1.0);
         let wait = due - start.unwrap();
         assert!(wait <= Duration::from_secs(10), "ten calls at one per second: {wait:?}");
         assert!(wait > Duration::from_secs(5), "{wait:?}");

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod census;
 mod demo;
 mod echo;
@@ -25,6 +26,8 @@ use options::Command;
 use output::{Failure, Outcome};
 
 fn main() -> ExitCode {
+    // A server of `bench` is this program once more.
+    perf::serve_if_asked();
     let outcome = match options::read() {
         Ok(options) => run(options.command).unwrap_or_else(|failure| failure.tell()),
         Err(outcome) => outcome,
@@ -38,6 +41,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         log::if_asked();
     }
     match command {
+        Command::Bench(bench) => bench::run(&bench),
         Command::Demo(demo) => demo::run(&demo),
         Command::Probe(probe) => probe::run(&probe),
         Command::Echo(options::Echo::Imc(echo)) => echo::imc(&echo),

@@ -4,11 +4,14 @@
 //! standard error with status 2; help and version are answers like any other and go where answers go.
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, Parser, Subcommand};
+use perf::suite::Suite;
 
 use crate::output::{self, Failure, Outcome};
 
@@ -52,6 +55,16 @@ pub enum Command {
 
     /// Say what this machine can do, which driver runs and why, and which limits will bite
     Probe(Probe),
+
+    /// Measure what calls cost here, beside the bare system calls of the same run
+    ///
+    /// Two processes on one CPU, or one CPU each; what is measured and its floor take turns in short rounds,
+    /// so that whatever the machine does meanwhile it does to both. Read the ratios: they are what another
+    /// machine will see, too.
+    ///
+    /// The times of rows at a depth above 1 are those of calls begun together, divided by their number. With
+    /// --rate they are what each of those calls would have waited, counted from when it was due.
+    Bench(Bench),
 
     /// Serve an inherited descriptor, sending back whatever arrives
     ///
@@ -107,6 +120,91 @@ pub struct Probe {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Bench {
+    #[command(subcommand)]
+    pub only: Option<BenchOnly>,
+
+    /// What to measure
+    ///
+    /// quick: every way, client and driver, one call at a time and 32 together, without and with a
+    /// descriptor. full: the same for 8 bytes to 64 KiB, 1 to 256 calls together and 0 to 16 descriptors. The
+    /// others measure one thing each.
+    #[arg(long, value_name = "NAME", default_value = "quick")]
+    pub suite: Suite,
+
+    /// The CPU of both processes, which then sleep; or two, one for each, and then they spin [default: the
+    /// first that is allowed]
+    #[arg(long, value_name = "N[,M]")]
+    pub cpus: Option<String>,
+
+    /// For how long each row runs [default: what lets quick end within a minute]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub seconds: Option<f64>,
+
+    /// Have so many calls due in each second, instead of one after the other
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub rate: Option<f64>,
+
+    /// One driver alone [default: what SENDRIGHT_DRIVER says, or both]
+    #[arg(long, value_name = "DRIVER", value_parser = ["uring", "epoll"])]
+    pub driver: Option<String>,
+
+    /// Print a JSON array with an object for each row
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write a page with plots, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchOnly {
+    /// Make calls of one kind and nothing else, looking at no clock
+    ///
+    /// For `strace -c -f`, `perf record`, callgrind and their like, which count what a call does.
+    Only(Only),
+}
+
+#[derive(Debug, Args)]
+pub struct Only {
+    /// How calls travel; raw and raw-… are bare system calls
+    #[arg(long, value_name = "WAY", default_value = "session", value_parser = [
+        "session", "plain", "fresh", "returned", "raw", "raw-coalesced", "raw-five-steps", "raw-returned",
+    ])]
+    pub way: String,
+
+    /// Who calls: a task of a reactor, or a thread that waits where it calls
+    #[arg(long, value_name = "CLIENT", default_value = "async", value_parser = ["async", "blocking"])]
+    pub client: String,
+
+    /// The driver of every reactor [default: what SENDRIGHT_DRIVER says, or the best one that works]
+    #[arg(long, value_name = "DRIVER", value_parser = ["auto", "uring", "epoll"])]
+    pub driver: Option<String>,
+
+    /// How many calls
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = count(1..=u64::MAX))]
+    pub calls: u64,
+
+    /// How many are begun together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(1..=65_536))]
+    pub depth: u64,
+
+    /// Bytes of a call, and of its answer
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = count(1..=65_536))]
+    pub payload: u64,
+
+    /// Descriptors of a call, and of its answer
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = count(0..=16))]
+    pub fds: u64,
+
+    /// As for `bench`
+    #[arg(long, value_name = "N[,M]")]
+    pub cpus: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Echo {
     /// Serve the bound end of an imc address
@@ -138,6 +236,10 @@ pub struct EchoObject {
     /// The object is a plain one
     #[arg(long)]
     pub plain: bool,
+}
+
+fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(range)
 }
 
 #[derive(Debug, Args)]

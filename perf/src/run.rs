@@ -1,0 +1,185 @@
+//! Running what stands beside each other: in short rounds that take turns, so that whatever the machine does
+//! meanwhile it does to all.
+//!
+//! It owns how long a round is and how many there are. It does not know what runs, and prints nothing.
+
+use std::time::{Duration, Instant};
+
+use ring::DriverChoice;
+
+use crate::floor;
+use crate::recorder::Recorder;
+use crate::row::{Head, Row};
+use crate::server::Program;
+use crate::suite::Group;
+use crate::task::{Running, Task};
+use crate::workload::MeasureError;
+
+/// How long a round is, where there is time for [`ROUNDS_MIN`] of them: long beside what switching costs,
+/// and short beside what a machine is busy with.
+pub const ROUND_TIME: Duration = Duration::from_millis(10);
+
+/// The fewest rounds.
+pub const ROUNDS_MIN: u32 = 3;
+
+/// How much longer than its rows a group takes, in hundredths: calls that warm up, and the last batch of each
+/// round.
+const EXTRA: u32 = 12;
+
+/// What starting and ending the processes of a task takes, about.
+const START_TIME: Duration = Duration::from_millis(20);
+
+/// How to run a group.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the rows belong to.
+    pub suite: String,
+    /// For how long each task runs.
+    pub time_per_row: Duration,
+    /// Calls per second, where they are to be due at a rate instead of one after the other.
+    pub rate: Option<f64>,
+    /// Drivers that this machine refuses, and why: tasks on them are not tried.
+    pub refused: Vec<(DriverChoice, String)>,
+    /// What servers are.
+    pub program: Program,
+}
+
+impl Settings {
+    fn refusal(&self, task: &Task) -> Option<&str> {
+        let driver = task.driver()?;
+        self.refused.iter().find(|(refused, _)| *refused == driver).map(|(_, why)| why.as_str())
+    }
+}
+
+/// What became of a task.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It was measured.
+    Measured(Box<Measured>),
+    /// It cannot be had here: which it was, and why.
+    Refused(Head, String),
+}
+
+/// A row, and everything that was recorded for it.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The row.
+    pub row: Row,
+    /// Each latency.
+    pub recorder: Recorder,
+}
+
+/// How long these groups will take, about.
+pub fn estimate(groups: &[Group], time_per_row: Duration) -> Duration {
+    let rows = groups.iter().map(|group| group.tasks.len()).sum::<usize>();
+    (time_per_row * (100 + EXTRA) / 100 + START_TIME) * u32::try_from(rows).unwrap_or(u32::MAX)
+}
+
+/// Runs the tasks of one group. `turn` is told after each round of each task how much of the group's time has
+/// been used, from 0 to 1.
+///
+/// A task that does not start, or whose first calls fail while its server lives, is refused; then the others
+/// run.
+///
+/// # Errors
+/// The floor is refused, a call of a task that has run fails, or a server dies.
+pub fn run(
+    group: &Group,
+    settings: &Settings,
+    turn: &mut dyn FnMut(f64),
+) -> Result<Vec<Outcome>, MeasureError> {
+    let parked = if group.parked { Some(floor::park_one_in_flight()?) } else { None };
+    let rounds = rounds(settings.time_per_row);
+    let round_time = settings.time_per_row / rounds;
+    let mut tasks = Vec::new();
+    for (index, task) in group.tasks.iter().enumerate() {
+        if let Some(why) = settings.refusal(task) {
+            tasks.push(Err((task.head(), why.to_owned())));
+            continue;
+        }
+        match Turns::start(task, settings, round_time) {
+            Ok(turns) => tasks.push(Ok(turns)),
+            Err(error @ MeasureError::Died(_)) => return Err(error),
+            Err(error) if index == 0 => return Err(error),
+            Err(error) => tasks.push(Err((task.head(), error.to_string()))),
+        }
+    }
+    for round in 0..rounds {
+        for turns in tasks.iter_mut().flatten() {
+            turns.running.round(turns.calls, &mut turns.recorder)?;
+            turn(f64::from(round + 1) / f64::from(rounds));
+        }
+    }
+    drop(parked);
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut beside: Option<Recorder> = None;
+    for task in tasks {
+        outcomes.push(match task {
+            Ok(Turns { head, running, recorder, .. }) => {
+                running.end()?;
+                let floor = beside.get_or_insert_with(|| recorder.clone());
+                let row = Row::new(&settings.suite, head, &recorder, floor);
+                Outcome::Measured(Box::new(Measured { row, recorder }))
+            }
+            Err((head, why)) => Outcome::Refused(head, why),
+        });
+    }
+    Ok(outcomes)
+}
+
+/// A task whose turn comes again and again.
+struct Turns {
+    head: Head,
+    running: Running,
+    recorder: Recorder,
+    /// In each round.
+    calls: usize,
+}
+
+impl Turns {
+    fn start(task: &Task, settings: &Settings, round_time: Duration) -> Result<Turns, MeasureError> {
+        let head = task.head();
+        let mut running = task.start(&settings.program)?;
+        let each = warm_up(&mut running, head.depth, round_time)?;
+        let (calls, recorder) = match settings.rate {
+            None => (round_time.as_secs_f64() / each.as_secs_f64(), Recorder::closed()),
+            Some(rate) => (round_time.as_secs_f64() * rate, Recorder::open(rate)),
+        };
+        Ok(Turns { calls: calls.clamp(1.0, 1e9) as usize, head, running, recorder })
+    }
+}
+
+/// Calls until a round's time is over, which the first calls need that fault memory in and fill pools. What a
+/// call takes.
+fn warm_up(running: &mut Running, depth: usize, time: Duration) -> Result<Duration, MeasureError> {
+    let began = Instant::now();
+    let mut calls = depth.max(1);
+    loop {
+        let start = Instant::now();
+        running.round(calls, &mut Recorder::off())?;
+        let took = start.elapsed();
+        if began.elapsed() >= time {
+            return Ok((took / u32::try_from(calls).unwrap_or(u32::MAX)).max(Duration::from_nanos(1)));
+        }
+        calls *= 2;
+    }
+}
+
+fn rounds(time_per_row: Duration) -> u32 {
+    let rounds = time_per_row.as_nanos() / ROUND_TIME.as_nanos();
+    u32::try_from(rounds).unwrap_or(u32::MAX).max(ROUNDS_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_rounds_as_fit_and_never_too_few() {
+        assert_eq!(rounds(Duration::from_secs(1)), 100);
+        assert_eq!(rounds(ROUND_TIME * ROUNDS_MIN), ROUNDS_MIN);
+        assert_eq!(rounds(ROUND_TIME * (ROUNDS_MIN + 1)), ROUNDS_MIN + 1);
+        assert_eq!(rounds(Duration::from_millis(1)), ROUNDS_MIN);
+    }
+}

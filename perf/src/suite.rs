@@ -1,0 +1,274 @@
+//! Which tasks stand beside each other, and which groups of them make a suite.
+//!
+//! It owns the lists. It does not run anything.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ring::DriverChoice;
+use thiserror::Error;
+
+use crate::floor::{Floor, FloorOptions};
+use crate::place::Cpus;
+use crate::task::Task;
+use crate::workload::{Client, Options, Pairs, Way};
+
+/// Bytes of a call in `full`: 8 to 65,536.
+pub const PAYLOADS: [usize; 6] = [8, 64, 1024, 4096, 16_384, 65_536];
+
+/// Calls begun together in `full`.
+pub const DEPTHS: [usize; 4] = [1, 8, 32, 256];
+
+/// Descriptors of a call, and of its answer, in `full`.
+pub const FDS: [usize; 5] = [0, 1, 4, 8, 16];
+
+/// A list of groups with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Suite {
+    /// Every way, client and driver, one at a time and 32 together, with and without a descriptor.
+    Quick,
+    /// The same for every payload, depth and number of descriptors.
+    Full,
+    /// Bare system calls alone.
+    Floor,
+    /// How a plain call comes by its pair, quiet and with a descriptor in flight elsewhere.
+    Pairs,
+}
+
+/// Nobody has heard of such a suite.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("there is no suite {0:?}: choose {list}", list = Suite::ALL.map(Suite::name).join(", "))]
+pub struct UnknownSuite(String);
+
+/// What takes turns. The first task is the floor of the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// What they have in common, in words.
+    pub title: String,
+    /// The floor, and the others.
+    pub tasks: Vec<Task>,
+    /// Whether somebody else has a descriptor in flight meanwhile.
+    pub parked: bool,
+}
+
+impl Suite {
+    /// All of them.
+    pub const ALL: [Suite; 4] = [Suite::Quick, Suite::Full, Suite::Floor, Suite::Pairs];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Suite::Quick => "quick",
+            Suite::Full => "full",
+            Suite::Floor => "floor",
+            Suite::Pairs => "pairs",
+        }
+    }
+
+    /// For how long each task runs unless somebody says otherwise: `quick` ends within a minute, and `full`
+    /// before one has forgotten what it was for.
+    pub fn time_per_row(self) -> Duration {
+        Duration::from_millis(match self {
+            Suite::Quick => 900,
+            Suite::Full => 200,
+            Suite::Floor | Suite::Pairs => 1_000,
+        })
+    }
+
+    /// Its groups, on these CPUs, for each of these drivers.
+    pub fn groups(self, cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
+        match self {
+            Suite::Quick => calls(cpus, drivers, &[64], &[1, 32], &[0, 1]),
+            Suite::Full => calls(cpus, drivers, &PAYLOADS, &DEPTHS, &FDS),
+            Suite::Floor => floors(cpus),
+            Suite::Pairs => [false, true].map(|parked| pairs(cpus, drivers, parked)).into(),
+        }
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Suite {
+    type Err = UnknownSuite;
+
+    fn from_str(text: &str) -> Result<Suite, UnknownSuite> {
+        let named = Suite::ALL.into_iter().find(|suite| suite.name() == text);
+        named.ok_or_else(|| UnknownSuite(text.to_owned()))
+    }
+}
+
+fn calls(
+    cpus: &Cpus,
+    drivers: &[DriverChoice],
+    payloads: &[usize],
+    depths: &[usize],
+    fds: &[usize],
+) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for payload in payloads {
+        for depth in depths {
+            for fds in fds {
+                let on = Options { payload: *payload, depth: *depth, fds: *fds, ..Options::on(cpus) };
+                groups.push(sessions(&on, drivers));
+                groups.push(plain(&on, drivers));
+            }
+        }
+    }
+    groups
+}
+
+fn sessions(on: &Options, drivers: &[DriverChoice]) -> Group {
+    let floor = on.floor();
+    let mut tasks = vec![Task::Floor(floor.clone())];
+    if floor.floor == Floor::Coalesced {
+        tasks.push(Task::Floor(FloorOptions { floor: Floor::PingPong, ..floor }));
+    }
+    for client in [Client::Async, Client::Blocking] {
+        tasks.extend(
+            drivers.iter().map(|driver| Task::Call(Options { client, driver: *driver, ..on.clone() })),
+        );
+    }
+    Group { title: title(on), tasks, parked: false }
+}
+
+fn plain(on: &Options, drivers: &[DriverChoice]) -> Group {
+    let on = Options { way: Way::Plain(Pairs::Ahead), ..on.clone() };
+    let mut tasks = vec![Task::Floor(on.floor())];
+    let ways = [
+        (Way::Plain(Pairs::Ahead), Client::Async),
+        (Way::Returned, Client::Async),
+        (Way::Plain(Pairs::Fresh), Client::Blocking),
+    ];
+    for (way, client) in ways {
+        let each = drivers.iter().map(|driver| Options { way, client, driver: *driver, ..on.clone() });
+        tasks.extend(each.map(Task::Call));
+    }
+    Group { title: title(&on), tasks, parked: false }
+}
+
+fn floors(cpus: &Cpus) -> Vec<Group> {
+    let on = |floor, depth, fds| Task::Floor(FloorOptions { depth, fds, ..FloorOptions::on(floor, cpus) });
+    let tasks = |parked| {
+        let mut tasks = vec![
+            on(Floor::PingPong, 1, 0),
+            on(Floor::FiveSteps, 1, 0),
+            on(Floor::Returned, 1, 0),
+            on(Floor::PingPong, 32, 0),
+            on(Floor::Coalesced, 32, 0),
+        ];
+        tasks.extend([1, 4, 8, 16].map(|fds| on(Floor::PingPong, 1, fds)));
+        let title = match parked {
+            false => "64 bytes, bare system calls".to_owned(),
+            true => "… with a descriptor in flight elsewhere".to_owned(),
+        };
+        Group { title, tasks, parked }
+    };
+    vec![tasks(false), tasks(true)]
+}
+
+fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
+    let mut tasks = [Floor::FiveSteps, Floor::Returned, Floor::PingPong]
+        .map(|floor| Task::Floor(FloorOptions::on(floor, cpus)))
+        .to_vec();
+    let ways = [Way::Plain(Pairs::Fresh), Way::Plain(Pairs::Ahead), Way::Returned, Way::Session];
+    for driver in drivers {
+        let on = |way, client| Options { way, client, driver: *driver, ..Options::on(cpus) };
+        tasks.extend(ways.map(|way| Task::Call(on(way, Client::Async))));
+        tasks.push(Task::Call(on(Way::Plain(Pairs::Fresh), Client::Blocking)));
+    }
+    let title = match parked {
+        false => "64 bytes, 1 at a time".to_owned(),
+        true => "64 bytes, 1 at a time, with a descriptor in flight elsewhere".to_owned(),
+    };
+    Group { title, tasks, parked }
+}
+
+/// What the tasks of a group have in common.
+fn title(options: &Options) -> String {
+    let way = match options.way {
+        Way::Session => "sessions",
+        Way::Plain(_) | Way::Returned => "plain objects",
+    };
+    let together = match options.depth {
+        0 | 1 => "1 at a time".to_owned(),
+        depth => format!("{depth} together"),
+    };
+    let fds = match options.fds {
+        0 => String::new(),
+        1 => ", 1 descriptor each way".to_owned(),
+        fds => format!(", {fds} descriptors each way"),
+    };
+    format!("{way}, {} bytes, {together}{fds}", options.payload)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const DRIVERS: [DriverChoice; 2] = [DriverChoice::Uring, DriverChoice::Epoll];
+
+    #[test]
+    fn each_suite_is_found_by_its_name() {
+        for suite in Suite::ALL {
+            assert_eq!(suite.name().parse(), Ok(suite));
+        }
+        let told = "quik".parse::<Suite>().unwrap_err().to_string();
+        assert!(told.contains("\"quik\"") && told.contains("quick, full"), "{told}");
+    }
+
+    #[test]
+    fn each_group_begins_with_its_floor() {
+        for suite in Suite::ALL {
+            for group in suite.groups(&Cpus::one().unwrap(), &DRIVERS) {
+                assert_eq!(group.tasks[0].driver(), None, "{suite}: {}", group.title);
+                assert!(group.tasks.len() > 1, "{suite}: {}", group.title);
+            }
+        }
+    }
+
+    #[test]
+    fn quick_holds_every_way_client_and_driver_at_both_depths_with_and_without_a_descriptor() {
+        let groups = Suite::Quick.groups(&Cpus::one().unwrap(), &DRIVERS);
+        let tasks: Vec<Task> = groups.into_iter().flat_map(|group| group.tasks).collect();
+        let clients = [("session", "async"), ("session", "blocking"), ("plain", "async")];
+        let clients = clients.into_iter().chain([("plain", "blocking"), ("returned", "async")]);
+        for (way, client) in clients {
+            for driver in ["uring", "epoll"] {
+                for (depth, fds) in [(1, 0), (1, 1), (32, 0), (32, 1)] {
+                    let is_there = tasks.iter().map(Task::head).any(|head| {
+                        (head.way.as_str(), head.client.as_str()) == (way, client)
+                            && (head.driver.as_str(), head.depth, head.fds) == (driver, depth, fds)
+                    });
+                    assert!(is_there, "{way}, {client}, {driver}, {depth} deep, {fds} descriptors");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quick_ends_within_a_minute() {
+        let groups = Suite::Quick.groups(&Cpus::one().unwrap(), &DRIVERS);
+        let rows = groups.iter().map(|group| group.tasks.len()).sum::<usize>();
+        let time = crate::run::estimate(&groups, Suite::Quick.time_per_row());
+        assert!(time < Duration::from_secs(60), "{rows} rows take {time:?}");
+    }
+
+    #[test]
+    fn no_task_stands_twice_in_a_group() {
+        for suite in Suite::ALL {
+            for group in suite.groups(&Cpus::one().unwrap(), &DRIVERS) {
+                for (index, task) in group.tasks.iter().enumerate() {
+                    assert!(!group.tasks[..index].contains(task), "{suite}: {}: {task:?}", group.title);
+                }
+            }
+        }
+    }
+}
