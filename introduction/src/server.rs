@@ -34,6 +34,11 @@ pub(crate) const DUMMY: &[u8; 4] = &[0x39, 0x30, 0, 0];
 /// kernel allows as many as RLIMIT_NOFILE, and the next would be refused to everybody.
 const SEND_BUFFER: usize = 4096;
 
+/// Descriptors for which there must be room before another connection is accepted: a few receives' worth.
+/// Without it connections could take the last one, and then nothing is received any more, not even the end of
+/// those who have gone.
+const ACCEPT_ROOM: usize = 8;
+
 /// After a connection could not be accepted for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -292,7 +297,8 @@ impl Server {
         Ok(())
     }
 
-    /// Accepts connections for as long as the future is polled.
+    /// Accepts connections for as long as the future is polled. While this process has hardly any descriptors
+    /// left, newcomers wait in the listener's backlog.
     ///
     /// # Errors
     /// What the kernel says against accepting. A lack of descriptors is waited out.
@@ -301,6 +307,9 @@ impl Server {
         const ENFILE: i32 = 23;
         const EMFILE: i32 = 24;
         loop {
+            while !self.shared.reactor.has_room_for(ACCEPT_ROOM) {
+                self.shared.reactor.sleep(ACCEPT_PAUSE).await;
+            }
             match listener.accept().await {
                 // Too many: it sees the end of file.
                 Ok(socket) => drop(self.admit_socket(socket)),

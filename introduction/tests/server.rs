@@ -841,4 +841,35 @@ on_each_driver! {
             until(reactor, || serving.registered() == 1).await;
         });
     }
+
+    fn newcomers_take_no_descriptor_that_peers_need(reactor: &Reactor) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let mut options = patient();
+        options.newcomers_max = 100;
+        let server = std::rc::Rc::new(server_with(reactor, options));
+        let listener = Socket::listen(reactor, &path, Kind::Stream).unwrap();
+        let executor = ring::Executor::new(reactor);
+        executor.block_on(async {
+            let (mut first, _) = RawPeer::new(reactor, 1);
+            first.stream = Stream::new(Socket::connect(reactor, &path, Kind::Stream).await.unwrap());
+            let mut crowd = Vec::new();
+            for _ in 0..60 {
+                crowd.push(Socket::connect(reactor, &path, Kind::Stream).await.unwrap());
+            }
+            // Fewer than there are newcomers.
+            let limit = testing::leave_descriptors(48);
+            let served = std::rc::Rc::clone(&server);
+            executor.spawn(async move { served.serve(&listener).await.unwrap() });
+            until(reactor, || server.connections() > 0).await;
+            // Whoever is connected is heard, and the others have waited when there is room for them.
+            first.register().await;
+            until(reactor, || server.registered() == 1).await;
+            assert!(server.connections() < 48);
+            drop(limit);
+            until(reactor, || server.connections() == 1 + crowd.len()).await;
+            drop(crowd);
+            until(reactor, || server.connections() == 1).await;
+        });
+    }
 }

@@ -101,8 +101,13 @@ impl Budget {
 
     /// Whether those that wait might find room.
     pub(crate) fn has_room(&self) -> bool {
+        self.has_room_for(1)
+    }
+
+    /// Whether there is room for so many at this moment.
+    pub(crate) fn has_room_for(&self, count: usize) -> bool {
         self.measure_once_a_turn();
-        self.covers(1)
+        self.covers(count)
     }
 
     /// Whether the estimate says there is room for so many, without asking anybody.

@@ -166,6 +166,22 @@ impl Reactor {
         self.0.core.borrow().stats()
     }
 
+    /// Whether this process has room for so many more descriptors, without those kept in reserve
+    /// ([`Config::descriptors_reserve`]). Receives wait while there is none.
+    ///
+    /// For whoever opens descriptors that others ask for: a server that accepts connections until there is no
+    /// room left can receive on none of them, and so does not even see them close.
+    ///
+    /// ```
+    /// let reactor = ring::Reactor::new()?;
+    /// assert!(reactor.has_room_for(1));
+    /// assert!(!reactor.has_room_for(usize::MAX));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn has_room_for(&self, descriptors: usize) -> bool {
+        self.0.core.borrow().budget().has_room_for(descriptors)
+    }
+
     /// One turn: submits what was asked for, sleeps until something happens (or not at all), and wakes who
     /// waited for it. Says whether anything happened.
     ///
