@@ -17,6 +17,7 @@ fn help_and_version_are_answers() {
         &["help", "probe"],
         &["demo", "--help"],
         &["help", "echo", "imc"],
+        &["introduce", "--help"],
     ] {
         let output = run(arguments);
         assert_eq!(status(&output), 0, "{arguments:?}");

@@ -13,6 +13,7 @@ use introduction::Server;
 use ring::{Reactor, Socket, Spawner};
 use rustix::net::Shutdown;
 
+use super::signals::read_now;
 use crate::census::Census;
 use crate::permits::Permits;
 use crate::reactor::{descriptors_max, within};
@@ -74,7 +75,11 @@ async fn answer(socket: Socket, text: String) {
     {
         return;
     }
-    while socket.receive().await.is_ok() {}
+    while socket.readable().await.is_ok() {
+        if let Ok(0) | Err(_) = read_now(&socket) {
+            return;
+        }
+    }
 }
 
 impl Counters {

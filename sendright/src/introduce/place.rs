@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -18,6 +19,10 @@ const BACKLOG: i32 = i32::MAX;
 
 /// The longest path that fits into an address with the zero after it, which most programs insist on.
 const PATH_BYTES_MAX: usize = 107;
+
+/// How long a process that has ended may still seem to listen, and how often that is looked at.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
+const KNOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A name that is ours. Dropped, it is given up: the socket and the lock are removed.
 #[derive(Debug)]
@@ -83,7 +88,7 @@ impl Place {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Err(Failure::usage(format_args!("{shown} is there already, and is no socket")));
         }
-        match self.knock() {
+        match self.knock_until_told() {
             // Nobody listens.
             Err(Errno::CONNREFUSED) => {
                 rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty()).map_err(failed)
@@ -98,6 +103,20 @@ impl Place {
                 "{shown}: a socket is there already, and whether anybody listens on it cannot be told: {}",
                 std::io::Error::from(errno)
             ))),
+        }
+    }
+
+    /// Tries to connect, for a while: nobody of our kind listens there, or they had the lock. But the kernel
+    /// takes a moment to close what was in the ring of a process that was killed, and until then its listener
+    /// is there for everybody to connect to.
+    fn knock_until_told(&self) -> Result<(), Errno> {
+        let deadline = Instant::now() + CLOSING_TIME;
+        loop {
+            let told = self.knock();
+            if matches!(told, Err(Errno::CONNREFUSED | Errno::NOENT)) || Instant::now() >= deadline {
+                return told;
+            }
+            std::thread::sleep(KNOCK_PAUSE);
         }
     }
 

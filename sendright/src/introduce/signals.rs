@@ -3,11 +3,20 @@
 //! It owns the sockets that the signal handlers write to. It must never know what a signal is to do.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use ring::{Reactor, Socket};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::process::Signal;
+
+/// Takes what has come, past the reactor: its receives wait while the process has no room for descriptors that
+/// might come along, and a process in that state must still take a signal. Nothing comes along here.
+pub fn read_now(socket: &Socket) -> Result<usize, Errno> {
+    let mut buffer = [0; 256];
+    rustix::net::recv(socket.as_fd(), &mut buffer, RecvFlags::DONTWAIT).map(|(length, _)| length)
+}
 
 /// Signals that have been asked for, before there is a reactor to wait for them on.
 #[derive(Debug)]
@@ -42,6 +51,13 @@ pub struct Signals {
 impl Signals {
     /// Waits until one has come since the last time. Several at once are one.
     pub async fn come(&self) -> io::Result<()> {
-        self.socket.receive().await.map(drop).map_err(|error| io::Error::other(error.to_string()))
+        loop {
+            self.socket.readable().await?;
+            match read_now(&self.socket) {
+                Ok(_) => return Ok(()),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
