@@ -1,0 +1,71 @@
+//! Connecting, accepting and closing both ends, by each of the three ways and with a confirmation: ours beside
+//! the same by bare system calls.
+//!
+//! Two processes on one CPU. The ratios of both groups are to `socket`, `connect`, `accept` and `close`: what
+//! everybody else does. One at a time the client waits for the acceptor after each connection; 32 deep it
+//! connects 32 times and then waits.
+//!
+//! ```text
+//! cargo bench --bench connect
+//! ```
+
+use std::os::fd::OwnedFd;
+
+use benches::connect::{Client, RawClient, Way, ends, serve, serve_raw, told};
+use benches::process::{Failure, Part, Server, serve_if_asked};
+use benches::subject::Served;
+use benches::suite::{Subject, Suite, drivers, run, timed};
+use criterion::Throughput;
+use perf::Cpus;
+use ring::{Config, DriverChoice, Reactor};
+
+const PARTS: [Part; 2] = [("acceptor", serve), ("raw acceptor", serve_raw)];
+
+fn main() {
+    serve_if_asked(&PARTS);
+    run("connect", measure);
+}
+
+fn measure(suite: &mut Suite) -> Result<(), Failure> {
+    let cpus = Cpus::one()?;
+    cpus.pin_client()?;
+    let drivers = drivers();
+    for (name, depth) in [("one at a time", 1), ("32 deep", 32)] {
+        let mut group = suite.group(name, Throughput::Elements(depth as u64));
+        group.floor("raw stream", || raw(Way::Stream, depth, &cpus));
+        for way in [Way::Replacement, Way::Confirmed, Way::Datagram] {
+            group.beside(&format!("raw {}", way.name()), || raw(way, depth, &cpus));
+        }
+        for driver in &drivers {
+            for way in Way::ALL {
+                group.beside(&format!("{}, {driver}", way.name()), || ours(way, depth, *driver, &cpus));
+            }
+        }
+        group.finish();
+    }
+    Ok(())
+}
+
+fn raw(way: Way, depth: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
+    let (client, descriptors) = RawClient::new(way, depth)?;
+    let server = Server::start("raw acceptor", &told(way, depth), DriverChoice::Auto, cpus, descriptors)?;
+    Ok(Box::new(Served {
+        client,
+        server,
+        call: |client, count| timed(1, || client.batches(count)),
+        end: RawClient::end,
+    }))
+}
+
+fn ours(way: Way, depth: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
+    let (here, there): (Vec<OwnedFd>, Vec<OwnedFd>) = ends(way)?;
+    let mut server = Server::start("acceptor", &told(way, depth), driver, cpus, there)?;
+    let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
+    let client = Client::new(&reactor, way, depth, here).map_err(|error| server.blame(error))?;
+    Ok(Box::new(Served {
+        client,
+        server,
+        call: |client, count| timed(1, || client.batches(count)),
+        end: Client::end,
+    }))
+}

@@ -1,0 +1,118 @@
+//! Whether a call among 10,000 objects costs what a call to the only one does, and what memory they take while
+//! nobody calls.
+//!
+//! 1 to 10,000 objects of one server process, and 1 to 1,000 sessions of one object, called in turn and always
+//! the same. Two processes on one CPU, beside a raw ping-pong. At the end, what an idle object and an idle
+//! session take of memory on either side (a client and a server that do nothing else, before and after).
+//! Descriptors are asked for up to what this process may have; what does not fit is skipped, and said.
+//!
+//! ```text
+//! cargo bench --bench scale
+//! cargo bench --bench scale -- memory
+//! ```
+
+use benches::process::{Failure, Part, Server, descriptors_allowed, serve_if_asked};
+use benches::scale::{Called, Control, Holder, Kind, Memory, descriptors_needed, serve, weigh};
+use benches::subject::{Calls, Served};
+use benches::suite::{Subject, Suite, drivers, is_wanted, run};
+use criterion::Throughput;
+use perf::floor::packet_pair;
+use perf::{Cpus, Floor, FloorOptions};
+use ring::{Config, DriverChoice, Reactor};
+
+const PARTS: [Part; 2] = [("server", serve), ("scales", weigh)];
+
+const OBJECTS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+const SESSIONS: [usize; 4] = [1, 10, 100, 1_000];
+
+fn main() {
+    perf::serve_if_asked();
+    serve_if_asked(&PARTS);
+    run("scale", measure);
+}
+
+fn measure(suite: &mut Suite) -> Result<(), Failure> {
+    let cpus = Cpus::one()?;
+    cpus.pin_client()?;
+    let allowed = descriptors_allowed(descriptors_needed(OBJECTS[OBJECTS.len() - 1]));
+    for driver in drivers() {
+        let kinds = [(Kind::Objects, &OBJECTS[..]), (Kind::Sessions, &SESSIONS)];
+        for (kind, counts) in kinds {
+            let name = format!("{}, {driver}", kind.name());
+            let mut group = suite.group(&name, Throughput::Elements(1));
+            group.floor("raw ping-pong", || Calls::raw(&FloorOptions::on(Floor::PingPong, &cpus)));
+            for count in fitting(counts, allowed, &name) {
+                for (name, called) in [("in turn", Called::Each), ("the same", Called::One)] {
+                    let name = format!("{count} {}, {name}", kind.name());
+                    group.beside(&name, || holder(kind, called, count, driver, &cpus));
+                }
+            }
+            group.finish();
+        }
+        memory(driver, allowed, &cpus)?;
+    }
+    Ok(())
+}
+
+fn fitting(counts: &[usize], allowed: u64, name: &str) -> Vec<usize> {
+    let fits = |count: &usize| {
+        let needed = descriptors_needed(*count);
+        if needed > allowed {
+            println!("skipped: {count} {name}: they need {needed} descriptors, and {allowed} are allowed");
+        }
+        needed <= allowed
+    };
+    counts.iter().copied().filter(fits).collect()
+}
+
+fn holder(
+    kind: Kind,
+    called: Called,
+    count: usize,
+    driver: DriverChoice,
+    cpus: &Cpus,
+) -> Result<Box<dyn Subject>, Failure> {
+    let (control, far) = Control::new()?;
+    let mut server = Server::start("server", "", driver, cpus, vec![far])?;
+    let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
+    let client = Holder::new(&reactor, control, kind, count)
+        .and_then(|holder| holder.attach().map(|()| holder))
+        .map_err(|error| server.blame(error))?;
+    let call = match called {
+        Called::One => |holder: &mut Holder, count| holder.calls(Called::One, count),
+        Called::Each => |holder: &mut Holder, count| holder.calls(Called::Each, count),
+    };
+    Ok(Box::new(Served { client, server, call, end: Holder::end }))
+}
+
+fn memory(driver: DriverChoice, allowed: u64, cpus: &Cpus) -> Result<(), Failure> {
+    let name = format!("memory, {driver}");
+    if !is_wanted(&format!("scale/{name}")) {
+        return Ok(());
+    }
+    println!(
+        "{:30} {:>10} {:>10} {:>10} {:>10}",
+        "scale/memory, bytes for each", "held:", "", "attached:", ""
+    );
+    println!("{driver:30} {:>10} {:>10} {:>10} {:>10}", "client", "server", "client", "server");
+    for (kind, counts) in [(Kind::Objects, &OBJECTS[3..]), (Kind::Sessions, &SESSIONS[3..])] {
+        for count in fitting(counts, allowed, &name) {
+            let (wire, far) = packet_pair()?;
+            let (near, report) = packet_pair()?;
+            let mut server = Server::start("server", "", driver, cpus, vec![far])?;
+            let told = format!("{} {count}", kind.name());
+            let mut scales = Server::start("scales", &told, driver, cpus, vec![wire, report])?;
+            let memory = Memory::reported(&near).map_err(|error| scales.blame(server.blame(error)))?;
+            scales.end()?;
+            server.end()?;
+            let Memory { idle_here, idle_there, attached_here, attached_there } = memory;
+            print!("{:30}", format!("{count} {}", kind.name()));
+            for bytes in [idle_here, idle_there, attached_here, attached_there] {
+                print!(" {:10}", bytes / count as u64);
+            }
+            println!();
+        }
+    }
+    println!();
+    Ok(())
+}

@@ -1,0 +1,423 @@
+//! Large messages between two processes: in parts, as sealed memory, and as bare packets.
+//!
+//! The clock runs from a buffer here until the other side has looked at each cache line of it and said so; for
+//! an answer, the other way round. It does not know how large is large.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use imc::FrozenMemory;
+use perf::Wait;
+use perf::floor::packet_pair;
+use ring::{Executor, Message, Reactor};
+use rustix::net::{RecvFlags, SendFlags};
+use seqpacket::{CallOptions, Mailbox, Object, blocking, plain_data};
+
+use crate::process::{Failure, Order};
+
+/// How the bytes travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// One large call.
+    Call,
+    /// One large answer.
+    Answer,
+    /// Memory that is made, filled, sealed, passed, mapped and looked at.
+    Memory,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 3] = [Way::Call, Way::Answer, Way::Memory];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Call => "call",
+            Way::Answer => "answer",
+            Way::Memory => "sealed memory",
+        }
+    }
+}
+
+/// What a bare packet has.
+pub const PACKET: usize = 65_536;
+
+/// In a call of two numbers: have an answer of so many bytes ready.
+const PREPARE: u64 = 1;
+
+/// A call that is looked at by nobody.
+pub const SMALL: &[u8; 5] = b"small";
+
+/// Bytes that differ from cache line to cache line.
+pub fn source(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|at| (at / 64) as u8).collect()
+}
+
+/// One byte of each cache line.
+pub fn look_at(bytes: &[u8]) -> u64 {
+    bytes.iter().step_by(64).map(|byte| u64::from(*byte)).sum()
+}
+
+// -- ours --------------------------------------------------------------------------------------------------
+
+/// Looks at what it is called with, and answers what it was told to prepare.
+///
+/// # Errors
+/// The first of anything.
+pub fn serve(mut order: Order) -> Result<(), Failure> {
+    let [bound] = order.take()?;
+    let reactor = order.reactor()?;
+    let mailbox = Mailbox::from_fd(&reactor, bound)?;
+    Executor::new(&reactor).block_on(async {
+        let mut prepared = Vec::new();
+        while let Some(mut call) = mailbox.next().await {
+            if let Some(fd) = call.take_descriptor() {
+                let seen = look_at(&FrozenMemory::from_fd(fd)?.map()?);
+                call.answer(seen.to_ne_bytes().as_slice())?;
+            } else if let Some(size) = call.read::<u64>() {
+                if prepared.len() as u64 != size {
+                    return Err("an answer of a size that was not prepared".into());
+                }
+                call.answer(std::mem::take(&mut prepared))?;
+            } else if let Some([size, PREPARE]) = call.read::<[u64; 2]>() {
+                prepared = ring::room_for(usize::try_from(size)?)?;
+                prepared.extend((0..size).map(|at| (at / 64) as u8));
+                call.answer("prepared")?;
+            } else if call.bytes() == SMALL {
+                call.answer(SMALL)?;
+            } else {
+                let seen = look_at(call.bytes());
+                call.answer(seen.to_ne_bytes().as_slice())?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The client of [`serve`].
+pub struct Mover {
+    client: Client,
+    way: Way,
+    source: Vec<u8>,
+    expected: u64,
+}
+
+enum Client {
+    Async(Executor, Object),
+    Blocking(Box<blocking::Object>),
+}
+
+impl Mover {
+    /// One that calls from a task.
+    ///
+    /// # Errors
+    /// The first of anything.
+    pub fn new(reactor: &Reactor, address: OwnedFd, way: Way, bytes: usize) -> Result<Mover, Failure> {
+        let executor = Executor::new(reactor);
+        let object = Object::from_fd(reactor, address)?;
+        Ok(Mover::with(Client::Async(executor, object), way, bytes))
+    }
+
+    /// One that waits where it calls.
+    ///
+    /// # Errors
+    /// The first of anything.
+    pub fn blocking(address: OwnedFd, way: Way, bytes: usize) -> Result<Mover, Failure> {
+        Ok(Mover::with(Client::Blocking(Box::new(blocking::Object::from_fd(address)?)), way, bytes))
+    }
+
+    fn with(client: Client, way: Way, bytes: usize) -> Mover {
+        let source = source(bytes);
+        let expected = look_at(&source);
+        Mover { client, way, source, expected }
+    }
+
+    /// Moves the bytes so many times.
+    ///
+    /// # Errors
+    /// The first of anything; bytes were lost.
+    pub fn moves(&mut self, count: u64) -> Result<Duration, Failure> {
+        let mut taken = Duration::ZERO;
+        for _ in 0..count {
+            let (time, seen) = match self.way {
+                Way::Call => self.call()?,
+                Way::Answer => self.answer()?,
+                Way::Memory => self.memory()?,
+            };
+            if seen != self.expected {
+                return Err(format!("a {} has lost bytes", self.way.name()).into());
+            }
+            taken += time;
+        }
+        Ok(taken)
+    }
+
+    fn call(&self) -> Result<(Duration, u64), Failure> {
+        match &self.client {
+            Client::Async(executor, object) => {
+                // A message is given away with its buffer, so that one is made before the clock starts.
+                let given = self.source.clone();
+                let start = Instant::now();
+                let seen = executor.block_on(object.call(given))?.read()?;
+                Ok((start.elapsed(), seen))
+            }
+            Client::Blocking(object) => {
+                let start = Instant::now();
+                let seen = object.call(&self.source)?.read()?;
+                Ok((start.elapsed(), seen))
+            }
+        }
+    }
+
+    fn answer(&self) -> Result<(Duration, u64), Failure> {
+        let size = self.source.len();
+        let prepare = plain_data(&[size as u64, PREPARE]);
+        let room = CallOptions { answer_bytes: Some(size), ..CallOptions::default() };
+        let ask = Message::new((size as u64).to_ne_bytes());
+        match &self.client {
+            Client::Async(executor, object) => {
+                executor.block_on(object.call(prepare))?;
+                let start = Instant::now();
+                let answer = executor.block_on(object.call_with(ask, room))?;
+                let seen = look_at(answer.bytes());
+                Ok((start.elapsed(), seen))
+            }
+            Client::Blocking(object) => {
+                object.call(prepare)?;
+                let start = Instant::now();
+                let answer = object.call_with(ask, room)?;
+                let seen = look_at(answer.bytes());
+                Ok((start.elapsed(), seen))
+            }
+        }
+    }
+
+    fn memory(&self) -> Result<(Duration, u64), Failure> {
+        let start = Instant::now();
+        let memory = FrozenMemory::of(&[&self.source])?;
+        let message = Message::from("look here").with_descriptor(memory.into_fd());
+        let seen = match &self.client {
+            Client::Async(executor, object) => executor.block_on(object.call(message))?.read()?,
+            Client::Blocking(object) => object.call(message)?.read()?,
+        };
+        Ok((start.elapsed(), seen))
+    }
+
+    /// Lets go of everything.
+    pub fn end(self) {
+        match self.client {
+            Client::Async(executor, object) => {
+                drop(object);
+                executor.settle();
+            }
+            Client::Blocking(object) => drop(object),
+        }
+    }
+}
+
+// -- bare packets ------------------------------------------------------------------------------------------
+
+/// Receives a length and so many bytes, looks at them and says what it saw, until the other side closes.
+///
+/// # Errors
+/// The kernel's.
+pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
+    let [socket] = order.take()?;
+    let mut whole = Vec::new();
+    loop {
+        let mut length = [0; 8];
+        if rustix::net::recv(&socket, &mut length[..], RecvFlags::empty())?.0 == 0 {
+            return Ok(());
+        }
+        whole.resize(usize::try_from(u64::from_ne_bytes(length))?, 0);
+        for packet in whole.chunks_mut(PACKET) {
+            rustix::net::recv(&socket, packet, RecvFlags::empty())?;
+        }
+        rustix::net::send(&socket, &look_at(&whole).to_ne_bytes(), SendFlags::NOSIGNAL)?;
+    }
+}
+
+/// The client of [`serve_raw`].
+pub struct RawMover {
+    socket: OwnedFd,
+    source: Vec<u8>,
+    expected: u64,
+}
+
+impl RawMover {
+    /// A client, and the end of its server.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(bytes: usize) -> Result<(RawMover, OwnedFd), Failure> {
+        let (socket, far) = packet_pair()?;
+        let source = source(bytes);
+        let expected = look_at(&source);
+        Ok((RawMover { socket, source, expected }, far))
+    }
+
+    /// Moves the bytes so many times.
+    ///
+    /// # Errors
+    /// The kernel's; bytes were lost.
+    pub fn moves(&mut self, count: u64) -> Result<Duration, Failure> {
+        let start = Instant::now();
+        for _ in 0..count {
+            let length = (self.source.len() as u64).to_ne_bytes();
+            rustix::net::send(&self.socket, &length, SendFlags::NOSIGNAL)?;
+            for packet in self.source.chunks(PACKET) {
+                rustix::net::send(&self.socket, packet, SendFlags::NOSIGNAL)?;
+            }
+            let mut seen = [0; 8];
+            rustix::net::recv(&self.socket, &mut seen[..], RecvFlags::empty())?;
+            if u64::from_ne_bytes(seen) != self.expected {
+                return Err("bare packets have lost bytes, or nobody looks at them any more".into());
+            }
+        }
+        Ok(start.elapsed())
+    }
+}
+
+// -- small calls beside large ones -------------------------------------------------------------------------
+
+/// Calls with so many bytes, one after the other, while it is told to: the load under which a raw pair is
+/// measured. On the first descriptor it hears `go` and says so with its first call under way, then `stop`,
+/// and says when the last call has ended. The second is the object's address.
+///
+/// # Errors
+/// The first of anything.
+pub fn serve_load(mut order: Order) -> Result<(), Failure> {
+    let [control, address] = order.take()?;
+    let bytes: usize = order.told.parse()?;
+    let reactor = order.reactor()?;
+    let executor = Executor::new(&reactor);
+    let object = Object::from_fd(&reactor, address)?;
+    executor.block_on(object.attach())?;
+    let mut word = [0; 8];
+    while rustix::net::recv(&control, &mut word[..], RecvFlags::empty())?.0 > 0 {
+        let mut is_told = false;
+        loop {
+            let call = object.call(vec![0; bytes]);
+            if !is_told {
+                is_told = true;
+                rustix::net::send(&control, b"gone", SendFlags::NOSIGNAL)?;
+            }
+            executor.block_on(call)?;
+            match rustix::net::recv(&control, &mut word[..], RecvFlags::DONTWAIT) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => break,
+            }
+        }
+        rustix::net::send(&control, b"done", SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+/// Sends everything back: the other end of a [`RawBeside`].
+///
+/// # Errors
+/// The kernel's.
+pub fn serve_raw_echo(mut order: Order) -> Result<(), Failure> {
+    let [socket] = order.take()?;
+    Ok(perf::floor::serve_echo(socket, false, Wait::Sleep)?)
+}
+
+/// Small calls on the very session that moves a large one.
+pub struct Beside {
+    executor: Executor,
+    object: Object,
+    bytes: usize,
+}
+
+impl Beside {
+    /// On an object of [`serve`]'s.
+    ///
+    /// # Errors
+    /// The first of anything.
+    pub fn new(reactor: &Reactor, address: OwnedFd, bytes: usize) -> Result<Beside, Failure> {
+        let executor = Executor::new(reactor);
+        let object = Object::from_fd(reactor, address)?;
+        executor.block_on(object.attach())?;
+        Ok(Beside { executor, object, bytes })
+    }
+
+    /// Makes so many small calls, each while a large one is under way, and tells what each took.
+    ///
+    /// # Errors
+    /// The first of anything.
+    pub fn calls(&mut self, count: u64, mut tell: impl FnMut(Duration)) -> Result<Duration, Failure> {
+        let Beside { executor, object, bytes } = self;
+        executor.block_on(async {
+            let mut taken = Duration::ZERO;
+            let mut left = count;
+            while left > 0 {
+                // Not touched before it is sent, so that nobody waits here for 64 MiB to be written.
+                let mut large = object.call(vec![0; *bytes]);
+                while left > 0 && futures_util::poll!(&mut large).is_pending() {
+                    let start = Instant::now();
+                    object.call(SMALL).await?;
+                    let time = start.elapsed();
+                    tell(time);
+                    taken += time;
+                    left -= 1;
+                }
+                if left == 0 {
+                    large.await?;
+                }
+            }
+            Ok(taken)
+        })
+    }
+
+    /// Lets go of everything.
+    pub fn end(self) {
+        let Beside { executor, object, .. } = self;
+        drop(object);
+        executor.settle();
+    }
+}
+
+/// A raw pair on which small packets go there and back while others move large calls.
+pub struct RawBeside {
+    socket: OwnedFd,
+    control: OwnedFd,
+}
+
+impl RawBeside {
+    /// On a socket whose other end sends everything back, and the control socket of a [`serve_load`].
+    pub fn new(socket: OwnedFd, control: OwnedFd) -> RawBeside {
+        RawBeside { socket, control }
+    }
+
+    /// Makes so many small round trips, each while a large call is under way, and tells what each took.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn calls(&mut self, count: u64, mut tell: impl FnMut(Duration)) -> Result<Duration, Failure> {
+        self.tell_load(b"go")?;
+        let mut taken = Duration::ZERO;
+        let mut room = [0; 128];
+        for _ in 0..count {
+            let start = Instant::now();
+            perf::floor::send(self.socket.as_fd(), SMALL)?;
+            if rustix::net::recv(&self.socket, &mut room[..], RecvFlags::empty())?.0 == 0 {
+                return Err("nobody sends back any more".into());
+            }
+            let time = start.elapsed();
+            tell(time);
+            taken += time;
+        }
+        self.tell_load(b"stop")?;
+        Ok(taken)
+    }
+
+    fn tell_load(&self, word: &[u8]) -> Result<(), Failure> {
+        perf::floor::send(self.control.as_fd(), word)?;
+        match rustix::net::recv(&self.control, &mut [0; 8], RecvFlags::empty())?.0 {
+            0 => Err("nobody makes a load any more".into()),
+            _ => Ok(()),
+        }
+    }
+}
