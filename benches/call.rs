@@ -1,11 +1,11 @@
-//! What a call costs: each way, client and driver, over depth, payload and descriptors, beside the bare system
-//! calls that carry the same.
+//! What a call costs: each way, client and driver, over depth, payload and descriptors, beside the bare
+//! system calls that carry the same.
 //!
 //! Two processes on one CPU, sleeping. Session calls stand beside a ping-pong (many at a time: beside packets
-//! that hold as many calls as fit; with descriptors: beside one that passes them), plain calls beside the five
-//! system calls that they are made of. Without a filter it goes along each axis from the usual call (one at a
-//! time, 64 bytes, no descriptors): 17 combinations, about ten minutes. All 100 are there for a filter that
-//! has the word `every` in it:
+//! that hold as many calls as fit; with descriptors: beside one that passes them), plain calls beside the
+//! five system calls that they are made of. Without a filter it goes along each axis from the usual call (one
+//! at a time, 64 bytes, no descriptors): 17 combinations, about ten minutes. All 100 are there for a filter
+//! that has the word `every` in it:
 //!
 //! ```text
 //! cargo bench --bench call

@@ -1,5 +1,5 @@
-//! Connecting, accepting and closing both ends, by each of the three ways and with a confirmation: ours beside
-//! the same by bare system calls.
+//! Connecting, accepting and closing both ends, by each of the three ways and with a confirmation: ours
+//! beside the same by bare system calls.
 //!
 //! Two processes on one CPU. The ratios of both groups are to `socket`, `connect`, `accept` and `close`: what
 //! everybody else does. One at a time the client waits for the acceptor after each connection; 32 deep it

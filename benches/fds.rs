@@ -1,8 +1,8 @@
 //! What it costs to pass 1 to 8 descriptors one way, without data: the Native Client paper's Table 3, again.
 //!
-//! Two processes on one CPU. A cost is that of sending, receiving and closing, in batches of 32 transfers that
-//! are acknowledged together. At the end there is the table: ours beside bare system calls and beside what the
-//! paper had in 2009, and what one more descriptor costs in each row.
+//! Two processes on one CPU. A cost is that of sending, receiving and closing, in batches of 32 transfers
+//! that are acknowledged together. At the end there is the table: ours beside bare system calls and beside
+//! what the paper had in 2009, and what one more descriptor costs in each row.
 //!
 //! ```text
 //! cargo bench --bench fds

@@ -2,8 +2,8 @@
 //!
 //! As one large call or answer of a session, as sealed memory that is passed and mapped, beside bare packets
 //! of 64 KiB: two processes on one CPU. Then small calls on the very session on which 64 MiB are under way,
-//! beside the round trips of a raw pair while the same load keeps the same CPU busy; there it is the tail that
-//! counts, which has a table of its own.
+//! beside the round trips of a raw pair while the same load keeps the same CPU busy; there it is the tail
+//! that counts, which has a table of its own.
 //!
 //! ```text
 //! cargo bench --bench large

@@ -3,8 +3,8 @@
 //!
 //! The same echo and the same file open by Plash's own protocol, by sessions and by plain calls, beside bare
 //! packets that bring the same: two processes on one CPU. Plash's caller waits where it calls, so the fair
-//! comparison is with the blocking clients; the others are there to be seen. An open that asks nobody is beside
-//! them, too.
+//! comparison is with the blocking clients; the others are there to be seen. An open that asks nobody is
+//! beside them, too.
 //!
 //! ```text
 //! cargo bench --bench plash

@@ -1,9 +1,9 @@
-//! Whether a call among 10,000 objects costs what a call to the only one does, and what memory they take while
-//! nobody calls.
+//! Whether a call among 10,000 objects costs what a call to the only one does, and what memory they take
+//! while nobody calls.
 //!
-//! 1 to 10,000 objects of one server process, and 1 to 1,000 sessions of one object, called in turn and always
-//! the same. Two processes on one CPU, beside a raw ping-pong. At the end, what an idle object and an idle
-//! session take of memory on either side (a client and a server that do nothing else, before and after).
+//! 1 to 10,000 objects of one server process, and 1 to 1,000 sessions of one object, called in turn and
+//! always the same. Two processes on one CPU, beside a raw ping-pong. At the end, what an idle object and an
+//! idle session take of memory on either side (a client and a server that do nothing else, before and after).
 //! Descriptors are asked for up to what this process may have; what does not fit is skipped, and said.
 //!
 //! ```text

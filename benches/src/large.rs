@@ -1,7 +1,7 @@
 //! Large messages between two processes: in parts, as sealed memory, and as bare packets.
 //!
-//! The clock runs from a buffer here until the other side has looked at each cache line of it and said so; for
-//! an answer, the other way round. It does not know how large is large.
+//! The clock runs from a buffer here until the other side has looked at each cache line of it and said so;
+//! for an answer, the other way round. It does not know how large is large.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
