@@ -39,6 +39,7 @@ mod row;
 pub mod run;
 pub mod server;
 pub mod suite;
+mod surroundings;
 mod task;
 mod workload;
 
@@ -47,5 +48,6 @@ pub use place::{Cpus, CpusError, Wait};
 pub use recorder::Recorder;
 pub use row::{Head, Row};
 pub use server::serve_if_asked;
+pub use surroundings::Surroundings;
 pub use task::{Running, Task};
 pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};

@@ -3,9 +3,12 @@
 //! It owns what the options mean and the order of things: measure group by group, then say it. It must never
 //! know how a call is measured, which is the business of the library `perf`.
 
+mod html;
 mod only;
+mod plot;
 mod table;
 
+use std::fs;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -51,7 +54,16 @@ pub fn run(options: &Bench) -> Result<Outcome, Failure> {
     }
     // Hundreds of calls at a time have a descriptor or two each. Where that is not allowed, rows say so.
     let _ = server::raise_descriptor_limit();
+    if let Some(path) = &options.html {
+        // Before minutes are spent on what could not be kept.
+        let opened = fs::OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|error| Failure::usage(format_args!("--html {}: {error}", path.display())))?;
+    }
     let findings = measure(options, &settings, &cpus, &drivers)?;
+    if let Some(path) = &options.html {
+        let page = html::page(&settings.suite, &findings.groups, &findings.refused, settings.rate)?;
+        fs::write(path, page).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;
+    }
     if !options.json {
         output::say(&table::text(&findings.groups, &findings.refused, settings.rate))?;
         return Ok(Outcome::Good);

@@ -167,6 +167,34 @@ fn calls_alone_are_made_for_whoever_counts() {
 }
 
 #[test]
+fn a_page_holds_everything_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bench.html");
+    let output = sendright()
+        .args(["bench", "--suite", "floor", "--seconds", MOMENT, "--html"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    let page = fs::read_to_string(&path).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
+    assert_eq!(page.matches("<svg").count(), 4, "two groups, two pictures each");
+    for foreign in ["http", "src=", "href=", "<script"] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    for words in ["raw ping-pong", "Kernel", "Commit", "99.99 %", "calls per second"] {
+        assert!(page.contains(words), "{words}");
+    }
+}
+
+#[test]
+fn a_page_that_cannot_be_kept_is_told_before_anything_is_measured() {
+    let output = run(["bench", "--seconds", "100", "--html", "/nowhere/at/all.html"]);
+    assert_eq!(status(&output), 2);
+    assert!(stderr(&output).contains("/nowhere/at/all.html: No such file"), "{}", stderr(&output));
+}
+
+#[test]
 fn a_server_that_dies_ends_the_run_with_a_reason() {
     let bench = begin();
     let server = *children(&bench).last().unwrap();
