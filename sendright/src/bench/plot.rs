@@ -18,8 +18,8 @@ const SIZE: (u32, u32) = (720, 340);
 const BAR: u32 = 24;
 const BAR_FRAME: u32 = 56;
 
-/// A colour that means the page's own: no line has it, and what has it is given the page's when the picture is
-/// drawn.
+/// A colour that means the page's own: no line has it, and what has it is given the page's when the picture
+/// is drawn.
 const INK: RGBColor = RGBColor(1, 2, 3);
 const INK_WRITTEN: &str = "#010203";
 
