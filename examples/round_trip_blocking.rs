@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use ring::{Config, Executor, Message, Reactor, WaitPolicy};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::thread::CpuSet;
 use seqpacket::CallOptions;
 use seqpacket::blocking::{Object, PlainObject};
+use seqpacket::wire::{HEADER_BYTES, Header, Hello, Size, Windows};
 
 use floor::{PAYLOAD, asleep, call_five_steps, call_raw, packet_pair, serve_five_steps, serve_raw};
 
@@ -104,11 +105,15 @@ fn measure(waits: Waits, allowed: &[usize], [here, there]: [usize; 2]) -> Result
     let (five, five_server) = start("five-steps", waits, there)?;
     let (object, object_server) = start("object", waits, there)?;
     let (plain, plain_server) = start("plain", waits, there)?;
+    let (bare, bare_server) = start("frames", waits, there)?;
+    let bare = Object::from_fd(bare)?;
+    bare.set_wait_policy(waits.policy());
     let (object, plain) = (Object::from_fd(object)?, PlainObject::from_fd(plain)?);
     object.set_wait_policy(waits.policy());
     plain.set_wait_policy(waits.policy());
     pin_to(&[here])?;
     object.attach()?;
+    bare.attach()?;
 
     let within = CallOptions { within: Some(Duration::from_secs(10)), ..CallOptions::default() };
     let many = [PAYLOAD; DEPTH];
@@ -119,6 +124,7 @@ fn measure(waits: Waits, allowed: &[usize], [here, there]: [usize; 2]) -> Result
         "… with a deadline",
         "plain call",
         "session call, 32",
+        "session, bare server",
     ];
     let mut rows = names.map(|name| (name, Histogram::<u64>::new(3).expect("three digits are allowed")));
     for _ in 0..ROUNDS {
@@ -130,6 +136,7 @@ fn measure(waits: Waits, allowed: &[usize], [here, there]: [usize; 2]) -> Result
         record(&mut rows[5].1, DEPTH as u64, || {
             object.call_many(&many).into_iter().try_for_each(|answer| Ok(answer.map(drop)?))
         })?;
+        record(&mut rows[6].1, 1, || Ok(bare.call(&PAYLOAD).map(drop)?))?;
     }
 
     let cpus = if here == there { "one CPU" } else { "a CPU each" };
@@ -141,8 +148,8 @@ fn measure(waits: Waits, allowed: &[usize], [here, there]: [usize; 2]) -> Result
             [0.5, 0.99, 0.999].map(|quantile| histogram.value_at_quantile(quantile) as f64);
         println!("{name:24} {:8.2} {:8.2} {:8.2} {:14.2}", p50 / 1e3, p99 / 1e3, p999 / 1e3, p50 / floor);
     }
-    drop((raw, five, object, plain));
-    for mut server in [raw_server, five_server, object_server, plain_server] {
+    drop((raw, five, object, plain, bare));
+    for mut server in [raw_server, five_server, object_server, plain_server, bare_server] {
         if !server.wait()?.success() {
             return Err("a server did not end well".into());
         }
@@ -231,6 +238,7 @@ fn serve(role: &str, waits: Waits, reactor: &Reactor, fd: OwnedFd) -> Result<(),
         "five-steps" => Ok(serve_five_steps(fd)?),
         "object" => serve_object(reactor, fd),
         "plain" => serve_plain(reactor, fd),
+        "frames" => serve_frames(fd, waits.receive()),
         _ => Err("no such server".into()),
     }
 }
@@ -244,6 +252,29 @@ fn serve_object(reactor: &Reactor, mailbox: OwnedFd) -> Result<(), Failure> {
         }
         Ok(())
     })
+}
+
+/// Sessions served by nothing but system calls, one call at a time: what is left above the floor is what the
+/// client adds.
+fn serve_frames(bound: OwnedFd, receive: Receive) -> Result<(), Failure> {
+    let mut connect = [0; 1];
+    let (_, session) = floor::receive_with(bound.as_fd(), &mut connect)?.ok_or("nobody has connected")?;
+    let hello = Hello {
+        windows: Windows::default(),
+        call_descriptors_max: 0,
+        packet_bytes_max: 65_536,
+        message_bytes_max: 65_520,
+    };
+    rustix::net::send(&session, &hello.frame(), SendFlags::NOSIGNAL)?;
+    let mut message = [0; HEADER_BYTES + 128];
+    loop {
+        let length = receive(session.as_fd(), &mut message)?;
+        let Some((header, _)) = message[..length].split_first_chunk::<HEADER_BYTES>() else { return Ok(()) };
+        let number = Header::parse(header)?.number;
+        let answer = Header::answer_to(number, Size::of_bytes(length - HEADER_BYTES)?).encode();
+        message[..HEADER_BYTES].copy_from_slice(&answer);
+        rustix::net::send(&session, &message[..length], SendFlags::NOSIGNAL)?;
+    }
 }
 
 fn serve_plain(reactor: &Reactor, mailbox: OwnedFd) -> Result<(), Failure> {

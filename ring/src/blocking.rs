@@ -168,6 +168,17 @@ impl Socket {
         self.credentials_asked.set(asked.is_ok());
     }
 
+    /// Has the kernel name no senders any more, where nobody needs to know them: a fiftieth less work for each
+    /// message. Of an empty packet and the end of file it is then asked which of the two it is. For an end
+    /// that is [private](Socket::set_private) and stays here.
+    pub fn forgo_credentials(&self) {
+        if self.asked_here.take()
+            && sys::set_socket_option(self.as_fd(), SocketOption::PassCredentials, 0).is_ok()
+        {
+            self.credentials_asked.set(false);
+        }
+    }
+
     /// Asks for a pidfd of the sender with every message (Linux 6.5; 43 % more work for each).
     ///
     /// # Errors
@@ -481,7 +492,9 @@ impl Inbox {
         deadline: Option<Instant>,
         mut take: impl FnMut(&mut Inbox) -> io::Result<Taken>,
     ) -> Result<Received<'_>, ReceiveError> {
-        self.buffer.resize(PACKET_BYTES_MAX, 0);
+        if self.buffer.is_empty() {
+            self.buffer.resize(PACKET_BYTES_MAX, 0);
+        }
         let mut end = End::NotSaid;
         let mut no_messages = 0;
         let taken = loop {

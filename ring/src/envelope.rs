@@ -8,7 +8,7 @@
 #![allow(clippy::unnecessary_cast)]
 
 use std::io::{self, IoSlice};
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -325,15 +325,21 @@ pub(crate) fn send_parts(
     // An `IoSlice` is an `iovec`; the kernel reads it and what it points at.
     header.msg_iov = parts.as_ptr().cast_mut().cast();
     header.msg_iovlen = parts.len() as _;
-    let mut control = [0_u64; CONTROL_WORDS_MAX];
-    if !descriptors.is_empty() {
-        let numbers = descriptors.iter().map(|fd| fd.as_fd().as_raw_fd());
-        header.msg_controllen = write_rights(&mut control, numbers) as _;
-        header.msg_control = control.as_mut_ptr().cast();
+    if descriptors.is_empty() {
+        return send_header(fd, &header);
     }
+    let mut control = [0_u64; CONTROL_WORDS_MAX];
+    let numbers = descriptors.iter().map(|fd| fd.as_fd().as_raw_fd());
+    header.msg_controllen = write_rights(&mut control, numbers) as _;
+    header.msg_control = control.as_mut_ptr().cast();
+    send_header(fd, &header)
+}
+
+/// Sends what a header points at, all of which its caller has borrowed.
+fn send_header(fd: BorrowedFd<'_>, header: &libc::msghdr) -> io::Result<usize> {
     // SAFETY: everything the header points at is borrowed for the length of the call.
     // Kept honest by `blocking.rs::a_message_of_parts_arrives_whole_with_its_descriptors`.
-    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, SEND_FLAGS) };
+    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), header, SEND_FLAGS) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
@@ -349,7 +355,8 @@ pub(crate) fn receive_asleep(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) ->
 }
 
 fn receive_with(fd: BorrowedFd<'_>, into: &mut [u8], room: Room, flags: libc::c_int) -> io::Result<Taken> {
-    let mut control = [0_u64; CONTROL_WORDS_MAX];
+    // Not zeroed, which would take as long as the rest of this: only what the kernel has filled is read.
+    let mut control = MaybeUninit::<[u64; CONTROL_WORDS_MAX]>::uninit();
     let control_bytes = room.bytes();
     assert!(control_bytes <= mem::size_of_val(&control));
     let mut vector = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };

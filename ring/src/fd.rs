@@ -143,10 +143,12 @@ impl Descriptors {
 
     /// Keeps the first so many. Says whether there were more.
     pub(crate) fn truncate(&mut self, count: usize) -> bool {
+        if self.0.len() <= count {
+            return false;
+        }
         let excess = self.0.split_off(count.min(self.0.len()));
-        let any = !excess.is_empty();
         excess.into_iter().for_each(discard);
-        any
+        true
     }
 
     pub(crate) fn take_first(&mut self) -> Option<OwnedFd> {
@@ -158,12 +160,17 @@ impl Descriptors {
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<OwnedFd> {
+        if self.0.is_empty() {
+            return Vec::new();
+        }
         self.0.drain(..).collect()
     }
 }
 
 impl Drop for Descriptors {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(discard);
+        if !self.0.is_empty() {
+            self.0.drain(..).for_each(discard);
+        }
     }
 }

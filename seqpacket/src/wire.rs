@@ -1136,6 +1136,16 @@ impl Windows {
     }
 }
 
+/// The payload of a packet that is the small answer to call `number` and nothing else, without descriptors:
+/// what most packets to a caller are, told by one look. `None` says nothing: [`frames`] reads what it is.
+pub(crate) fn only_answer(packet: &[u8], descriptors: usize, number: u32) -> Option<&[u8]> {
+    let (header, payload) = packet.split_first_chunk::<HEADER_BYTES>()?;
+    let length = u32::try_from(payload.len()).ok()?;
+    let expected: [u8; HEADER_BYTES] =
+        bytemuck::cast([length.to_le_bytes(), number.to_le_bytes(), [Kind::Answer as u8, 0, 0, 0], [0; 4]]);
+    (descriptors == 0 && *header == expected).then_some(payload)
+}
+
 /// Why the library ended a call in the server's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[repr(u8)]
@@ -2072,6 +2082,24 @@ mod tests {
             if let Ok(reason) = RefusedReason::parse(&payload) {
                 prop_assert_eq!(&reason.frame(1)[HEADER_BYTES..], &payload[..]);
             }
+        }
+
+        /// What is told by one look is what reading it frame by frame would tell.
+        #[test]
+        fn an_answer_alone_is_told_by_one_look(
+            mut packet in any_frame(), number in 0..3_u32, descriptors in 0..2_usize, cut in 0..4_usize
+        ) {
+            packet.truncate(packet.len().saturating_sub(cut.saturating_sub(2)));
+            let read: Vec<_> = frames(&packet, Arrived::Whole(descriptors)).collect();
+            let slowly = match read.as_slice() {
+                [Ok(frame)] => match frame.from_server() {
+                    Ok(FromServer::Answer { number: of, body: Body::Whole(payload), descriptors: 0, .. })
+                        if of == number && descriptors == 0 => Some(payload),
+                    _ => None,
+                },
+                _ => None,
+            };
+            prop_assert_eq!(only_answer(&packet, descriptors, number), slowly);
         }
 
         #[test]

@@ -66,6 +66,8 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.descriptors.drain(..).for_each(ring::discard);
+        if !self.descriptors.is_empty() {
+            self.descriptors.drain(..).for_each(ring::discard);
+        }
     }
 }

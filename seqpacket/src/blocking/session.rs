@@ -190,8 +190,64 @@ impl Caller {
         descriptors: &mut Vec<Lent<'_>>,
         deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
+        if descriptors.is_empty()
+            && let Some(result) = self.call_alone(asked, bytes, deadline)
+        {
+            return result;
+        }
         let key = self.begin(address, asked, bytes, descriptors, Patience { deadline, company: false })?;
         self.finish(key, deadline)
+    }
+
+    /// A small call on a session where nothing else is under way, which is what most callers do and nothing
+    /// else: the frame, the packet with the answer, and no table in between. `None` if it is another
+    /// situation, and then nothing was sent. What happens here is what `begin` and `finish` do with it.
+    fn call_alone(
+        &mut self,
+        asked: Asked,
+        bytes: &[u8],
+        deadline: Option<Instant>,
+    ) -> Option<Result<Answer, CallError>> {
+        self.notice_fork();
+        let session = self.session.as_mut()?;
+        if session.leaving || !self.calls.is_empty() || !session.packets.is_empty() {
+            return None;
+        }
+        let key = self.calls.vacant_key();
+        let number = u32::try_from(key).ok()?;
+        let opening = asked.opening(number, &session.hello, deadline);
+        let cost = Cost::of_call(&opening, &session.hello);
+        let expired = opening.time_left() == Some(Duration::ZERO);
+        let fits = session.hello.admits(&opening).is_ok() && session.account.room_for(cost).is_ok();
+        if expired || !fits || opening.total().is_some() {
+            return None;
+        }
+        session.socket.try_send(&[&opening.encode(), bytes], NO_DESCRIPTORS).ok()?;
+        let heard = self.inbox.receive(&session.socket, deadline);
+        if let Ok(packet) = &heard
+            && let Some(payload) = wire::only_answer(packet.bytes(), packet.descriptors(), number)
+            && payload.len() <= opening.answer().bytes()
+            && session.hello.packet_bytes_max as usize >= packet.bytes().len()
+        {
+            return Some(Ok(Answer::new(payload.to_vec(), Vec::new())));
+        }
+        // Something else was said, or nothing: from here on it is a call among others.
+        session.account.try_reserve(cost).expect("there was room for it");
+        session.awaited += opening.answer().descriptors();
+        session.under_way += 1;
+        let under_way =
+            UnderWay { opening, cost, sent: true, incomplete: false, withdrawn: false, answer: None };
+        let taken = self.calls.insert(Stage::UnderWay(under_way));
+        assert_eq!(taken, key, "the key that was vacant");
+        let filed = session.file_result(heard, &mut self.calls);
+        let stopped = self.settle(filed).and_then(|()| in_time(deadline));
+        if let Err(Stopped::Deadline) = stopped
+            && let Stage::UnderWay(_) = self.calls[key]
+        {
+            self.withdraw(key);
+            return Some(Err(CallError::Deadline));
+        }
+        Some(self.finish(key, deadline))
     }
 
     /// Begins a call, under the key that is also its number. The descriptors are gone from the list when they
@@ -389,6 +445,8 @@ impl Caller {
             _ => CallError::Gone,
         })?;
         let socket = connected.into_socket();
+        // There is one server at the other end, and nobody looks at who says what.
+        socket.forgo_credentials();
         // One at least, for a grant or an answer from elsewhere.
         socket.set_descriptors_max(self.options.answer_descriptors.max(1));
         let session = match self.inbox.receive(&socket, deadline) {
