@@ -26,7 +26,7 @@ use crate::identity::Identity;
 use crate::inlet::Come;
 use crate::locator::{Hints, Locator, Proof, PublicKey, SERVERS_MAX};
 use crate::proof;
-use crate::reading::{Ended, Reading, connected};
+use crate::reading::{Ended, Reading, TURN_RECORDS_MAX, connected};
 use crate::record::{Form, Outcome, Record, asker};
 use crate::signal::{Signal, before};
 use crate::statement::Between;
@@ -370,7 +370,8 @@ impl Netlayer {
             None => return Err(AddServerError::NotAStream),
         };
         socket.set_private(true);
-        let mut reading = Reading::new(&socket, shared.options.record_time);
+        let record_time = shared.options.record_time;
+        let mut reading = Reading::new(&socket, record_time, TURN_RECORDS_MAX, Rc::default());
         let time = shared.options.handshake_time;
         let greeted = shake_hands(&shared.identity, &socket, &mut reading, expect, time).await?;
         let is_full = {
@@ -435,7 +436,7 @@ impl Netlayer {
             }
         };
         let connection = connecting.await?;
-        let moment = Instant::now() + self.shared.options.connect_time;
+        let moment = self.shared.reactor.now() + self.shared.options.connect_time;
         match before(&self.shared.reactor, moment, answer.wait()).await {
             Some(Some(Outcome::Accepted)) => Ok(connection),
             Some(Some(Outcome::Refused)) => Err(ConnectError::Refused),
@@ -494,7 +495,7 @@ impl Netlayer {
         from.write(&mut written);
         let asking = proof::Asking::begin(&shared.identity, between, &written, &near, &far)?;
         self.post(from, locator, link, far, answer)?;
-        let moment = Instant::now() + shared.options.connect_time;
+        let moment = shared.reactor.now() + shared.options.connect_time;
         match before(&shared.reactor, moment, asking.finish(&shared.identity, &near)).await {
             Some(Ok(socket)) => Ok(Connection::SeqPacket(socket)),
             Some(Err(proof::Failed::Closed)) | None => Err(ConnectError::Unanswered),
@@ -607,7 +608,7 @@ impl Shared {
         number: Option<u64>,
         fd: Fd,
     ) {
-        let deadline = Instant::now() + self.options.incoming_time;
+        let deadline = self.reactor.now() + self.options.incoming_time;
         let Some((fd, kind)) = connected(&self.reactor, fd) else {
             return link.judge(number, false);
         };
@@ -697,7 +698,7 @@ async fn watch_the_clock(shared: Rc<Shared>) {
                 before(&shared.reactor, moment, shared.tick.wait()).await;
             }
         }
-        shared.expire(Instant::now());
+        shared.expire(shared.reactor.now());
     }
 }
 

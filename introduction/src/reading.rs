@@ -1,16 +1,22 @@
-//! One record after the other from a connection, with its descriptor, within time.
+//! One record after the other from a connection, with its descriptor, within time, and so many in a turn.
 //!
 //! Owns what has arrived and has not been asked for. It does not know which records make sense when.
 
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ring::{Fd, Kind, Reactor, ReceiveError, Received, Socket, discard};
 
 use crate::inlet::{Carried, Come, Inlet};
-use crate::signal::before;
+use crate::record::Record;
+use crate::signal::{before, next_turn};
+
+/// Records of one connection that are looked at in one turn, unless it is said otherwise. What makes a turn
+/// long is paid for by all the others: a read can bring 2,600 of the shortest records.
+pub(crate) const TURN_RECORDS_MAX: usize = 16;
 
 /// More than one, so that a message with several is told from one that lost its only descriptor here.
 const DESCRIPTORS_MAX: usize = 2;
@@ -30,11 +36,27 @@ pub(crate) enum Ended {
     Refused,
 }
 
+/// The most that any one of some connections was given in one turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Most {
+    pub(crate) reads: u64,
+    pub(crate) records: u64,
+}
+
+/// What a connection was given in this turn, and may be given in one.
+struct Share {
+    records_max: u64,
+    turn: u64,
+    given: Most,
+    most: Rc<Cell<Most>>,
+}
+
 pub(crate) struct Reading {
     inlet: Inlet,
-    /// Each with the descriptor that belongs to it. An [`Fd`], because whoever drops it must not wait for
+    /// What came with the read that the inlet has. An [`Fd`], because whoever drops it must not wait for
     /// whatever a stranger has passed to be closed.
-    arrived: VecDeque<(Come, Option<Fd>)>,
+    descriptor: Option<Fd>,
+    share: Share,
     /// How long what has begun may take.
     record_time: Duration,
     /// When the record that has begun must be whole.
@@ -42,9 +64,22 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    pub(crate) fn new(socket: &Socket, record_time: Duration) -> Reading {
+    /// `most` is shared by those it is to speak of.
+    pub(crate) fn new(
+        socket: &Socket,
+        record_time: Duration,
+        turn_records_max: usize,
+        most: Rc<Cell<Most>>,
+    ) -> Reading {
         socket.set_descriptors_max(DESCRIPTORS_MAX);
-        Reading { inlet: Inlet::new(), arrived: VecDeque::new(), record_time, whole_by: None }
+        let share = Share {
+            // With none nothing would ever be read.
+            records_max: turn_records_max.max(1) as u64,
+            turn: 0,
+            given: Most::default(),
+            most,
+        };
+        Reading { inlet: Inlet::new(), descriptor: None, share, record_time, whole_by: None }
     }
 
     /// The next record, with the descriptor that belongs to it.
@@ -54,8 +89,17 @@ impl Reading {
         deadline: Option<Instant>,
     ) -> Result<(Come, Option<Fd>), Ended> {
         loop {
-            if let Some(arrived) = self.arrived.pop_front() {
-                return Ok(arrived);
+            if !self.inlet.is_used_up() {
+                self.share.wait_for_more(socket.reactor()).await;
+            }
+            if let Some(come) = self.cut(socket.reactor().now())? {
+                self.share.count_record(socket.reactor());
+                // What came with a read belongs to the introduction that it ends with.
+                let descriptor = match come {
+                    Come::Record { record: Record::NewConnection { .. }, .. } => self.descriptor.take(),
+                    _ => None,
+                };
+                return Ok((come, descriptor));
             }
             let received = match [deadline, self.whole_by].into_iter().flatten().min() {
                 Some(moment) => match before(socket.reactor(), moment, socket.receive()).await {
@@ -64,8 +108,19 @@ impl Reading {
                 },
                 None => socket.receive().await,
             };
+            self.share.count_read(socket.reactor());
             self.take(received)?;
         }
+    }
+
+    fn cut(&mut self, now: Instant) -> Result<Option<Come>, Ended> {
+        let come = self.inlet.cut().map_err(|_| Ended::Violation)?;
+        self.whole_by = match (self.inlet.is_within(), self.whole_by) {
+            (false, _) => None,
+            (true, Some(moment)) if come.is_none() => Some(moment),
+            (true, _) => Some(now + self.record_time),
+        };
+        Ok(come)
     }
 
     fn take(&mut self, received: Result<Received, ReceiveError>) -> Result<(), Ended> {
@@ -76,29 +131,49 @@ impl Reading {
             Err(ReceiveError::Io(error)) => return Err(Ended::Ours(error)),
             Err(_) => return Err(Ended::Violation),
         };
-        let mut descriptor = received.take_descriptor().map(Fd::from);
+        self.descriptor = received.take_descriptor().map(Fd::from);
         if received.descriptors() > 0 {
             return Err(Ended::Violation);
         }
-        let carried = match (&descriptor, is_lost) {
+        let carried = match (&self.descriptor, is_lost) {
             (_, true) => Carried::Lost,
             (Some(_), false) => Carried::Descriptor,
             (None, false) => Carried::Nothing,
         };
-        let come = self.inlet.take(received.bytes(), carried);
-        let come = come.map_err(|_| Ended::Violation)?;
-        let count = come.len();
-        for (index, come) in come.into_iter().enumerate() {
-            // The descriptor is that of the last: the kernel ends a read with it.
-            let its = if index + 1 == count { descriptor.take() } else { None };
-            self.arrived.push_back((come, its));
+        self.inlet.take(received.bytes(), carried).map_err(|_| Ended::Violation)
+    }
+}
+
+impl Share {
+    /// Where the share of this turn is used up, waits for the next.
+    async fn wait_for_more(&mut self, reactor: &Reactor) {
+        while self.now(reactor).records >= self.records_max {
+            next_turn().await;
         }
-        self.whole_by = match (self.inlet.is_within(), self.whole_by) {
-            (false, _) => None,
-            (true, Some(moment)) if count == 0 => Some(moment),
-            (true, _) => Some(Instant::now() + self.record_time),
-        };
-        Ok(())
+    }
+
+    fn count_record(&mut self, reactor: &Reactor) {
+        self.now(reactor).records += 1;
+        self.tell();
+    }
+
+    fn count_read(&mut self, reactor: &Reactor) {
+        self.now(reactor).reads += 1;
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let Most { reads, records } = self.most.get();
+        self.most.set(Most { reads: reads.max(self.given.reads), records: records.max(self.given.records) });
+    }
+
+    /// What was given in this turn.
+    fn now(&mut self, reactor: &Reactor) -> &mut Most {
+        let turn = reactor.stats().turns;
+        if self.turn != turn {
+            (self.turn, self.given) = (turn, Most::default());
+        }
+        &mut self.given
     }
 }
 

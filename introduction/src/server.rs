@@ -5,12 +5,13 @@
 
 mod registry;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use registry::{After, Id, Letter, Registry, Serial};
 use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
@@ -21,7 +22,7 @@ use crate::identity::{Identity, is_signed, random};
 use crate::inlet::Come;
 use crate::locator::{Locator, PublicKey};
 use crate::policy::{Open, Peer, Policy};
-use crate::reading::{Ended, Reading, connected};
+use crate::reading::{Ended, Most, Reading, TURN_RECORDS_MAX, connected};
 use crate::record::{CHALLENGE_BYTES, Challenge, Form, Outcome, Record};
 use crate::signal::{Signal, before};
 use crate::statement;
@@ -60,6 +61,11 @@ pub struct ServerOptions {
     pub held_max: usize,
     /// Introductions under way in all. Default 256. Beyond it whoever has asked for most loses its oldest.
     pub introductions_max: usize,
+    /// Records of one connection that are looked at in one turn of the reactor, at least one. Default 16: a
+    /// read can bring 2,600 of the shortest, and what makes a turn long is paid for by all the others. The
+    /// rest is looked at in the turns that follow, and nothing more is read before. There is one read of one
+    /// connection in a turn.
+    pub turn_records_max: usize,
     /// How long a newcomer may take to prove who it is. Default 5 s.
     pub handshake_time: Duration,
     /// How long a record that has begun may take, its descriptor included. Default 5 s.
@@ -83,6 +89,7 @@ impl Default for ServerOptions {
             newcomers_max: 32,
             held_max: 16,
             introductions_max: 256,
+            turn_records_max: TURN_RECORDS_MAX,
             handshake_time: Duration::from_secs(5),
             record_time: Duration::from_secs(5),
             write_time: Duration::from_secs(10),
@@ -97,6 +104,8 @@ impl Default for ServerOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerStats {
+    /// Connections taken.
+    pub admitted: u64,
     /// Connections turned away or pushed out, because there were too many.
     pub turned_away: u64,
     /// Peers that have registered, each time they did.
@@ -119,6 +128,11 @@ pub struct ServerStats {
     pub late: u64,
     /// Connections, registrations and introductions that policy did not allow.
     pub refused: u64,
+    /// The most reads that one connection has had in one turn of the reactor.
+    pub most_reads_in_a_turn: u64,
+    /// The most records of one connection that were looked at in one turn of the reactor. Never more than
+    /// [`ServerOptions::turn_records_max`].
+    pub most_records_in_a_turn: u64,
 }
 
 impl ServerStats {
@@ -132,6 +146,7 @@ impl ServerStats {
     /// ```
     pub fn counters(&self) -> impl Iterator<Item = Counter> + use<> {
         let ServerStats {
+            admitted,
             turned_away,
             registrations,
             introductions,
@@ -142,9 +157,13 @@ impl ServerStats {
             violations,
             late,
             refused,
+            // The most of something, and no count.
+            most_reads_in_a_turn: _,
+            most_records_in_a_turn: _,
         } = *self;
         let counter = |name, count, meaning| Counter { name, count, meaning };
         [
+            counter("admitted", admitted, "connections taken"),
             counter("turned_away", turned_away, "connections for which there was no room"),
             counter("registrations", registrations, "peers that have registered, each time they did"),
             counter("introductions", introductions, "introductions asked for"),
@@ -213,6 +232,7 @@ struct Shared {
     options: ServerOptions,
     policy: Box<dyn Policy>,
     registry: RefCell<Registry>,
+    most: Rc<Cell<Most>>,
     /// A new introduction: the clock may have to go off earlier.
     tick: Signal,
 }
@@ -249,6 +269,7 @@ impl Server {
             registry: RefCell::new(Registry::new(options.clone())),
             options,
             policy: Box::new(policy),
+            most: Rc::default(),
             tick: Signal::default(),
         });
         let clock = reactor.companion(watch_the_clock(Rc::clone(&shared)));
@@ -292,7 +313,7 @@ impl Server {
         let id = admitted.map_err(|registry::Full| AdmitError::Full)?;
         let reading = shared.reactor.companion(read_from(Rc::clone(shared), id, Rc::clone(&line)));
         let writing = shared.reactor.companion(write_to(Rc::clone(shared), id, line));
-        let left = shared.with(|registry, _| registry.employ(id, vec![reading, writing]));
+        let left = shared.with(|registry, _| registry.employ(id, reading, writing));
         drop(left);
         Ok(())
     }
@@ -342,7 +363,10 @@ impl Server {
 
     /// What has been counted so far.
     pub fn stats(&self) -> ServerStats {
-        self.shared.registry.borrow().stats
+        let most = self.shared.most.get();
+        let mut stats = self.shared.registry.borrow().stats;
+        (stats.most_reads_in_a_turn, stats.most_records_in_a_turn) = (most.reads, most.records);
+        stats
     }
 
     /// Connections there are now, registered or not.
@@ -426,7 +450,8 @@ async fn watch_the_clock(shared: Rc<Shared>) {
                 before(&shared.reactor, moment, shared.tick.wait()).await;
             }
         }
-        shared.with(|registry, after| registry.expire(Instant::now(), after));
+        let now = shared.reactor.now();
+        shared.with(|registry, after| registry.expire(now, after));
     }
 }
 
@@ -444,7 +469,9 @@ async fn read_from(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
 enum Never {}
 
 async fn converse(shared: &Shared, id: Id, line: &Line) -> Result<Never, Ended> {
-    let mut reading = Reading::new(&line.socket, shared.options.record_time);
+    let options = &shared.options;
+    let (time, records_max, most) = (options.record_time, options.turn_records_max, Rc::clone(&shared.most));
+    let mut reading = Reading::new(&line.socket, time, records_max, most);
     let key = shake_hands(shared, id, line, &mut reading).await?;
     loop {
         let (come, descriptor) = reading.next(&line.socket, None).await?;
@@ -475,7 +502,8 @@ async fn introduce(shared: &Shared, id: Id, line: &Line, to: Locator, record: Ve
     while !shared.registry.borrow().has_room(id) {
         line.room.wait().await;
     }
-    let serial = shared.with(|registry, after| registry.introduce(id, to.key, record, fd, after));
+    let now = shared.reactor.now();
+    let serial = shared.with(|registry, after| registry.introduce(id, to.key, record, fd, now, after));
     shared.tick.ring();
     if let Some(serial) = serial {
         shared.route(serial);
@@ -489,7 +517,7 @@ async fn shake_hands(
     line: &Line,
     reading: &mut Reading,
 ) -> Result<PublicKey, Ended> {
-    let deadline = Instant::now() + shared.options.handshake_time;
+    let deadline = shared.reactor.now() + shared.options.handshake_time;
     let (come, _) = reading.next(&line.socket, Some(deadline)).await?;
     let Come::Record { record: Record::Register { locator, challenge }, .. } = come else {
         return Err(Ended::Violation);
@@ -560,6 +588,10 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
                     && send(&shared, &line, Message::from(DUMMY).with_descriptor(fd)).await;
                 if is_sent {
                     shared.with(|registry, after| registry.passed(serial, id, after));
+                } else {
+                    shared.with(|registry, _| registry.returned(serial, id));
+                    // The peer may have come back before this was known.
+                    shared.route(serial);
                 }
                 is_sent
             }
@@ -569,7 +601,7 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
                 is_sent
             }
         };
-        if !is_sent {
+        if !is_sent || shared.registry.borrow().is_gone(id) {
             // With the connection this task ends.
             return shared.with(|registry, after| registry.remove(id, after));
         }
@@ -578,12 +610,16 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
 
 /// Sends within time, or says that the peer is of no use any more.
 async fn send(shared: &Shared, line: &Line, message: Message) -> bool {
-    let deadline = Instant::now() + shared.options.write_time;
-    match before(&shared.reactor, deadline, line.socket.send(message)).await {
+    let deadline = shared.reactor.now() + shared.options.write_time;
+    let mut sending = pin!(line.socket.send(message));
+    match before(&shared.reactor, deadline, sending.as_mut()).await {
         Some(sent) => sent.is_ok(),
         None => {
             shared.count(&Ended::Late);
-            false
+            // It ends what waits for room. Whether the kernel has taken the message at the last moment must
+            // be known: what has left for one connection must not leave for another.
+            line.socket.shut_down();
+            sending.await.is_ok()
         }
     }
 }

@@ -41,6 +41,20 @@ impl Signal {
     }
 }
 
+/// Ends when whoever else is ready in this turn has had it.
+pub(crate) async fn next_turn() {
+    let mut is_over = false;
+    poll_fn(|context| {
+        if is_over {
+            return Poll::Ready(());
+        }
+        is_over = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// What the future ends with, or nothing if the moment comes first. With both at once it is the future's:
 /// what has been done must not be lost.
 pub(crate) async fn before<T>(

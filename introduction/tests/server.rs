@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
 use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet, locator};
+use ring::script::{Faults, World};
 use ring::{Fd, Kind, Message, Reactor, Socket};
-use testing::{Census, on_each_driver, settle};
+use testing::worlds::for_seeds;
+use testing::{Census, in_own_process, on_each_driver, settle};
 
 /// Long enough for all that a test wants to happen before.
 const LONG: Duration = Duration::from_secs(60);
@@ -80,6 +82,19 @@ fn is_violation(reactor: &Reactor, misbehave: impl AsyncFnOnce(&RawPeer)) {
         assert_eq!(server.stats().violations, 1);
         serves(reactor, &server).await;
     });
+}
+
+/// The descriptors that lie in a peer's queue, taken past the reactor and without a turn.
+fn drained(peer: &RawPeer) -> Vec<OwnedFd> {
+    let mut descriptors = Vec::new();
+    while !is_quiet(&peer.stream.socket) {
+        let read = testing::receive_packet(&peer.stream.socket).unwrap();
+        if read.bytes.is_empty() {
+            break;
+        }
+        descriptors.extend(read.descriptors);
+    }
+    descriptors
 }
 
 /// Sends, and closes what was sent before anybody else has a turn: the server's is then the last copy.
@@ -315,6 +330,50 @@ on_each_driver! {
             assert_eq!(server.registered(), 2);
             let near = anne.ask_for(&bert.designator()).await;
             are_connected(near, bert.introduced_by(&anne.designator()).await).await;
+        });
+    }
+
+    /// The old connection's queue has room again at the moment at which the new one is registered: whether
+    /// what was on its way has left is known only after that.
+    fn who_comes_again_while_a_descriptor_is_handed_over_gets_it_once(reactor: &Reactor) {
+        const ASKED: usize = 16;
+        let server = server_with(reactor, patient());
+        let (anne, old, new, challenge, nears) = settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let old = registered(reactor, &server, 2).await;
+            let new = newcomer(reactor, &server, 2);
+            new.stream.say(new.registration()).await;
+            let (_, challenge) = new.response().await;
+            assert_eq!(new.stream.take(1).await, b">");
+            let mut nears = Vec::new();
+            for number in 0..ASKED {
+                let near = anne.ask_for(&old.designator()).await;
+                near.send(&[number as u8]).await.unwrap();
+                nears.push(near);
+            }
+            until(reactor, || server.stats().introductions == ASKED as u64).await;
+            serves(reactor, &server).await;
+            (anne, old, new, challenge, nears)
+        });
+        assert!(server.introductions() > 1, "the queue of the old one is full");
+        new.stream.socket.try_send(new.signature(&challenge)).unwrap();
+        let mut fars = drained(&old);
+        settle(reactor, async {
+            old.stream.rest().await;
+            fars.extend(old.stream.descriptors());
+            assert!(fars.len() < ASKED, "some were left for the new one");
+            for _ in fars.len()..ASKED {
+                fars.push(new.introduced_by(&anne.designator()).await);
+            }
+            assert!(is_quiet(&new.stream.socket), "one came twice");
+            let mut numbers = Vec::new();
+            for far in fars {
+                let far = Socket::wrap(reactor, far).unwrap();
+                numbers.push(far.receive().await.unwrap().bytes()[0]);
+            }
+            numbers.sort();
+            assert!(numbers.into_iter().eq(0..ASKED as u8), "each end came once");
+            drop(nears);
         });
     }
 
@@ -870,6 +929,18 @@ on_each_driver! {
             until(reactor, || server.connections() == 1 + crowd.len()).await;
             drop(crowd);
             until(reactor, || server.connections() == 1).await;
+        });
+    }
+}
+
+/// What may happen in any order. A stream takes four bytes whole, as the kernel has it.
+const FAULTS: Faults = Faults { short: 0, ..Faults::SOON };
+
+in_own_process! {
+    fn in_any_order_who_comes_again_gets_a_descriptor_once() {
+        for_seeds(0, 300, |seed| {
+            let world = World::new(seed, FAULTS);
+            who_comes_again_while_a_descriptor_is_handed_over_gets_it_once(&world.reactor().unwrap());
         });
     }
 }

@@ -181,7 +181,7 @@ pub(super) async fn shake_hands(
     expect: Expect,
     time: Duration,
 ) -> Result<Greeted, AddServerError> {
-    let deadline = Instant::now() + time;
+    let deadline = socket.reactor().now() + time;
     let ours: [u8; CHALLENGE_BYTES] = random()?;
     let mut locator = Locator::new(identity.key());
     locator.hints.extension = true;

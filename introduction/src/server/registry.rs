@@ -26,6 +26,9 @@ pub(super) struct Registry {
     limits: ServerOptions,
     pub(super) stats: ServerStats,
     connections: BTreeMap<Id, Connection>,
+    /// Gone, but for an introduction that was on its way to them: whether the kernel has taken it is not
+    /// known yet, and nobody else may get it before that is.
+    leaving: BTreeMap<Id, Connection>,
     keys: HashMap<PublicKey, Id>,
     introductions: BTreeMap<Serial, Introduction>,
     count: u64,
@@ -38,7 +41,8 @@ struct Connection {
     is_extended: bool,
     line: Rc<Line>,
     /// Its tasks, which end with it.
-    companions: Vec<Companion>,
+    reading: Option<Companion>,
+    writing: Option<Companion>,
     outbox: VecDeque<Outgoing>,
     /// Introductions under way that it has asked for.
     held: usize,
@@ -106,6 +110,9 @@ pub(super) struct NeverSent;
 #[derive(Default)]
 pub(super) struct After {
     lines: Vec<Rc<Line>>,
+    /// Connections that are over, and have something to say still.
+    shut: Vec<Rc<Line>>,
+    companions: Vec<Companion>,
     connections: Vec<Connection>,
     introductions: Vec<Introduction>,
     fds: Vec<Fd>,
@@ -115,15 +122,15 @@ pub(super) struct After {
 
 impl After {
     pub(super) fn happen(self) {
-        let After { lines, connections, introductions, fds, ended } = self;
+        let After { lines, shut, companions, connections, introductions, fds, ended } = self;
         for fd in &ended {
             // Whoever asked sees what it would see if this were closed, which it cannot be yet.
             let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
         }
-        for connection in &connections {
-            connection.line.socket.shut_down();
+        for line in shut.iter().chain(connections.iter().map(|connection| &connection.line)) {
+            line.socket.shut_down();
         }
-        drop((connections, introductions, fds, ended));
+        drop((shut, companions, connections, introductions, fds, ended));
         for line in lines {
             line.outgoing.ring();
             line.room.ring();
@@ -137,6 +144,7 @@ impl Registry {
             limits,
             stats: ServerStats::default(),
             connections: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             keys: HashMap::new(),
             introductions: BTreeMap::new(),
             count: 0,
@@ -186,24 +194,31 @@ impl Registry {
             key: None,
             is_extended: false,
             line,
-            companions: Vec::new(),
+            reading: None,
+            writing: None,
             outbox: VecDeque::new(),
             held: 0,
             asked: 0,
             sent: 0,
         };
         self.connections.insert(id, connection);
+        self.stats.admitted += 1;
         Ok(id)
     }
 
     /// The tasks of a connection. Gives them back if it is gone already.
-    pub(super) fn employ(&mut self, id: Id, companions: Vec<Companion>) -> Vec<Companion> {
+    pub(super) fn employ(
+        &mut self,
+        id: Id,
+        reading: Companion,
+        writing: Companion,
+    ) -> Option<(Companion, Companion)> {
         match self.connections.get_mut(&id) {
             Some(connection) => {
-                connection.companions = companions;
-                Vec::new()
+                (connection.reading, connection.writing) = (Some(reading), Some(writing));
+                None
             }
-            None => companions,
+            None => Some((reading, writing)),
         }
     }
 
@@ -238,35 +253,50 @@ impl Registry {
         self.connections.iter().map(told).collect()
     }
 
-    /// A connection is gone, with what it has asked for. What was on its way to it waits for it to come back.
+    /// A connection is gone, with what it has asked for. What waits for it waits for it to come back; what
+    /// was on its way to it does so once it is known not to have left.
     pub(super) fn remove(&mut self, id: Id, after: &mut After) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return after.connections.extend(self.leaving.remove(&id));
+        };
         if let Some(key) = connection.key
             && self.keys.get(&key) == Some(&id)
         {
             self.keys.remove(&key);
-        }
-        for introduction in self.introductions.values_mut() {
-            match introduction.state {
-                State::Queued(to) | State::Leaving(to, _) if to == id => {
-                    introduction.state = State::Waiting;
-                }
-                State::Passed(to, _) if to == id => introduction.state = State::Silent,
-                _ => {}
-            }
         }
         let of_it = self.introductions.iter().filter(|(_, introduction)| introduction.from == id);
         for serial in of_it.map(|(serial, _)| *serial).collect::<Vec<_>>() {
             self.unqueue(serial);
             after.introductions.extend(self.introductions.remove(&serial));
         }
-        after.connections.push(connection);
+        let mut is_awaited = false;
+        for introduction in self.introductions.values_mut() {
+            match introduction.state {
+                State::Queued(to) if to == id => introduction.state = State::Waiting,
+                State::Leaving(to, _) if to == id => is_awaited = true,
+                State::Passed(to, _) if to == id => introduction.state = State::Silent,
+                _ => {}
+            }
+        }
+        if is_awaited {
+            after.shut.push(Rc::clone(&connection.line));
+            after.companions.extend(connection.reading.take());
+            self.leaving.insert(id, connection);
+        } else {
+            after.connections.push(connection);
+        }
+    }
+
+    /// Whether nothing more is to be sent on this connection.
+    pub(super) fn is_gone(&self, id: Id) -> bool {
+        !self.connections.contains_key(&id)
     }
 
     pub(super) fn remove_all(&mut self, after: &mut After) {
         for id in self.connections.keys().copied().collect::<Vec<_>>() {
             self.remove(id, after);
         }
+        after.connections.extend(std::mem::take(&mut self.leaving).into_values());
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -296,14 +326,18 @@ impl Registry {
         to: PublicKey,
         record: Vec<u8>,
         fd: Fd,
+        now: Instant,
         after: &mut After,
     ) -> Option<Serial> {
         if self.introductions.len() >= self.limits.introductions_max {
             self.evict(after);
         }
-        let deadline = Instant::now() + self.limits.introduction_time;
+        let deadline = now + self.limits.introduction_time;
         let serial = self.next_number();
-        let connection = self.connections.get_mut(&from)?;
+        let Some(connection) = self.connections.get_mut(&from) else {
+            after.fds.push(fd);
+            return None;
+        };
         let number = connection.asked;
         connection.asked += 1;
         connection.held += 1;
@@ -408,6 +442,15 @@ impl Registry {
         }
         if !self.connections.get(&introduction.from).is_some_and(|from| from.is_extended) {
             self.finish(serial, after);
+        }
+    }
+
+    /// An introduction has not left for this connection, and waits for the peer to come back.
+    pub(super) fn returned(&mut self, serial: Serial, from: Id) {
+        if let Some(introduction) = self.introductions.get_mut(&serial)
+            && matches!(introduction.state, State::Leaving(to, _) if to == from)
+        {
+            introduction.state = State::Waiting;
         }
     }
 
@@ -560,7 +603,14 @@ mod tests {
             let anne = register(&mut registry, &reactor, 1);
             let (_, far) = Socket::pair(&reactor, Kind::Stream).unwrap();
             let mut after = After::default();
-            let serial = registry.introduce(anne, PublicKey([2; 32]), vec![], Fd::from(far), &mut after);
+            let serial = registry.introduce(
+                anne,
+                PublicKey([2; 32]),
+                vec![],
+                Fd::from(far),
+                reactor.now(),
+                &mut after,
+            );
             registry.pass_on(serial.unwrap(), bert, &mut after);
             assert_eq!(registry.connections[&bert].outbox.len(), 1);
             registry.remove(anne, &mut after);

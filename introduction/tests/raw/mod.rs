@@ -105,6 +105,11 @@ impl Stream {
         self.descriptors.borrow_mut().remove(0)
     }
 
+    /// The descriptors that have come and were not taken.
+    pub fn descriptors(&self) -> Vec<OwnedFd> {
+        self.descriptors.take()
+    }
+
     /// Until the end; what came before it.
     pub async fn rest(&self) -> Vec<u8> {
         while !self.closed.get() && self.read().await {}
