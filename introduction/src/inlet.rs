@@ -2,8 +2,8 @@
 //! bytes that only carry a descriptor.
 //!
 //! No I/O. It owns what has come and has not been asked for: one record is cut off at a time, so that
-//! whoever sends thousands at once decides nothing about how much is done for it. It sees of a descriptor only
-//! whether one came with a read; the descriptor itself waits with whoever reads.
+//! whoever sends thousands at once decides nothing about how much is done for it. It sees of a descriptor
+//! only whether one came with a read; the descriptor itself waits with whoever reads.
 //!
 //! The rule it rests on: the kernel ends a read after the bytes that were sent with a descriptor. So whatever
 //! follows a record in the read that brought the descriptor is what the sender sent with it, which means

@@ -96,6 +96,19 @@ impl Counters {
         text.metric("registered", "gauge", "peers registered now", registered);
         let under_way = count(server.introductions());
         text.metric("introductions_under_way", "gauge", "introductions under way now", under_way);
+        let stats = server.stats();
+        text.metric(
+            "most_reads_in_a_turn",
+            "gauge",
+            "the most reads one connection has had in one turn",
+            stats.most_reads_in_a_turn,
+        );
+        text.metric(
+            "most_records_in_a_turn",
+            "gauge",
+            "the most records of one connection looked at in one turn",
+            stats.most_records_in_a_turn,
+        );
         if let Ok(Some(open)) = self.census.count() {
             text.metric("open_descriptors", "gauge", "descriptors open now", open.unsigned_abs());
         }
