@@ -1,4 +1,5 @@
-//! The demonstration: a file service, a client without a file system, and a third process with one directory.
+//! The demonstration: a file service, a client without a file system that is introduced to it, and a third
+//! process with one directory.
 //!
 //! It owns the processes, which are this program started again with a handful of descriptors and nothing else
 //! in common, the comparison of what they report with direct reading, and the verdict. It must never take
@@ -16,9 +17,10 @@ pub mod walker;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{self, IsTerminal};
+use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -26,7 +28,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::census::Census;
 use crate::latency::{Latencies, Way};
@@ -34,18 +37,27 @@ use crate::options::Demo;
 use crate::output::{self, Failure, Outcome};
 use compare::Comparison;
 use direct::Go;
+use judge::Introduction;
 use report::{Fact, Record, Served, Walked};
 
 /// What each process finds under which number.
 const REPORT_FD: i32 = 3;
-/// The service: the mailbox end of the root object.
-const MAILBOX_FD: i32 = 4;
+/// The service and the client: a line to the introduction server; or, where nobody is introduced, the mailbox
+/// end of the root object and the address to attach to.
+const LINE_FD: i32 = 4;
 /// The service: the directory it exports.
 const ROOT_FD: i32 = 5;
-/// The client: the address it attaches to.
-const ADDRESS_FD: i32 = 4;
 /// The client and the third process: the socket between them.
 const GUEST_FD: i32 = 5;
+
+/// What is said when a directory is handed over.
+const HERE_IS_A_DIRECTORY: &[u8] = b"directory";
+
+/// How long the introduction server may take to get ready, and the service to register.
+const READY_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Descriptors for which the introduction server insists on room.
+const SERVER_DESCRIPTORS: u64 = 68;
 
 /// Findings of direct reading, handed over so many at a time.
 const BATCH: usize = 256;
@@ -79,15 +91,15 @@ pub fn run(options: &Demo) -> Result<Outcome, Failure> {
     if let Some(failure) = no_such_driver(options) {
         return Err(failure);
     }
-    enough_descriptors()?;
+    enough_descriptors(options)?;
     let started = Instant::now();
     let began = now();
     let granted = direct::pick_directory(root.as_fd())
         .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", printable(&path))))?;
 
-    let mut stage = Stage::set(options, &path, &root, granted.as_deref())?;
+    let (mut stage, introduction) = Stage::set(options, &path, &root, granted.as_deref())?;
     let bar = progress(options);
-    let mut story = Story::new(granted.clone());
+    let mut story = Story::new(granted.clone(), introduction);
     watch(&mut stage, &mut story, &root, &bar);
     bar.finish_and_clear();
     let ends = stage.end();
@@ -115,7 +127,7 @@ fn no_such_driver(options: &Demo) -> Option<Failure> {
 }
 
 /// With hardly any descriptors the processes would wait for room that never comes.
-fn enough_descriptors() -> Result<(), Failure> {
+fn enough_descriptors(options: &Demo) -> Result<(), Failure> {
     let open = count(&mut Census::open())?.and_then(|open| usize::try_from(open).ok());
     let needed = open.unwrap_or_default() + DESCRIPTORS_NEEDED;
     let limit = crate::reactor::descriptors_max();
@@ -123,6 +135,13 @@ fn enough_descriptors() -> Result<(), Failure> {
         let advice = "raise it with `ulimit -n`";
         return Err(Failure::new(format_args!(
             "RLIMIT_NOFILE is {limit}, and {needed} are needed: {advice}"
+        )));
+    }
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if let Some(hard) = hard.filter(|hard| *hard < SERVER_DESCRIPTORS && !options.inherited) {
+        return Err(Failure::new(format_args!(
+            "the hard RLIMIT_NOFILE is {hard}, and an introduction server needs {SERVER_DESCRIPTORS}: raise \
+             it, or do without with --inherited"
         )));
     }
     Ok(())
@@ -140,20 +159,22 @@ fn printable(path: &Path) -> String {
 
 // -- the processes ------------------------------------------------------------------------------------------
 
-/// One of the three.
+/// One of the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
+    Server,
     Service,
     Client,
     Guest,
 }
 
 impl Role {
-    pub const ALL: [Role; 3] = [Role::Service, Role::Client, Role::Guest];
+    pub const ALL: [Role; 4] = [Role::Server, Role::Service, Role::Client, Role::Guest];
 
     /// What it is called in the summary.
     pub fn name(self) -> &'static str {
         match self {
+            Role::Server => "introduction server",
             Role::Service => "service",
             Role::Client => "client",
             Role::Guest => "third process",
@@ -169,51 +190,124 @@ struct Stage {
 struct Actor {
     role: Role,
     child: Child,
+    /// Where it tells what it does; the introduction server tells nothing.
     report: Option<OwnedFd>,
     /// How it ended, once that is known.
     status: Option<ExitStatus>,
 }
 
 impl Stage {
-    fn set(options: &Demo, path: &Path, root: &OwnedFd, granted: Option<&[u8]>) -> Result<Stage, Failure> {
-        let failed = |error: io::Error| Failure::new(format_args!("cannot start the processes: {error}"));
-        let (mailbox, address) = pair().map_err(failed)?;
-        let (to_guest, from_client) = pair().map_err(failed)?;
-        let root = root.try_clone().map_err(failed)?;
-
+    /// Starts everybody. With an introduction it also gives what is known of it so far.
+    fn set(
+        options: &Demo,
+        path: &Path,
+        root: &OwnedFd,
+        granted: Option<&[u8]>,
+    ) -> Result<(Stage, Option<Introduction>), Failure> {
         let mut stage = Stage { actors: Vec::new() };
+        let (to_guest, from_client) = pair().map_err(not_started)?;
+        let root = root.try_clone().map_err(not_started)?;
         let mut service = program("__service", options);
-        stage
-            .start(Role::Service, &mut service, vec![(mailbox, MAILBOX_FD), (root, ROOT_FD)])
-            .map_err(failed)?;
-        // Each command keeps its descriptors until dropped: a mailbox end kept here would hide the service's
-        // death.
-        drop(service);
-
-        let mut guest = program("__walker", options);
-        guest.arg("--guest").arg("--forbidden").arg(path);
-        stage.start(Role::Guest, &mut guest, vec![(from_client, GUEST_FD)]).map_err(failed)?;
-        drop(guest);
-
         let mut client = program("__walker", options);
         client.arg("--forbidden").arg(path);
         if let Some(name) = granted {
             // In one word, since the name may begin with a dash.
             client.arg(joined(b"--grant=", name));
         }
-        let descriptors = vec![(address, ADDRESS_FD), (to_guest, GUEST_FD)];
-        stage.start(Role::Client, &mut client, descriptors).map_err(failed)?;
-        Ok(stage)
+
+        let introduction = match options.inherited {
+            true => {
+                let (mailbox, address) = pair().map_err(not_started)?;
+                stage.start(Role::Service, service, vec![(mailbox, LINE_FD), (root, ROOT_FD)])?;
+                stage.start(Role::Client, client, vec![(address, LINE_FD), (to_guest, GUEST_FD)])?;
+                None
+            }
+            false => {
+                let (server, lines) = stage.start_server(options)?;
+                let [line, clients_line] = lines;
+                service.arg("--server").arg(&server);
+                stage.start(Role::Service, service, vec![(line, LINE_FD), (root, ROOT_FD)])?;
+                let locator = stage.locator_of_service()?;
+                client.arg("--server").arg(&server).arg("--locator").arg(&locator);
+                stage.start(Role::Client, client, vec![(clients_line, LINE_FD), (to_guest, GUEST_FD)])?;
+                Some(Introduction { server, locator, client: None, service: None, stepped_out: false })
+            }
+        };
+
+        let mut guest = program("__walker", options);
+        guest.arg("--guest").arg("--forbidden").arg(path);
+        stage.start(Role::Guest, guest, vec![(from_client, GUEST_FD)])?;
+        Ok((stage, introduction))
     }
 
-    fn start(&mut self, role: Role, command: &mut Command, given: Vec<(OwnedFd, i32)>) -> io::Result<()> {
-        let (report, far) = pair()?;
-        let mut given = given;
+    /// Starts a process. The command ends here, and with it the descriptors that it has given: a mailbox end
+    /// kept here would hide the service's death.
+    fn start(
+        &mut self,
+        role: Role,
+        mut command: Command,
+        mut given: Vec<(OwnedFd, i32)>,
+    ) -> Result<(), Failure> {
+        let (report, far) = pair().map_err(not_started)?;
         given.push((far, REPORT_FD));
-        ring::inherit::give(command, given);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        ring::inherit::give(&mut command, given);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(not_started)?;
         self.actors.push(Actor { role, child, report: Some(report), status: None });
         Ok(())
+    }
+
+    /// Starts an introduction server in a private place, which the processes need not reach: each gets a line
+    /// that is connected already. Gives the server's key and the lines.
+    fn start_server(&mut self, options: &Demo) -> Result<(String, [OwnedFd; 2]), Failure> {
+        let place = tempfile::Builder::new().prefix("sendright-demo-").tempdir().map_err(not_started)?;
+        let path = place.path().join("introduce");
+        let mut command = program("introduce", options);
+        command.arg("--socket").arg(&path).args(["--mode", "0600", "--fresh-key", "--with-parent"]);
+        command.args(["--max-connections", "2", "--max-connections-per-user", "2"]);
+        command.args(["--max-introductions", "2", "--log", "error"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(not_started)?;
+        let stdout = child.stdout.take();
+        self.actors.push(Actor { role: Role::Server, child, report: None, status: None });
+        let mut key = String::new();
+        let read = stdout.map(|stdout| BufReader::new(stdout).read_line(&mut key));
+        if !matches!(read, Some(Ok(1..))) {
+            return Err(Failure::new("the introduction server did not get ready"));
+        }
+        let line = || UnixStream::connect(&path).map(OwnedFd::from).map_err(not_started);
+        let lines = [line()?, line()?];
+        // Nobody else is to come, and nothing is left behind however this ends.
+        place.close().map_err(not_started)?;
+        Ok((key.trim_end().to_string(), lines))
+    }
+
+    /// Waits for the first thing that the service says: where it is to be found.
+    fn locator_of_service(&self) -> Result<String, Failure> {
+        let failed = || Failure::new("the service did not register with the introduction server");
+        let service = self.actors.iter().find(|actor| actor.role == Role::Service);
+        let report = service.and_then(|service| service.report.as_ref()).ok_or_else(failed)?;
+        let set = |time| sockopt::set_socket_timeout(report, sockopt::Timeout::Recv, time);
+        set(Some(READY_TIME_MAX)).map_err(|_| failed())?;
+        let mut buffer = vec![0; report::PACKET_BYTES_MAX];
+        let (length, _) =
+            rustix::io::retry_on_intr(|| rustix::net::recv(report, &mut *buffer, RecvFlags::empty()))
+                .map_err(|_| failed())?;
+        set(None).map_err(|_| failed())?;
+        match report::records(&buffer[..length]).next() {
+            Some(Ok(Record::Listed { locator })) => Ok(locator),
+            _ => Err(failed()),
+        }
+    }
+
+    /// Ends the introduction server, in good order. Says whether that is how it ended.
+    fn dismiss_server(&mut self) -> bool {
+        let Some(server) = self.actors.iter_mut().find(|actor| actor.role == Role::Server) else {
+            return false;
+        };
+        if server.status.is_none() {
+            let _ = kill_process(Pid::from_child(&server.child), Signal::TERM);
+            server.status = server.end(Instant::now() + END_TIME_MAX);
+        }
+        server.status.is_some_and(|status| status.success())
     }
 
     /// Waits for what is left to end, and ends what does not.
@@ -329,7 +423,7 @@ fn inherited(number: i32) -> Result<OwnedFd, Failure> {
 
 /// In a process of the demonstration: it has no purpose without the one that started it.
 fn die_with_parent() {
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
 }
 
 /// In a process of the demonstration: how many descriptors it has.
@@ -337,8 +431,13 @@ fn count(census: &mut Census) -> Result<Option<i64>, Failure> {
     census.count().map_err(|error| Failure::new(format_args!("counting descriptors: {error}")))
 }
 
-/// In a process of the demonstration: the end of its report, sent when everything else is gone.
-fn send_last_words(report: &OwnedFd, records: &[Record<'_>]) -> Result<(), Failure> {
+fn not_started(error: io::Error) -> Failure {
+    Failure::new(format_args!("cannot start the processes: {error}"))
+}
+
+/// In a process of the demonstration: a part of its report, sent at once. The last words are sent when
+/// everything else is gone.
+fn send_records(report: &OwnedFd, records: &[Record<'_>]) -> Result<(), Failure> {
     let mut packet = Vec::new();
     for record in records {
         record.encode(&mut packet);
@@ -370,6 +469,8 @@ pub struct Story {
     pub part: Comparison,
     pub walked: HashMap<Role, Walked>,
     pub served: Option<Served>,
+    /// How client and service have met, where they had to.
+    pub introduction: Option<Introduction>,
     pub session: Latencies,
     pub plain: Latencies,
     /// What went wrong that is no property of the tree.
@@ -395,13 +496,14 @@ enum Event {
 }
 
 impl Story {
-    fn new(granted: Option<Vec<u8>>) -> Story {
+    fn new(granted: Option<Vec<u8>>, introduction: Option<Introduction>) -> Story {
         Story {
             granted,
             whole: Comparison::default(),
             part: Comparison::default(),
             walked: HashMap::new(),
             served: None,
+            introduction,
             session: Latencies::new(),
             plain: Latencies::new(),
             trouble: Vec::new(),
@@ -464,7 +566,18 @@ impl Story {
                 match role {
                     Role::Client => self.whole.reported(path, fact),
                     Role::Guest => self.part.reported(path, fact),
-                    Role::Service => return None,
+                    Role::Server | Role::Service => return None,
+                }
+                Some(())
+            }
+            // That is heard before anything else, or not at all.
+            Record::Listed { .. } => None,
+            Record::Met(met) => {
+                let introduction = self.introduction.as_mut()?;
+                match role {
+                    Role::Client => introduction.client = Some(met),
+                    Role::Service => introduction.service = Some(met),
+                    Role::Server | Role::Guest => return None,
                 }
                 Some(())
             }
@@ -490,8 +603,16 @@ impl Story {
         }
     }
 
+    /// Whether client and service have met, and the server is still there.
+    fn needs_no_server(&self) -> bool {
+        self.introduction.as_ref().is_some_and(|introduction| {
+            introduction.client.is_some() && introduction.service.is_some() && !introduction.stepped_out
+        })
+    }
+
     fn has_last_words_of(&self, role: Role) -> bool {
         match role {
+            Role::Server => true,
             Role::Service => self.served.is_some(),
             Role::Client | Role::Guest => self.walked.contains_key(&role),
         }
@@ -536,8 +657,13 @@ pub enum Cut {
 }
 
 /// Takes events until each process has had its last words and direct reading has ended.
-fn hear(events: &Receiver<Event>, story: &mut Story, stage: &Stage, bar: &ProgressBar) -> Result<(), Cut> {
-    let mut silent_left = stage.actors.len();
+fn hear(
+    events: &Receiver<Event>,
+    story: &mut Story,
+    stage: &mut Stage,
+    bar: &ProgressBar,
+) -> Result<(), Cut> {
+    let mut silent_left = stage.actors.iter().filter(|actor| actor.role != Role::Server).count();
     let mut direct_left = true;
     let mut drawn = Instant::now();
     while silent_left > 0 || direct_left {
@@ -557,6 +683,16 @@ fn hear(events: &Receiver<Event>, story: &mut Story, stage: &Stage, bar: &Progre
             Event::Packet(role, packet) => {
                 if !story.packet(role, &packet) {
                     return Err(Cut::Trouble);
+                }
+                // Both have what they need: the client begins when the server is no more.
+                if story.needs_no_server() {
+                    let stepped_out = stage.dismiss_server();
+                    if let Some(introduction) = &mut story.introduction {
+                        introduction.stepped_out = stepped_out;
+                    }
+                    if !stepped_out {
+                        return Err(Cut::Died(Role::Server));
+                    }
                 }
             }
             Event::ReportEnd(role) => {

@@ -52,6 +52,9 @@ const METRICS_NAME: &str = "metrics";
 /// Introduces until it is told to end.
 pub fn run(options: &Introduce) -> Result<Outcome, Failure> {
     let started = Instant::now();
+    if options.with_parent {
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    }
     let file = SettingsSource::of(options)?;
     let settings = file.read().map_err(Failure::usage)?;
     let format = if options.log_format == "json" { Format::Json } else { Format::Text };

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Style, Styles};
 use clap::{Args, Parser, Subcommand};
+use introduction::{Locator, PublicKey};
 use perf::suite::Suite;
 
 use crate::output::{self, Failure, Outcome};
@@ -46,11 +47,12 @@ pub struct Options {
 pub enum Command {
     /// Export a directory to processes that have no file system, and check what they read
     ///
-    /// Three processes share nothing but descriptors. A service holds DIR. A client that has dropped its
-    /// access to the file system holds one inherited address; it walks the whole tree through directory and
-    /// file objects, opens every file by a call, and hashes what it reads through the descriptor that came
-    /// back. It grants one directory to a third process, which does the same with that. This process reads
-    /// everything directly and compares.
+    /// Three processes share nothing but descriptors. A service holds DIR and registers with an introduction
+    /// server. A client that has dropped its access to the file system knows the service's locator and
+    /// nothing else; it is introduced, both prove who they are, and the server is ended. Then the client
+    /// walks the whole tree through directory and file objects, opens every file by a call, and hashes what
+    /// it reads through the descriptor that came back. It grants one directory to a third process, which does
+    /// the same with that. This process reads everything directly and compares.
     Demo(Demo),
 
     /// Say what this machine can do, which driver runs and why, and which limits will bite
@@ -107,6 +109,10 @@ pub struct Demo {
     /// The driver of every process [default: what SENDRIGHT_DRIVER says, or the best one that works]
     #[arg(long, value_name = "DRIVER", value_parser = ["auto", "uring", "epoll"])]
     pub driver: Option<String>,
+
+    /// Do without an introduction: the client starts with the address of the directory
+    #[arg(long)]
+    pub inherited: bool,
 
     /// Print one JSON object and no progress
     #[arg(long)]
@@ -312,6 +318,10 @@ pub struct Introduce {
     #[arg(long)]
     pub require_sandbox: bool,
 
+    /// End with the process that has started this one
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+
     #[command(flatten)]
     pub limits: IntroduceLimits,
 }
@@ -386,6 +396,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
 pub struct DemoService {
     #[arg(long)]
     pub driver: Option<String>,
+
+    /// The key of the introduction server at the other end of the inherited stream. Without it the mailbox is
+    /// inherited.
+    #[arg(long)]
+    pub server: Option<PublicKey>,
 }
 
 #[derive(Debug, Args)]
@@ -396,6 +411,15 @@ pub struct DemoWalker {
     /// The exported directory, only to show that it cannot be opened.
     #[arg(long)]
     pub forbidden: OsString,
+
+    /// The key of the introduction server at the other end of the inherited stream. Without it the address is
+    /// inherited.
+    #[arg(long, requires = "locator")]
+    pub server: Option<PublicKey>,
+
+    /// Where the service is to be found.
+    #[arg(long)]
+    pub locator: Option<Locator>,
 
     /// The directory whose object comes over the inherited socket instead of an inherited address.
     #[arg(long)]

@@ -115,6 +115,69 @@ fn on_epoll_every_file_is_read_and_nothing_is_left() {
 }
 
 #[test]
+fn who_met_whom_is_told_and_that_the_server_was_not_needed_any_more() {
+    let tree = tree();
+    for driver in ["auto", "epoll"] {
+        let report = passed(&demo(&["--json", "--driver", driver], tree.path()));
+        let introduction = &report["introduction"];
+        assert_eq!(introduction["proved"], true, "{report}");
+        assert_eq!(introduction["stepped_out"], true, "{report}");
+        let key = |who: &str| introduction[who].as_str().unwrap().to_string();
+        let keys = ["server", "client", "service"].map(key);
+        assert!(keys.iter().all(|key| key.len() == 52), "{report}");
+        assert!(key("locator").starts_with(&format!("ocapn://{}.unix-domain-socket", key("service"))));
+        assert!(key("locator").contains(&key("server")), "{report}");
+        assert_eq!(keys.iter().collect::<std::collections::BTreeSet<_>>().len(), 3, "{report}");
+    }
+}
+
+#[test]
+fn an_inherited_address_does_without_an_introduction() {
+    let tree = tree();
+    for driver in ["auto", "epoll"] {
+        let report = passed(&demo(&["--json", "--inherited", "--driver", driver], tree.path()));
+        assert_eq!(report["introduction"], Value::Null);
+        everything_was_read(&report);
+    }
+}
+
+#[test]
+fn nothing_is_left_of_the_servers_place() {
+    let (tree, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = sendright();
+    let output = command.env("TMPDIR", place.path()).args(["demo", "--json"]).arg(tree.path()).output();
+    passed(&output.unwrap());
+    assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_place_that_cannot_be_made_is_told() {
+    let tree = tempfile::tempdir().unwrap();
+    let mut command = sendright();
+    let output =
+        command.env("TMPDIR", "/nowhere").args(["demo", "--json"]).arg(tree.path()).output().unwrap();
+    assert_eq!(status(&output), 1);
+    assert!(stderr(&output).contains("cannot start the processes"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_file_without_an_end_is_not_read_for_ever() {
+    // Of 0 bytes, it says, and of hundreds of gigabytes to whoever reads them.
+    let endless = Path::new("/proc/self/pagemap");
+    if fs::File::open(endless).is_err() {
+        println!("skipped: {} cannot be opened", endless.display());
+        return;
+    }
+    let output = demo(&["--json"], Path::new("/proc/self"));
+    let report = json(&output);
+    // What is there changes while it is looked at: which verdict there is does not matter, but that there is.
+    assert!(["pass", "fail"].contains(&report["verdict"].as_str().unwrap()), "{report}");
+    assert!(report["endless"].as_u64().unwrap() > 0, "{report}");
+    assert_eq!(report["trouble"], Value::Array(Vec::new()), "{report}");
+    assert_eq!(report["leaked_descriptors"], 0, "{report}");
+}
+
+#[test]
 fn the_environment_chooses_the_driver() {
     let tree = tree();
     let mut command = sendright();
@@ -256,6 +319,19 @@ testing::in_own_process! {
         assert!(stderr(&output).contains("RLIMIT_NOFILE is 24"), "{}", stderr(&output));
     }
 
+    fn too_few_for_an_introduction_server_are_told_and_enough_without() {
+        let tree = tree();
+        let limited = |arguments: &str| {
+            let mut shell = at("sh".as_ref());
+            let script = format!("ulimit -n 67 && exec \"$0\" demo --json {arguments} \"$1\"");
+            shell.args(["-c", &script, env!("CARGO_BIN_EXE_sendright")]).arg(tree.path()).output().unwrap()
+        };
+        let refused = limited("");
+        assert_eq!(status(&refused), 1);
+        assert!(stderr(&refused).contains("--inherited"), "{}", stderr(&refused));
+        everything_was_read(&passed(&limited("--inherited")));
+    }
+
     fn sixty_four_descriptors_are_enough_for_a_slow_walk() {
         let _limit = testing::limit_descriptors(64);
         let tree = tree();
@@ -298,9 +374,10 @@ fn a_process_that_dies_is_named_and_the_rest_does_not_hang() {
             .spawn()
             .unwrap();
         let mut victim = None;
+        // The client is started when the service has registered: from then on there will be a report.
         testing::wait_until("the process is there", || {
             victim = child_named(child.id(), part);
-            victim.is_some()
+            victim.is_some() && child_named(child.id(), "__walker").is_some()
         });
         rustix::process::kill_process(victim.unwrap(), rustix::process::Signal::KILL).unwrap();
         let killed = Instant::now();

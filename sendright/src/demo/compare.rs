@@ -26,6 +26,8 @@ pub struct Tally {
     pub files: u64,
     pub bytes: u64,
     pub links: u64,
+    /// Files that go on and on, which both sides left unread beyond the same bound.
+    pub endless: u64,
     /// Listed and never opened: pipes, devices, sockets.
     pub skipped: u64,
     pub unreadable: u64,
@@ -68,8 +70,8 @@ impl Comparison {
 
     /// Places where both sides have spoken.
     pub fn settled(&self) -> u64 {
-        let Tally { directories, files, links, skipped, unreadable, .. } = self.agreed;
-        directories + files + links + skipped + unreadable + self.disputes.len() as u64
+        let Tally { directories, files, links, endless, skipped, unreadable, .. } = self.agreed;
+        directories + files + links + endless + skipped + unreadable + self.disputes.len() as u64
     }
 
     /// What agreed, and everything that did not.
@@ -101,6 +103,7 @@ impl Tally {
                 self.files += 1;
                 self.bytes += bytes;
             }
+            Fact::Endless { .. } => self.endless += 1,
             Fact::Link { .. } => self.links += 1,
             Fact::Other(_) => self.skipped += 1,
             Fact::Unreadable { .. } => self.unreadable += 1,

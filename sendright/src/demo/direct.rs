@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::report::Fact;
+use super::report::{BEYOND_BYTES_MAX, Fact};
 use crate::files::wire::Kind;
 
 /// One step into the tree stays below the kernel's `PATH_MAX` of 4,096 bytes.
@@ -223,9 +223,11 @@ fn read(at: BorrowedFd<'_>, name: &[u8], buffer: &mut [u8]) -> Result<Fact, Errn
     // Without O_NONBLOCK a pipe that took the file's place would hold us for ever.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(at, name, flags, Mode::empty())?;
-    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+    let stat = rustix::fs::fstat(&file)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(Fact::Vanished);
     }
+    let most = u64::try_from(stat.st_size).unwrap_or(0).saturating_add(BEYOND_BYTES_MAX);
     let mut hash = Sha256::new();
     let mut bytes = 0;
     loop {
@@ -234,6 +236,9 @@ fn read(at: BorrowedFd<'_>, name: &[u8], buffer: &mut [u8]) -> Result<Fact, Errn
             Ok(length) => {
                 hash.update(&buffer[..length]);
                 bytes += length as u64;
+                if bytes > most {
+                    return Ok(Fact::Endless { bytes: most });
+                }
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),

@@ -14,8 +14,13 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use sha2::{Digest, Sha256};
 
+use super::report::BEYOND_BYTES_MAX;
+
 /// Read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
+
+/// In place of an error number: there was no end to it.
+const ENDLESS: u32 = u32::MAX;
 
 /// Ticket, error number, length, hash.
 const RESULT_BYTES: usize = 4 + 4 + 8 + 32;
@@ -34,12 +39,22 @@ struct Work {
     content: OwnedFd,
 }
 
+/// What there was to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// All of it.
+    Whole { bytes: u64, sha256: [u8; 32] },
+    /// More than so much, which was where the reading ended ([`BEYOND_BYTES_MAX`]).
+    Endless { bytes: u64 },
+    /// Nothing, by the kernel's error number.
+    Unreadable { errno: u32 },
+}
+
 /// What became of one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hashed {
     pub ticket: u32,
-    /// Bytes read and their hash, or the kernel's error number.
-    pub content: Result<(u64, [u8; 32]), u32>,
+    pub content: Content,
 }
 
 impl Hasher {
@@ -80,16 +95,18 @@ impl Hashed {
         let (errno, rest) = rest.split_first_chunk::<4>()?;
         let (bytes, sha256) = rest.split_first_chunk::<8>()?;
         let content = match u32::from_le_bytes(*errno) {
-            0 => Ok((u64::from_le_bytes(*bytes), sha256.try_into().ok()?)),
-            errno => Err(errno),
+            0 => Content::Whole { bytes: u64::from_le_bytes(*bytes), sha256: sha256.try_into().ok()? },
+            ENDLESS => Content::Endless { bytes: u64::from_le_bytes(*bytes) },
+            errno => Content::Unreadable { errno },
         };
         Some(Hashed { ticket: u32::from_le_bytes(*ticket), content })
     }
 
     fn encode(&self) -> [u8; RESULT_BYTES] {
         let (errno, bytes, sha256) = match self.content {
-            Ok((bytes, sha256)) => (0, bytes, sha256),
-            Err(errno) => (errno, 0, [0; 32]),
+            Content::Whole { bytes, sha256 } => (0, bytes, sha256),
+            Content::Endless { bytes } => (ENDLESS, bytes, [0; 32]),
+            Content::Unreadable { errno } => (errno, 0, [0; 32]),
         };
         let mut packet = [0; RESULT_BYTES];
         packet[..4].copy_from_slice(&self.ticket.to_le_bytes());
@@ -103,7 +120,8 @@ impl Hashed {
 fn hash_all(work: &Receiver<Work>, results: &OwnedFd) {
     let mut buffer = vec![0; CHUNK_BYTES];
     while let Ok(Work { ticket, content }) = work.recv() {
-        let hashed = hash(&content, &mut buffer).map_err(|errno| errno.raw_os_error().unsigned_abs());
+        let unreadable = |errno: Errno| Content::Unreadable { errno: errno.raw_os_error().unsigned_abs() };
+        let hashed = hash(&content, &mut buffer).unwrap_or_else(unreadable);
         // Closed before the result is told: whoever hears of it may count on the room.
         drop(content);
         let packet = Hashed { ticket, content: hashed }.encode();
@@ -113,16 +131,21 @@ fn hash_all(work: &Receiver<Work>, results: &OwnedFd) {
     }
 }
 
-fn hash(content: &OwnedFd, buffer: &mut [u8]) -> Result<(u64, [u8; 32]), Errno> {
+fn hash(content: &OwnedFd, buffer: &mut [u8]) -> Result<Content, Errno> {
+    let size = u64::try_from(rustix::fs::fstat(content)?.st_size).unwrap_or(0);
+    let most = size.saturating_add(BEYOND_BYTES_MAX);
     let mut hash = Sha256::new();
     let mut bytes = 0;
     loop {
         let length = rustix::io::retry_on_intr(|| rustix::io::read(content, &mut *buffer))?;
         if length == 0 {
-            return Ok((bytes, hash.finalize().into()));
+            return Ok(Content::Whole { bytes, sha256: hash.finalize().into() });
         }
         hash.update(&buffer[..length]);
         bytes += length as u64;
+        if bytes > most {
+            return Ok(Content::Endless { bytes: most });
+        }
     }
 }
 
@@ -132,7 +155,11 @@ mod tests {
 
     #[test]
     fn results_are_read_as_they_were_written() {
-        for content in [Ok((u64::MAX, [9; 32])), Err(5)] {
+        for content in [
+            Content::Whole { bytes: u64::MAX, sha256: [9; 32] },
+            Content::Endless { bytes: 7 },
+            Content::Unreadable { errno: 5 },
+        ] {
             let hashed = Hashed { ticket: 77, content };
             assert_eq!(Hashed::parse(&hashed.encode()), Some(hashed));
         }

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::compare::{Comparison, Dispute, Tally};
-use super::report::{Fact, Served, Walked};
+use super::report::{Fact, Met, Served, Walked};
 use super::{Cut, End, Role, Story, direct};
 use crate::latency::Latencies;
 use crate::output;
@@ -25,12 +25,27 @@ pub struct Judgement {
     pub part: Reading,
     pub walked: HashMap<Role, Walked>,
     pub served: Option<Served>,
+    /// How client and service found each other, where they had to.
+    pub introduction: Option<Introduction>,
     pub session: Latencies,
     pub plain: Latencies,
     /// Grounds for a bad verdict, each a sentence.
     pub trouble: Vec<String>,
     /// Descriptors left or lost, in all three; `None` if one of them could not count.
     pub leaked_descriptors: Option<i64>,
+}
+
+/// A meeting through an introduction server.
+#[derive(Debug)]
+pub struct Introduction {
+    /// The server's key.
+    pub server: String,
+    /// Where the service is to be found.
+    pub locator: String,
+    pub client: Option<Met>,
+    pub service: Option<Met>,
+    /// Whether the server had ended, and well, before anything was read.
+    pub stepped_out: bool,
 }
 
 /// One process's reading against direct reading.
@@ -69,14 +84,15 @@ pub fn judge(
     let mut trouble = std::mem::take(&mut story.trouble);
     trouble.extend(deaths(&story, ends));
     trouble.extend(walls_with_holes(&story));
+    trouble.extend(strangers(&story));
     if let Some(count @ 1..) = leaked_descriptors {
         trouble.push(format!("{count} descriptors were left open or lost"));
     }
     if let Some(Served { left: left @ 1.., .. }) = story.served {
         trouble.push(format!("{left} objects outlived their holders"));
     }
-    let Story { walked, served, session, plain, .. } = story;
-    Judgement { whole, part, walked, served, session, plain, trouble, leaked_descriptors }
+    let Story { walked, served, introduction, session, plain, .. } = story;
+    Judgement { whole, part, walked, served, introduction, session, plain, trouble, leaked_descriptors }
 }
 
 /// How disputes are settled.
@@ -162,6 +178,26 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// Who was introduced must be who was asked for, and know it, and need the server no more.
+fn strangers(story: &Story) -> Option<String> {
+    let Introduction { client, service, stepped_out, .. } = story.introduction.as_ref()?;
+    match (client, service) {
+        _ if story.cut.is_some() => None,
+        (Some(client), Some(service)) => {
+            let know_each_other = client.other == service.key && service.other == client.key;
+            let proved = client.proved && service.proved;
+            if !know_each_other || !proved {
+                Some("client and service are not whom the other takes them for".to_string())
+            } else if !stepped_out {
+                Some("the introduction server was needed after the introduction".to_string())
+            } else {
+                None
+            }
+        }
+        _ => Some("client and service have not met".to_string()),
+    }
+}
+
 /// Where there is Landlock, a process that can open the directory directly proves nothing.
 fn walls_with_holes(story: &Story) -> Vec<String> {
     let roles = Role::ALL.into_iter().filter_map(|role| Some((role, story.walked.get(&role)?)));
@@ -188,6 +224,7 @@ fn describe_fact(fact: Option<&Fact>) -> String {
             let hash: String = sha256[..4].iter().map(|byte| format!("{byte:02x}")).collect();
             format!("{bytes} bytes, sha256 {hash}\u{2026}")
         }
+        Some(Fact::Endless { bytes }) => format!("more than {bytes} bytes, without end"),
         Some(Fact::Link { target }) => format!("a link to {}", output::printable(target)),
         Some(Fact::Other(kind)) => format!("a special file ({})", char::from(kind.byte())),
         Some(Fact::Unreadable { errno }) => {
@@ -239,6 +276,25 @@ mod tests {
         let reading = judged(tree.path(), LATER, Some(truth(tree.path(), "f")), Some(lie));
         assert_eq!((reading.mismatches.len(), reading.changed), (1, 0));
         assert!(describe_mismatch(&reading.mismatches[0]).starts_with("f: 5 bytes, sha256 01010101"));
+    }
+
+    #[test]
+    fn who_is_not_who_was_asked_for_is_trouble() {
+        let met = |key: &str, other: &str, proved| Met { key: key.into(), other: other.into(), proved };
+        let told = |client, service, stepped_out| {
+            let (server, locator) = ("s".to_string(), "ocapn://b".to_string());
+            let introduction = Introduction { server, locator, client, service, stepped_out };
+            strangers(&Story::new(None, Some(introduction)))
+        };
+        let (anne, bert) = (met("a", "b", true), met("b", "a", true));
+        assert_eq!(told(Some(anne.clone()), Some(bert.clone()), true), None);
+        assert!(told(Some(anne.clone()), Some(bert.clone()), false).unwrap().contains("was needed"));
+        let carl = met("b", "c", true);
+        assert!(told(Some(anne.clone()), Some(carl), true).unwrap().contains("takes them for"));
+        let claims = met("b", "a", false);
+        assert!(told(Some(anne), Some(claims), true).unwrap().contains("takes them for"));
+        assert!(told(None, Some(bert), true).unwrap().contains("have not met"));
+        assert_eq!(strangers(&Story::new(None, None)), None);
     }
 
     #[test]

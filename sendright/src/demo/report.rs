@@ -16,6 +16,10 @@ pub const PACKET_BYTES_SOFT: usize = 16_384;
 /// No packet is longer: the soft limit and the longest record (the last words of a process).
 pub const PACKET_BYTES_MAX: usize = 65_536;
 
+/// How much more than its size a file is read. What then has not come to its end is taken to have none: many
+/// a file of `/proc` says that it has 0 bytes, and gives as many as anybody takes.
+pub const BEYOND_BYTES_MAX: u64 = 32 << 20;
+
 /// The number of the directory a walk begins in. It is never announced.
 pub const ROOT: u32 = 0;
 
@@ -26,6 +30,8 @@ pub enum Fact {
     Directory,
     /// A regular file, read to its end.
     File { bytes: u64, sha256: [u8; 32] },
+    /// A regular file that goes on and on, read so far and no further ([`BEYOND_BYTES_MAX`]).
+    Endless { bytes: u64 },
     /// A symbolic link, not followed.
     Link { target: Vec<u8> },
     /// Something that is never opened: its kind.
@@ -45,12 +51,27 @@ pub enum Record<'a> {
     Found { directory: u32, name: Option<Leaf<'a>>, fact: Fact },
     /// So many calls took so long, within the histogram's precision.
     Latency { way: Way, latency_ns: u64, calls: u64 },
+    /// The first record of a service that is to be found by a locator: this one.
+    Listed { locator: String },
+    /// Two have been introduced to each other, says one of them.
+    Met(Met),
     /// Something went wrong that is no property of the tree.
     Trouble { sentence: String },
     /// The last record of a walking process.
     Walked(Walked),
     /// The last record of the service.
     Served(Served),
+}
+
+/// Whom a process has met through the introduction server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Met {
+    /// Its own key.
+    pub key: String,
+    /// The key of whoever is at the other end.
+    pub other: String,
+    /// Whether that has been proved on the connection itself.
+    pub proved: bool,
 }
 
 /// The last words of a process that walked.
@@ -100,6 +121,8 @@ const NUMBER: u8 = b'n';
 const FOUND: u8 = b'f';
 const FOUND_ITSELF: u8 = b'F';
 const LATENCY: u8 = b'l';
+const LISTED: u8 = b'L';
+const MET: u8 = b'm';
 const TROUBLE: u8 = b't';
 const WALKED: u8 = b'W';
 const SERVED: u8 = b'S';
@@ -141,6 +164,11 @@ impl Record<'_> {
                 packet.extend_from_slice(&latency_ns.to_le_bytes());
                 packet.extend_from_slice(&calls.to_le_bytes());
             }
+            Record::Listed { locator } => {
+                packet.push(LISTED);
+                packet.extend_from_slice(locator.as_bytes());
+            }
+            Record::Met(met) => encode_words(MET, met, packet),
             Record::Trouble { sentence } => {
                 packet.push(TROUBLE);
                 packet.extend_from_slice(cut(sentence).as_bytes());
@@ -173,6 +201,10 @@ fn encode_fact(fact: &Fact, packet: &mut Vec<u8>) {
             packet.push(b'f');
             packet.extend_from_slice(&bytes.to_le_bytes());
             packet.extend_from_slice(sha256);
+        }
+        Fact::Endless { bytes } => {
+            packet.push(b'e');
+            packet.extend_from_slice(&bytes.to_le_bytes());
         }
         Fact::Link { target } => {
             packet.push(b'l');
@@ -241,6 +273,8 @@ fn parse(body: &[u8]) -> Option<Record<'_>> {
             let (calls, rest) = split_u64(rest)?;
             rest.is_empty().then_some(Record::Latency { way, latency_ns, calls })
         }
+        LISTED => Some(Record::Listed { locator: String::from_utf8(rest.to_vec()).ok()? }),
+        MET => Some(Record::Met(serde_json::from_slice(rest).ok()?)),
         TROUBLE => Some(Record::Trouble { sentence: String::from_utf8(rest.to_vec()).ok()? }),
         WALKED => Some(Record::Walked(serde_json::from_slice(rest).ok()?)),
         SERVED => Some(Record::Served(serde_json::from_slice(rest).ok()?)),
@@ -255,6 +289,10 @@ fn parse_fact(bytes: &[u8]) -> Option<Fact> {
         b'f' => {
             let (bytes, rest) = split_u64(rest)?;
             Some(Fact::File { bytes, sha256: rest.try_into().ok()? })
+        }
+        b'e' => {
+            let (bytes, rest) = split_u64(rest)?;
+            rest.is_empty().then_some(Fact::Endless { bytes })
         }
         b'l' => Some(Fact::Link { target: rest.to_vec() }),
         b'o' => match rest {
@@ -301,6 +339,7 @@ mod tests {
             Record::Number { number: 1, parent: ROOT, name },
             found(Fact::Directory),
             found(Fact::File { bytes: 9, sha256: [7; 32] }),
+            found(Fact::Endless { bytes: 1 << 25 }),
             found(Fact::Link { target: b"../\xfe".to_vec() }),
             found(Fact::Link { target: Vec::new() }),
             found(Fact::Other(Kind::Fifo)),
@@ -308,6 +347,8 @@ mod tests {
             found(Fact::Vanished),
             Record::Found { directory: 3, name: None, fact: Fact::Directory },
             Record::Latency { way: Way::Plain, latency_ns: 12_345, calls: 67 },
+            Record::Listed { locator: "ocapn://somebody".into() },
+            Record::Met(Met { key: "us".into(), other: "them".into(), proved: true }),
             Record::Trouble { sentence: "out of luck".into() },
             Record::Walked(Walked {
                 driver: "epoll".into(),

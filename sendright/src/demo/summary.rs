@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::judge::{Judgement, Reading, describe_mismatch};
+use super::judge::{self, Judgement, Reading, describe_mismatch};
 use super::report::{Served, Walked};
 use super::{Role, printable};
 use crate::latency::{Latencies, Quantiles};
@@ -27,12 +27,14 @@ pub struct Summary {
     bytes: u64,
     directories: u64,
     links: u64,
+    endless: u64,
     skipped: u64,
     unreadable: u64,
     changed: u64,
     mismatches: usize,
     mismatched: Vec<String>,
     granted: Granted,
+    introduction: Option<Introduction>,
     calls: u64,
     session: Calls,
     plain: Calls,
@@ -61,6 +63,19 @@ struct Granted {
     mismatches: usize,
 }
 
+/// Who met whom, by key, and through whom.
+#[derive(Debug, Serialize)]
+struct Introduction {
+    server: String,
+    locator: String,
+    client: Option<String>,
+    service: Option<String>,
+    /// Both ends have proved who they are to each other, on the connection itself.
+    proved: bool,
+    /// The server had ended before anything was read.
+    stepped_out: bool,
+}
+
 /// The calls of one way.
 #[derive(Debug, Serialize)]
 struct Calls {
@@ -85,6 +100,7 @@ impl Summary {
             bytes: tally.bytes,
             directories: tally.directories,
             links: tally.links,
+            endless: tally.endless,
             skipped: tally.skipped,
             unreadable: tally.unreadable,
             changed: changed + judgement.part.changed,
@@ -98,6 +114,7 @@ impl Summary {
                 changed: judgement.part.changed,
                 mismatches: judgement.part.mismatches.len(),
             },
+            introduction: judgement.introduction.as_ref().map(Introduction::new),
             calls: judgement.session.calls() + judgement.plain.calls(),
             session: Calls::new(&judgement.session),
             plain: Calls::new(&judgement.plain),
@@ -134,9 +151,14 @@ impl Summary {
         line("directory", self.directory.clone());
         line("sandbox", self.sandbox.clone());
         line("", format!("a direct open from the client: {}", self.direct_open));
+        let introduced = self.introduction.as_ref().map_or(Vec::new(), Introduction::text);
+        for (index, sentence) in introduced.into_iter().enumerate() {
+            line(if index == 0 { "introduction" } else { "" }, sentence);
+        }
         line("client", self.read_text(self.files, self.bytes, self.directories));
         let others = [
             (self.links, "links compared, not followed"),
+            (self.endless, "without an end, and not read for ever"),
             (self.skipped, "special files never opened"),
             (self.unreadable, "unreadable to both sides"),
             (self.changed, "changed while they were read"),
@@ -192,6 +214,39 @@ impl Summary {
             size(bytes),
             several(directories, "directory", "directories")
         )
+    }
+}
+
+impl Introduction {
+    fn new(introduction: &judge::Introduction) -> Introduction {
+        let judge::Introduction { server, locator, client, service, stepped_out } = introduction;
+        Introduction {
+            server: server.clone(),
+            locator: locator.clone(),
+            client: client.as_ref().map(|met| met.key.clone()),
+            service: service.as_ref().map(|met| met.key.clone()),
+            proved: [client, service].into_iter().all(|met| met.as_ref().is_some_and(|met| met.proved)),
+            stepped_out: *stepped_out,
+        }
+    }
+
+    fn text(&self) -> Vec<String> {
+        // The beginning of a key is enough to tell three of them apart.
+        let short = |key: &Option<String>| {
+            let shown = key.as_deref().and_then(|key| key.get(..8));
+            shown.map_or("somebody unknown".to_string(), |shown| format!("{shown}\u{2026}"))
+        };
+        let (client, service) = (short(&self.client), short(&self.service));
+        let how = if self.proved { "both have proved who they are" } else { "without a proof" };
+        let server = short(&Some(self.server.clone()));
+        let end = match self.stepped_out {
+            true => "had ended before the first file was opened",
+            false => "was still there",
+        };
+        vec![
+            format!("client {client} met service {service} by its locator; {how}"),
+            format!("the introduction server {server} {end}"),
+        ]
     }
 }
 

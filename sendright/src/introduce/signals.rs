@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::Signal;
 
-/// Takes what has come, past the reactor: its receives wait while the process has no room for descriptors that
-/// might come along, and a process in that state must still take a signal. Nothing comes along here.
+/// Takes what has come, past the reactor: its receives wait while the process has no room for descriptors
+/// that might come along, and a process in that state must still take a signal. Nothing comes along here.
 pub fn read_now(socket: &Socket) -> Result<usize, Errno> {
     let mut buffer = [0; 256];
     rustix::net::recv(socket.as_fd(), &mut buffer, RecvFlags::DONTWAIT).map(|(length, _)| length)

@@ -13,7 +13,7 @@ use ring::{Executor, Reactor, Socket};
 use seqpacket::PAIRS_DEFAULT;
 
 use super::failed;
-use crate::demo::hasher::{Hashed, Hasher};
+use crate::demo::hasher::{Content, Hashed, Hasher};
 use crate::demo::report::{self, Fact, PACKET_BYTES_SOFT, Record};
 use crate::files::client::{Directory, Opened, Trouble};
 use crate::files::wire::{CURSOR_START, Kind, Leaf, Refusal, Refused};
@@ -271,8 +271,9 @@ async fn collect(walk: Rc<Walk>, results: Socket) {
         let Some(hashed) = Hashed::parse(result.bytes()) else { continue };
         let Some(reading) = walk.reading.borrow_mut().remove(&hashed.ticket) else { continue };
         let fact = match hashed.content {
-            Ok((bytes, sha256)) => Fact::File { bytes, sha256 },
-            Err(errno) => Fact::Unreadable { errno },
+            Content::Whole { bytes, sha256 } => Fact::File { bytes, sha256 },
+            Content::Endless { bytes } => Fact::Endless { bytes },
+            Content::Unreadable { errno } => Fact::Unreadable { errno },
         };
         walk.found(reading.directory, Leaf::new(&reading.name).ok(), fact).await;
     }
