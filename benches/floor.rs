@@ -20,7 +20,8 @@ fn main() {
 }
 
 fn measure(suite: &mut Suite) -> Result<(), Failure> {
-    let cpus = Cpus::one()?;
+    // Both before the first measurement, which keeps this process to one CPU.
+    let (cpus, apart) = (Cpus::one()?, Cpus::apart());
     one_at_a_time(suite.group("one CPU", Throughput::Elements(1)), &cpus);
     descriptors(suite.group("one CPU, descriptors", Throughput::Elements(1)), &cpus);
     many(suite.group("one CPU, 32 deep", Throughput::Elements(32)), &cpus);
@@ -35,7 +36,7 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
         group.finish();
         drop(parked);
     }
-    match Cpus::apart() {
+    match apart {
         Ok(cpus) => {
             one_at_a_time(suite.group("a CPU each", Throughput::Elements(1)), &cpus);
             many(suite.group("a CPU each, 32 deep", Throughput::Elements(32)), &cpus);

@@ -81,6 +81,10 @@ fn blocking(way: Way, bytes: usize, driver: DriverChoice, cpus: &Cpus) -> Result
     Ok(Box::new(Served { client, server, call: Mover::moves, end: Mover::end }))
 }
 
+/// So many small calls are made for each element of criterion's: during a call of 64 MiB there is time for many,
+/// and each time one is begun only for them it must be waited for.
+const TOGETHER: u64 = 200;
+
 /// What each small call took, for quantiles that criterion does not know.
 type Taken = Rc<RefCell<Recorder>>;
 
@@ -88,7 +92,7 @@ fn small_calls(suite: &mut Suite, driver: DriverChoice, cpus: &Cpus) -> Result<(
     const BYTES: usize = 64 << 20;
     let name = format!("small calls during 64 MiB, {driver}");
     let [raw, ours] = [(); 2].map(|()| Taken::new(RefCell::new(Recorder::closed())));
-    let mut group = suite.group(&name, Throughput::Elements(1));
+    let mut group = suite.group(&name, Throughput::Elements(TOGETHER));
     group.floor("raw pair, same load", || raw_beside(BYTES, driver, cpus, &raw));
     group.beside("on the same session", || beside(BYTES, driver, cpus, &ours));
     if group.finish().is_empty() {
@@ -138,7 +142,7 @@ fn raw_beside(
 impl Subject for UnderLoad {
     fn calls(&mut self, count: u64) -> Result<Duration, Failure> {
         let UnderLoad { client, taken, servers } = self;
-        let calls = client.calls(count, |time| taken.borrow_mut().record(time, 1));
+        let calls = client.calls(count * TOGETHER, |time| taken.borrow_mut().record(time, 1));
         calls.map_err(|error| servers.iter_mut().fold(error, |error, server| server.blame(error)))
     }
 
@@ -171,7 +175,7 @@ fn beside(
 impl Subject for OnOneSession {
     fn calls(&mut self, count: u64) -> Result<Duration, Failure> {
         let OnOneSession { client, taken, server } = self;
-        let calls = client.calls(count, |time| taken.borrow_mut().record(time, 1));
+        let calls = client.calls(count * TOGETHER, |time| taken.borrow_mut().record(time, 1));
         calls.map_err(|error| server.blame(error))
     }
 

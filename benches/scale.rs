@@ -4,7 +4,8 @@
 //! 1 to 10,000 objects of one server process, and 1 to 1,000 sessions of one object, called in turn and
 //! always the same. Two processes on one CPU, beside a raw ping-pong. At the end, what an idle object and an
 //! idle session take of memory on either side (a client and a server that do nothing else, before and after).
-//! Descriptors are asked for up to what this process may have; what does not fit is skipped, and said.
+//! Descriptors are asked for up to what this process may have. Where they do not suffice for all, fewer are
+//! attached, and where they do not suffice for holding them, that is skipped: both are said.
 //!
 //! ```text
 //! cargo bench --bench scale
@@ -12,7 +13,7 @@
 //! ```
 
 use benches::process::{Failure, Part, Server, descriptors_allowed, serve_if_asked};
-use benches::scale::{Called, Control, Holder, Kind, Memory, descriptors_needed, serve, weigh};
+use benches::scale::{Called, Control, Holder, Kind, Memory, attachable, descriptors_needed, serve, weigh};
 use benches::subject::{Calls, Served};
 use benches::suite::{Subject, Suite, drivers, is_wanted, run};
 use criterion::Throughput;
@@ -41,10 +42,18 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
             let name = format!("{}, {driver}", kind.name());
             let mut group = suite.group(&name, Throughput::Elements(1));
             group.floor("raw ping-pong", || Calls::raw(&FloorOptions::on(Floor::PingPong, &cpus)));
-            for count in fitting(counts, allowed, &name) {
-                for (name, called) in [("in turn", Called::Each), ("the same", Called::One)] {
-                    let name = format!("{count} {}, {name}", kind.name());
-                    group.beside(&name, || holder(kind, called, count, driver, &cpus));
+            for count in counts.iter().copied() {
+                let Some(attached) = attachable(count, allowed) else {
+                    println!("skipped: {count} {name}: only {allowed} descriptors are allowed");
+                    continue;
+                };
+                let all = match attached == count {
+                    true => format!("{count} {}", kind.name()),
+                    false => format!("{count} {} ({attached} attached)", kind.name()),
+                };
+                let many = Many { kind, count, attached };
+                for (called, name) in [(Called::Each, "in turn"), (Called::One, "the same")] {
+                    group.beside(&format!("{all}, {name}"), || many.hold(called, driver, &cpus));
                 }
             }
             group.finish();
@@ -54,35 +63,28 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fitting(counts: &[usize], allowed: u64, name: &str) -> Vec<usize> {
-    let fits = |count: &usize| {
-        let needed = descriptors_needed(*count);
-        if needed > allowed {
-            println!("skipped: {count} {name}: they need {needed} descriptors, and {allowed} are allowed");
-        }
-        needed <= allowed
-    };
-    counts.iter().copied().filter(fits).collect()
+/// What there are many of.
+#[derive(Clone, Copy)]
+struct Many {
+    kind: Kind,
+    count: usize,
+    attached: usize,
 }
 
-fn holder(
-    kind: Kind,
-    called: Called,
-    count: usize,
-    driver: DriverChoice,
-    cpus: &Cpus,
-) -> Result<Box<dyn Subject>, Failure> {
-    let (control, far) = Control::new()?;
-    let mut server = Server::start("server", "", driver, cpus, vec![far])?;
-    let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
-    let client = Holder::new(&reactor, control, kind, count)
-        .and_then(|holder| holder.attach().map(|()| holder))
-        .map_err(|error| server.blame(error))?;
-    let call = match called {
-        Called::One => |holder: &mut Holder, count| holder.calls(Called::One, count),
-        Called::Each => |holder: &mut Holder, count| holder.calls(Called::Each, count),
-    };
-    Ok(Box::new(Served { client, server, call, end: Holder::end }))
+impl Many {
+    fn hold(self, called: Called, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
+        let (control, far) = Control::new()?;
+        let mut server = Server::start("server", "", driver, cpus, vec![far])?;
+        let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
+        let mut client =
+            Holder::new(&reactor, control, self.kind, self.count).map_err(|error| server.blame(error))?;
+        client.attach(self.attached).map_err(|error| server.blame(error))?;
+        let call = match called {
+            Called::One => |holder: &mut Holder, count| holder.calls(Called::One, count),
+            Called::Each => |holder: &mut Holder, count| holder.calls(Called::Each, count),
+        };
+        Ok(Box::new(Served { client, server, call, end: Holder::end }))
+    }
 }
 
 fn memory(driver: DriverChoice, allowed: u64, cpus: &Cpus) -> Result<(), Failure> {
@@ -96,7 +98,9 @@ fn memory(driver: DriverChoice, allowed: u64, cpus: &Cpus) -> Result<(), Failure
     );
     println!("{driver:30} {:>10} {:>10} {:>10} {:>10}", "client", "server", "client", "server");
     for (kind, counts) in [(Kind::Objects, &OBJECTS[3..]), (Kind::Sessions, &SESSIONS[3..])] {
-        for count in fitting(counts, allowed, &name) {
+        for count in counts {
+            // As many as can all be attached.
+            let count = (*count).min((allowed.saturating_sub(descriptors_needed(0)) / 2) as usize).max(1);
             let (wire, far) = packet_pair()?;
             let (near, report) = packet_pair()?;
             let mut server = Server::start("server", "", driver, cpus, vec![far])?;

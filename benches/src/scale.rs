@@ -19,9 +19,19 @@ use crate::process::{Failure, Order};
 /// What each call says and is answered.
 pub const PAYLOAD: [u8; 64] = [7; 64];
 
-/// How many descriptors an attached object takes on either side, and a few for the process itself.
-pub fn descriptors_needed(objects: usize) -> u64 {
-    2 * objects as u64 + 64
+/// What a process has beside what there are many of: standard streams, rings, a wire.
+const DESCRIPTORS_APART: u64 = 64;
+
+/// How many descriptors it takes on either side to hold so many, all of them attached.
+pub fn descriptors_needed(count: usize) -> u64 {
+    2 * count as u64 + DESCRIPTORS_APART
+}
+
+/// How many of so many can be attached, if a process may have so many descriptors: one is needed for each that
+/// is held and one more for each that is attached. `None` if they cannot even be held.
+pub fn attachable(count: usize, allowed: u64) -> Option<usize> {
+    let left = allowed.checked_sub(count as u64 + DESCRIPTORS_APART)?;
+    Some(count.min(usize::try_from(left).unwrap_or(usize::MAX))).filter(|attached| *attached > 0)
 }
 
 /// Addresses that travel in one message.
@@ -134,6 +144,7 @@ impl Control {
 pub struct Holder {
     executor: Executor,
     objects: Vec<Object>,
+    attached: usize,
     next: usize,
     /// Without it the server ends.
     control: Control,
@@ -195,28 +206,29 @@ impl Holder {
     fn of(reactor: &Reactor, control: Control, addresses: Vec<OwnedFd>) -> Result<Holder, Failure> {
         let object = |address| Object::from_fd(reactor, address);
         let objects = addresses.into_iter().map(object).collect::<Result<_, _>>()?;
-        Ok(Holder { executor: Executor::new(reactor), objects, next: 0, control })
+        Ok(Holder { executor: Executor::new(reactor), objects, attached: 0, next: 0, control })
     }
 
-    /// Attaches all of them.
+    /// Attaches the first so many of them, which are those that are called.
     ///
     /// # Errors
     /// The first of anything.
-    pub fn attach(&self) -> Result<(), Failure> {
+    pub fn attach(&mut self, count: usize) -> Result<(), Failure> {
+        self.attached = count.min(self.objects.len());
         self.executor.block_on(async {
-            for object in &self.objects {
+            for object in &self.objects[..self.attached] {
                 object.attach().await?;
             }
             Ok(())
         })
     }
 
-    /// Makes so many calls, one at a time.
+    /// Makes so many calls to what is attached, one at a time.
     ///
     /// # Errors
     /// The first of anything.
     pub fn calls(&mut self, called: Called, count: u64) -> Result<Duration, Failure> {
-        let Holder { executor, objects, next, .. } = self;
+        let Holder { executor, objects, attached, next, .. } = self;
         executor.block_on(async {
             let start = Instant::now();
             for _ in 0..count {
@@ -224,7 +236,7 @@ impl Holder {
                     Called::One => &objects[0],
                     Called::Each => &objects[*next],
                 };
-                *next = (*next + 1) % objects.len();
+                *next = (*next + 1) % (*attached).max(1);
                 object.call(&PAYLOAD).await?;
             }
             Ok(start.elapsed())
@@ -268,9 +280,10 @@ pub fn weigh(mut order: Order) -> Result<(), Failure> {
     let control = Control(wire);
     control.addresses(1)?;
     let before = (memory_bytes()?, control.server_memory_bytes()?);
-    let holder = Holder::new(&reactor, control, kind, count.parse()?)?;
+    let count = count.parse()?;
+    let mut holder = Holder::new(&reactor, control, kind, count)?;
     let held = (memory_bytes()?, holder.control.server_memory_bytes()?);
-    holder.attach()?;
+    holder.attach(count)?;
     let attached = (memory_bytes()?, holder.control.server_memory_bytes()?);
     let grown = [
         held.0.saturating_sub(before.0),
@@ -297,5 +310,23 @@ impl Memory {
         let [idle_here, idle_there, attached_here, attached_there] =
             [0, 1, 2, 3].map(|index| u64::from_ne_bytes(words[index]));
         Ok(Memory { idle_here, idle_there, attached_here, attached_there })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_attached_where_there_is_room_for_all() {
+        assert_eq!(attachable(10, descriptors_needed(10)), Some(10));
+        assert_eq!(attachable(10, descriptors_needed(10) - 1), Some(9));
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_not_attached() {
+        assert_eq!(attachable(10, 10 + DESCRIPTORS_APART + 1), Some(1));
+        assert_eq!(attachable(10, 10 + DESCRIPTORS_APART), None);
+        assert_eq!(attachable(10, 3), None);
     }
 }

@@ -143,7 +143,7 @@ on_each_driver! {
             let (control, far) = Control::new().unwrap();
             let helper = start_helper!(many, vec![far]);
             let mut holder = Holder::new(reactor, control, kind, 100).unwrap();
-            holder.attach().unwrap();
+            holder.attach(90).unwrap();
             holder.calls(Called::Each, 250).unwrap();
             holder.calls(Called::One, 10).unwrap();
             holder.end();
