@@ -81,8 +81,8 @@ fn blocking(way: Way, bytes: usize, driver: DriverChoice, cpus: &Cpus) -> Result
     Ok(Box::new(Served { client, server, call: Mover::moves, end: Mover::end }))
 }
 
-/// So many small calls are made for each element of criterion's: during a call of 64 MiB there is time for many,
-/// and each time one is begun only for them it must be waited for.
+/// So many small calls are made at a time: during a call of 64 MiB there is time for many, and each large one
+/// must be waited for.
 const TOGETHER: u64 = 200;
 
 /// What each small call took, for quantiles that criterion does not know.

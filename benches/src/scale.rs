@@ -27,8 +27,8 @@ pub fn descriptors_needed(count: usize) -> u64 {
     2 * count as u64 + DESCRIPTORS_APART
 }
 
-/// How many of so many can be attached, if a process may have so many descriptors: one is needed for each that
-/// is held and one more for each that is attached. `None` if they cannot even be held.
+/// How many of so many can be attached, if a process may have so many descriptors: one is needed for each
+/// that is held and one more for each that is attached. `None` if they cannot even be held.
 pub fn attachable(count: usize, allowed: u64) -> Option<usize> {
     let left = allowed.checked_sub(count as u64 + DESCRIPTORS_APART)?;
     Some(count.min(usize::try_from(left).unwrap_or(usize::MAX))).filter(|attached| *attached > 0)

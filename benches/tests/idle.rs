@@ -1,7 +1,7 @@
 //! Whoever has nothing to do is not woken and takes no time: counted by the kernel while others are busy.
 //!
-//! A server with objects, sessions and pairs and a caller that holds them are left alone while a second pair of
-//! processes makes thousands of calls. Then the kernel is asked how often the idle ones have run since.
+//! A server with objects, sessions and pairs and a caller that holds them are left alone while a second pair
+//! of processes makes thousands of calls. Then the kernel is asked how often the idle ones have run since.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -211,8 +211,8 @@ fn thread(descriptors: Vec<OwnedFd>, depth: &str) -> Helper {
     start_helper!(blocking_caller, descriptors, depth)
 }
 
-// What is allowed, to be lowered by whoever finds a way and never raised. Beyond the calls themselves, a reactor
-// asks now and then how many descriptors it may have and has (`prlimit64` and `newfstatat`, each 64 turns).
+// What is allowed, to be lowered by whoever finds a way and never raised. Beyond the calls themselves, a
+// reactor asks each 64 turns how many descriptors it may have and has (`prlimit64` and `newfstatat`).
 on_each_driver! {
     fn one_call_at_a_time(reactor: &Reactor) {
         let Some(counted) = count(task, 1) else { return };
