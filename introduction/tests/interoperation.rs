@@ -358,7 +358,12 @@ on_each_driver! {
                     let (from, to) = (key_of(ANNE).to_string(), key_of(BERT).to_string());
                     let (from, to) = (raw::locator_with(&from, own), raw::locator_with(&to, theirs));
                     assert_eq!(record, format!("<18'uds:new-connection{from}{to}>"));
-                    both(anne.told("greet_another"), bert.told("greet_another")).await;
+                    for peer in [&anne, &bert] {
+                        peer.told("say").await;
+                    }
+                    for peer in [&anne, &bert] {
+                        peer.told("hear").await;
+                    }
                 }
             }
         });

@@ -315,9 +315,12 @@ class Peer:
         assert said == b"hello from rust", said
         return "ok"
 
-    def greet_another(self):
-        """As `greet`, with one who is in Python too."""
+    def say(self):
         self.near.sendall(b"hello from python")
+        return "ok"
+
+    def hear(self):
+        """As `say` has it: the other is in Python too."""
         said = self.near.recv(len(b"hello from python"), socket.MSG_WAITALL)
         assert said == b"hello from python", said
         self.near.close()
