@@ -2,18 +2,24 @@
 //! gets more than a share of a turn.
 #![allow(clippy::unwrap_used)]
 
+mod attack;
 mod raw;
 
+use std::cell::Cell;
+use std::fs::{Permissions, set_permissions};
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use ed25519_dalek::{Signer, SigningKey};
 use introduction::{Identity, Server, ServerOptions};
 use raw::{RawPeer, are_connected, introduction};
-use ring::{Fd, Kind, Reactor, Socket, Wait};
+use ring::{Executor, Fd, Kind, Reactor, Socket, Wait};
 use rustix::io::IoSliceMut;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use testing::{Census, helper, on_each_driver, settle, start_helper};
@@ -100,7 +106,129 @@ helper! {
     }
 }
 
+/// Hostile connections in one test.
+const HOSTILE: usize = 10_000;
+
+helper! {
+    /// Attacks the server at this path, until the descriptor it is given may be closed.
+    fn attacks(descriptors: Vec<OwnedFd>) {
+        let argument = testing::helper_argument();
+        let [path, victim, user] = <[&str; 3]>::try_from(argument.split(' ').collect::<Vec<_>>()).unwrap();
+        if user == "nobody" {
+            testing::become_nobody();
+        }
+        let registered = attack::attack(Path::new(path), HOSTILE, victim).unwrap();
+        assert!(registered > 0, "nothing that a registered peer can do was tried");
+        drop(descriptors);
+    }
+}
+
+/// A server that listens, honest peers to meet each other, and whoever attacks meanwhile.
+struct Siege {
+    server: Rc<Server>,
+    executor: Executor,
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Siege {
+    fn begin(reactor: &Reactor, change: impl FnOnce(&mut ServerOptions)) -> Siege {
+        let server = Rc::new(server(reactor, change));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = Socket::listen(reactor, &path, Kind::Stream).unwrap();
+        // Whoever it is.
+        set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let executor = Executor::new(reactor);
+        let serving = Rc::clone(&server);
+        executor.spawn(async move { serving.serve(&listener).await.unwrap() });
+        Siege { server, executor, path, _folder: folder }
+    }
+
+    /// Runs `honest` again and again as long as the attack goes on, and says how often that was.
+    fn withstand(&self, reactor: &Reactor, user: &str, mut honest: impl AsyncFnMut()) -> u64 {
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let victim = raw::base32(SigningKey::from_bytes(&[202; 32]).verifying_key().as_bytes());
+        let argument = format!("{} {victim} {user}", self.path.display());
+        let attacker = start_helper!(attacks, vec![far], argument);
+        let is_over = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&is_over);
+        self.executor.spawn(async move {
+            raw::is_closed(&near).await;
+            seen.set(true);
+        });
+        let mut rounds = 0;
+        self.executor.block_on(async {
+            while !is_over.get() {
+                honest().await;
+                rounds += 1;
+            }
+        });
+        attacker.succeeded();
+        rounds
+    }
+
+    /// Nobody got more than a share of a turn, and of the attackers nothing is left.
+    fn is_over(&self, reactor: &Reactor, honest: usize) {
+        let stats = self.server.stats();
+        assert!(stats.admitted + stats.turned_away >= HOSTILE as u64, "{stats:?}");
+        assert_eq!(stats.most_reads_in_a_turn, 1);
+        // And those who had more to say were cut short.
+        assert_eq!(stats.most_records_in_a_turn, ServerOptions::default().turn_records_max as u64);
+        assert!(stats.violations > 0 && stats.evicted > 0 && stats.turned_away > 0, "{stats:?}");
+        self.executor.block_on(until(reactor, || self.server.connections() == honest));
+    }
+}
+
 on_each_driver! {
+    fn honest_peers_meet_among_ten_thousand_hostile_connections_of_their_own_user(reactor: &Reactor) {
+        let siege = Siege::begin(reactor, |_| {});
+        let (anne, bert) = siege.executor.block_on(async {
+            (registered(reactor, &siege.server, 201).await, registered(reactor, &siege.server, 202).await)
+        });
+        let met = siege.withstand(reactor, "root", async || {
+            let near = anne.ask_for(&bert.designator()).await;
+            // The attackers have asked for Bert as well.
+            loop {
+                let (from, far) = bert.introduced().await;
+                if from == anne.designator() {
+                    break are_connected(near, far).await;
+                }
+            }
+        });
+        assert!(met > 100, "{met}");
+        siege.is_over(reactor, 2);
+    }
+
+    /// Those who come meanwhile register as well, since one user does not take another's places.
+    fn honest_peers_come_and_meet_among_ten_thousand_hostile_connections_of_another_user(reactor: &Reactor) {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root can be somebody else");
+            return;
+        }
+        let siege = Siege::begin(reactor, |_| {});
+        let met = siege.withstand(reactor, "nobody", async || {
+            let comes = async |seed| {
+                let (mut peer, _) = RawPeer::new(reactor, seed);
+                let line = Socket::connect(reactor, &siege.path, Kind::Stream).await.unwrap();
+                peer.stream = raw::Stream::new(line);
+                peer.register().await;
+                peer
+            };
+            let (anne, bert) = (comes(201).await, comes(202).await);
+            let near = anne.ask_for(&bert.designator()).await;
+            loop {
+                let (from, far) = bert.introduced().await;
+                if from == anne.designator() {
+                    break are_connected(near, far).await;
+                }
+            }
+        });
+        assert!(met > 100, "{met}");
+        siege.is_over(reactor, 0);
+    }
+
     fn a_peer_that_reads_byte_by_byte_gets_its_descriptor(reactor: &Reactor) {
         let server = server(reactor, |_| {});
         settle(reactor, async {

@@ -219,6 +219,16 @@ impl RawPeer {
         near
     }
 
+    /// The next introduction that the server passes on, whoever has asked: its designator, and the far end.
+    pub async fn introduced(&self) -> (String, OwnedFd) {
+        let length = introduction(&self.designator(), &self.designator()).len();
+        let record = self.stream.take(length).await;
+        let start = b"<18'uds:new-connection<10'ocapn-peer18'unix-domain-socket52\"".len();
+        let from = String::from_utf8(record[start..][..52].to_vec()).unwrap();
+        assert_eq!(record, introduction(&from, &self.designator()));
+        (from, self.stream.take_descriptor().await)
+    }
+
     /// The next introduction that the server passes on; the far end of somebody's pair.
     pub async fn introduced_by(&self, designator: &str) -> OwnedFd {
         let expected = introduction(designator, &self.designator());
