@@ -4,16 +4,18 @@
 
 mod raw;
 
+use std::cell::Cell;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
-use introduction::{Form, Identity, Peer, Policy, Server, ServerOptions};
+use introduction::{AdmitError, Form, Identity, Peer, Policy, Server, ServerOptions};
 use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet, locator};
 use ring::script::{Faults, World};
-use ring::{Fd, Kind, Message, Reactor, Socket};
+use ring::{Credentials, Fd, Kind, Message, Reactor, Socket};
 use testing::worlds::for_seeds;
 use testing::{Census, in_own_process, on_each_driver, settle};
 
@@ -148,6 +150,24 @@ struct Apart;
 impl Policy for Apart {
     fn may_reach(&self, _from: &Peer, _to: &Peer) -> bool {
         false
+    }
+}
+
+/// Closed, until they are opened.
+#[derive(Clone, Default)]
+struct Doors {
+    connecting: Rc<Cell<bool>>,
+    registering: Rc<Cell<bool>>,
+}
+
+impl Policy for Doors {
+    fn may_connect(&self, credentials: &Credentials) -> bool {
+        assert_eq!(credentials.uid, rustix::process::geteuid().as_raw());
+        self.connecting.get()
+    }
+
+    fn may_register(&self, _peer: &Peer) -> bool {
+        self.registering.get()
     }
 }
 
@@ -898,6 +918,37 @@ on_each_driver! {
             peer.stream = Stream::new(Socket::connect(reactor, &path, Kind::Stream).await.unwrap());
             peer.register().await;
             until(reactor, || serving.registered() == 1).await;
+        });
+    }
+
+    fn who_may_not_connect_is_not_heard(reactor: &Reactor) {
+        let server = Server::with_policy(reactor, Identity::from_seed(&[100; 32]), patient(), Doors::default());
+        settle(reactor, async {
+            let (peer, far) = RawPeer::new(reactor, 1);
+            assert_eq!(server.admit(far), Err(AdmitError::Refused));
+            assert_eq!(peer.stream.rest().await, b"");
+            assert_eq!((server.connections(), server.stats().refused), (0, 1));
+        });
+    }
+
+    fn who_may_no_longer_be_there_is_disconnected(reactor: &Reactor) {
+        let doors = Doors::default();
+        doors.connecting.set(true);
+        doors.registering.set(true);
+        let server = Server::with_policy(reactor, Identity::from_seed(&[100; 32]), patient(), doors.clone());
+        settle(reactor, async {
+            let peer = registered(reactor, &server, 1).await;
+            let newcomer = newcomer(reactor, &server, 2);
+            assert_eq!(server.review(), 0);
+            // Only of those who have registered is it asked whether they may.
+            doors.registering.set(false);
+            assert_eq!(server.review(), 1);
+            assert_eq!(peer.stream.rest().await, b"");
+            assert_eq!(server.connections(), 1);
+            doors.connecting.set(false);
+            assert_eq!(server.review(), 1);
+            assert_eq!(newcomer.stream.rest().await, b"");
+            assert_eq!((server.connections(), server.registered(), server.stats().refused), (0, 0, 2));
         });
     }
 

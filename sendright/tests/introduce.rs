@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -79,6 +80,23 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 helper! {
+    /// Says what became of its attempt to register, as somebody who owns nothing.
+    fn registers_as_nobody(descriptors: Vec<OwnedFd>) {
+        testing::become_nobody();
+        let reactor = testing::reactor();
+        let path = testing::helper_argument();
+        let said = settle(&reactor, async {
+            let netlayer = Netlayer::new(&reactor, Identity::from_seed(&[51; 32]));
+            let line = line(&reactor, Path::new(&path)).await;
+            match netlayer.add_server(line, Expect::default().bound()).await {
+                Ok(_) => "registered",
+                Err(AddServerError::Closed) => "turned away",
+                Err(error) => panic!("{error}"),
+            }
+        });
+        testing::send_packet(&descriptors[0], said.as_bytes(), &[]).unwrap();
+    }
+
     fn stays_until_it_is_killed(descriptors: Vec<OwnedFd>) {
         let reactor = testing::reactor();
         let path = testing::helper_argument();
@@ -239,6 +257,51 @@ on_each_driver! {
             }
             assert_eq!(daemon.metric("refused_total"), u64::from(!may));
         }
+    }
+
+    fn another_user_is_known_as_another_user(reactor: &Reactor) {
+        if own_uid() != 0 {
+            println!("skipped: root: nobody else can be had");
+            return;
+        }
+        for (allowed, said) in [(testing::NOBODY, "registered"), (0, "turned away")] {
+            let folder = folder();
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            let allowed = allowed.to_string();
+            let daemon = Daemon::start_with(folder.path(), ["--mode", "0666", "--allow-uid", &allowed]);
+            let (near, far) = testing::packet_pair();
+            let path = daemon.socket();
+            let helper = start_helper!(registers_as_nobody, vec![far], path.to_str().unwrap());
+            assert_eq!(testing::receive_packet(&near).unwrap().bytes, said.as_bytes());
+            helper.succeeded();
+            if said == "registered" {
+                settle(reactor, is_turned_away(reactor, &daemon));
+            }
+        }
+    }
+
+    fn it_runs_as_a_user_that_owns_nothing(reactor: &Reactor) {
+        if own_uid() != 0 {
+            println!("skipped: root: nobody else can be had");
+            return;
+        }
+        let folder = folder();
+        let program = folder.path().join("program");
+        fs::copy(env!("CARGO_BIN_EXE_sendright"), &program).unwrap();
+        let place = folder.path().join("place");
+        fs::create_dir(&place).unwrap();
+        std::os::unix::fs::chown(&place, Some(testing::NOBODY), Some(testing::NOBODY)).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = at(&program);
+        told(&mut command, &place);
+        command.uid(testing::NOBODY).gid(testing::NOBODY);
+        command.args(["introduce", "--key"]).arg(place.join("key"));
+        command.arg("--socket").arg(place.join("socket"));
+        let daemon = Daemon::start_as(command, &place);
+        settle(reactor, introduces(reactor, &daemon));
+        assert!(!daemon.log().contains("running as root"));
+        daemon.ends_well(Signal::TERM);
+        assert_eq!(names(&place), ["key"]);
     }
 
     fn settings_are_read_again_when_it_is_told_to(reactor: &Reactor) {
@@ -654,6 +717,18 @@ in_own_process! {
         }
         assert!(fs::read_to_string(folder.path().join("log")).unwrap().contains("allow-users"));
     }
+}
+
+#[test]
+fn the_units_and_settings_that_come_with_it_are_understood() {
+    let contrib = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib");
+    let unit = fs::read_to_string(contrib.join("sendright-introduce.service")).unwrap();
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/sendright ")).unwrap();
+    let output = run(start.split(' ').chain(["--help"]));
+    assert_eq!(status(&output), 0, "{}", stderr(&output));
+    let folder = folder();
+    let settings = contrib.join("introduce.toml");
+    Daemon::start_with(folder.path(), ["--config".as_ref(), settings.as_os_str()]).ends_well(Signal::TERM);
 }
 
 #[test]
