@@ -922,7 +922,8 @@ on_each_driver! {
     }
 
     fn who_may_not_connect_is_not_heard(reactor: &Reactor) {
-        let server = Server::with_policy(reactor, Identity::from_seed(&[100; 32]), patient(), Doors::default());
+        let identity = Identity::from_seed(&[100; 32]);
+        let server = Server::with_policy(reactor, identity, patient(), Doors::default());
         settle(reactor, async {
             let (peer, far) = RawPeer::new(reactor, 1);
             assert_eq!(server.admit(far), Err(AdmitError::Refused));
