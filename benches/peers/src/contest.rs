@@ -1,0 +1,275 @@
+//! One table's rows, taking turns: who they are, how many calls of each make a round, and what they took.
+
+use std::time::{Duration, Instant};
+
+use perf::{Client, Cpus, Floor, FloorOptions, Head, Options, Pairs, Recorder, Row, Wait, Way, Workload};
+use ring::DriverChoice;
+
+use crate::Failure;
+use crate::child::{self, Child};
+use crate::peer::{self, Calls, PAYLOAD, Peer};
+
+/// In how many rounds the time of a row is spent.
+const ROUNDS: u32 = 25;
+
+/// How long the speed of a row is looked at before it counts; its caches are warm then.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the rows of one table have in common.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub cpus: Cpus,
+    pub depth: usize,
+    pub fds: usize,
+}
+
+/// Somebody who makes calls.
+struct Contestant {
+    name: String,
+    driver: &'static str,
+    way: &'static str,
+    client: &'static str,
+    wait: Wait,
+    caller: Caller,
+    batches: usize,
+    recorder: Recorder,
+}
+
+enum Caller {
+    /// Ours, or bare system calls.
+    Ours(Box<Workload>),
+    /// The caller before its server, which ends when the caller has gone.
+    Peer { calls: Calls, server: Child },
+}
+
+/// All rows of a table, ready to take turns.
+pub struct Contest {
+    setting: Setting,
+    contestants: Vec<Contestant>,
+}
+
+impl Contest {
+    /// Starts everybody who can do this and is wanted. Who cannot be started is named on standard error and
+    /// left out.
+    pub fn start(setting: &Setting, names: &[String]) -> Contest {
+        let mut contest = Contest { setting: setting.clone(), contestants: Vec::new() };
+        let is_wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
+        for (index, floor) in floors(setting).into_iter().enumerate() {
+            let name = floor.to_string();
+            // The first is what all are compared with.
+            if index == 0 || is_wanted(&name) {
+                let started = contest.floor(floor);
+                contest.add(&name, started);
+            }
+        }
+        for ours in ours(setting) {
+            let name = name_of(&ours);
+            if is_wanted(&name) {
+                let started = contest.ours(&ours);
+                contest.add(&name, started);
+            }
+        }
+        for peer in Peer::ALL {
+            let name = peer.to_string();
+            if is_wanted(&name) && (setting.fds == 0 || peer.carries_descriptors()) {
+                let started = contest.peer(peer);
+                contest.add(&name, started);
+            }
+        }
+        contest
+    }
+
+    fn add(&mut self, name: &str, started: Result<Contestant, Failure>) {
+        match started {
+            Ok(contestant) => self.contestants.push(contestant),
+            Err(error) => eprintln!("{name} is left out: {error}"),
+        }
+    }
+
+    fn floor(&self, floor: Floor) -> Result<Contestant, Failure> {
+        let Setting { cpus, depth, fds } = self.setting.clone();
+        let options = FloorOptions { depth, fds, payload: PAYLOAD, ..FloorOptions::on(floor, &cpus) };
+        let (way, client, wait) = ("raw", "blocking", options.wait);
+        let caller = Caller::Ours(Box::new(Workload::floor(&options)?));
+        Ok(contestant(floor.to_string(), "none", way, client, wait, caller))
+    }
+
+    fn ours(&self, options: &Options) -> Result<Contestant, Failure> {
+        let driver = match options.driver {
+            _ if options.client == Client::Blocking => "none",
+            DriverChoice::Uring => "uring",
+            _ => "epoll",
+        };
+        let way = match options.way {
+            Way::Session => "session",
+            Way::Returned => "returned",
+            _ => "plain",
+        };
+        let client = if options.client == Client::Blocking { "blocking" } else { "async" };
+        let caller = Caller::Ours(Box::new(Workload::start(options)?));
+        Ok(contestant(name_of(options), driver, way, client, options.wait, caller))
+    }
+
+    fn peer(&self, peer: Peer) -> Result<Contestant, Failure> {
+        let Setting { cpus, depth, fds } = &self.setting;
+        let wait = peer.wait(cpus.wait());
+        let terms = child::terms(peer, *depth, *fds, wait);
+        let (mut server, end) = Child::start(peer, terms, cpus)?;
+        let calls = match peer::call(peer, terms, end, &server) {
+            Ok(calls) => calls,
+            Err(error) => return Err(server.explained(error)),
+        };
+        let caller = Caller::Peer { calls, server };
+        let mut contestant = contestant(peer.to_string(), "none", "peer", peer.client(), wait, caller);
+        contestant.look(self.setting.depth)?;
+        contestant.rest()?;
+        Ok(contestant)
+    }
+
+    /// So many seconds of each, in turns.
+    pub fn run(mut self, seconds: f64) -> Result<Vec<Row>, Failure> {
+        self.setting.cpus.pin_client()?;
+        let round = Duration::from_secs_f64(seconds) / ROUNDS;
+        for contestant in &mut self.contestants {
+            contestant.prepare(round, self.setting.depth).map_err(|error| contestant.named(error))?;
+        }
+        for _ in 0..ROUNDS {
+            for contestant in &mut self.contestants {
+                contestant.round(self.setting.depth).map_err(|error| contestant.named(error))?;
+            }
+        }
+        let floor = self.contestants.first().map_or_else(Recorder::off, |floor| floor.recorder.clone());
+        let mut rows = Vec::new();
+        for contestant in self.contestants {
+            rows.push(contestant.row(&self.setting, &floor));
+            let name = contestant.name.clone();
+            contestant.end().map_err(|error| format!("{name}: {error}"))?;
+        }
+        Ok(rows)
+    }
+}
+
+/// The bare system calls of a table, with what all are compared with first.
+fn floors(setting: &Setting) -> Vec<Floor> {
+    match (setting.depth, setting.fds) {
+        (1, 0) => vec![Floor::PingPong, Floor::FiveSteps],
+        (1, _) => vec![Floor::PingPong],
+        _ => vec![Floor::PingPong, Floor::Coalesced],
+    }
+}
+
+/// Ours, as the libraries are by themselves: nothing but driver, CPU and wait policy is chosen.
+fn ours(setting: &Setting) -> Vec<Options> {
+    let Setting { cpus, depth, fds } = setting;
+    let base = Options { depth: *depth, fds: *fds, payload: PAYLOAD, ..Options::on(cpus) };
+    let mut ours = Vec::new();
+    for driver in [DriverChoice::Uring, DriverChoice::Epoll] {
+        for way in [Way::Session, Way::Plain(Pairs::Ahead), Way::Returned] {
+            ours.push(Options { driver, way, ..base.clone() });
+        }
+    }
+    for way in [Way::Session, Way::Plain(Pairs::Fresh)] {
+        ours.push(Options { client: Client::Blocking, driver: DriverChoice::Auto, way, ..base.clone() });
+    }
+    ours
+}
+
+fn name_of(options: &Options) -> String {
+    let way = match options.way {
+        Way::Session => "session",
+        Way::Plain(Pairs::Fresh) => "plain, fresh",
+        Way::Plain(Pairs::Ahead) => "plain, ahead",
+        _ => "plain, returned",
+    };
+    match (options.client, options.driver) {
+        (Client::Blocking, _) => format!("{way}, blocking"),
+        (Client::Async, driver) => format!("{way}, async, {driver}"),
+    }
+}
+
+fn contestant(
+    name: String,
+    driver: &'static str,
+    way: &'static str,
+    client: &'static str,
+    wait: Wait,
+    caller: Caller,
+) -> Contestant {
+    Contestant { name, driver, way, client, wait, caller, batches: 1, recorder: Recorder::closed() }
+}
+
+impl Contestant {
+    /// Finds out how many batches make a round.
+    fn prepare(&mut self, round: Duration, depth: usize) -> Result<(), Failure> {
+        self.wake()?;
+        let each = self.look(depth)?;
+        self.batches = (round.as_secs_f64() / each.as_secs_f64()).clamp(1.0, 1e7) as usize;
+        self.rest()
+    }
+
+    /// A little while without counting. What a batch takes.
+    fn look(&mut self, depth: usize) -> Result<Duration, Failure> {
+        let (start, mut batches) = (Instant::now(), 0);
+        while start.elapsed() < LOOK {
+            self.calls(10, depth, &mut Recorder::off())?;
+            batches += 10;
+        }
+        Ok((start.elapsed() / batches).max(Duration::from_nanos(1)))
+    }
+
+    fn round(&mut self, depth: usize) -> Result<(), Failure> {
+        self.wake()?;
+        let mut recorder = std::mem::replace(&mut self.recorder, Recorder::off());
+        let result = self.calls(self.batches, depth, &mut recorder);
+        self.recorder = recorder;
+        self.rest()?;
+        result
+    }
+
+    fn calls(&mut self, batches: usize, depth: usize, recorder: &mut Recorder) -> Result<(), Failure> {
+        match &mut self.caller {
+            Caller::Ours(workload) => Ok(workload.round(batches * depth, recorder)?),
+            Caller::Peer { calls, server } => {
+                calls(batches, recorder).map_err(|error| server.explained(error))
+            }
+        }
+    }
+
+    fn wake(&self) -> Result<(), Failure> {
+        if let Caller::Peer { server, .. } = &self.caller { server.wake() } else { Ok(()) }
+    }
+
+    fn rest(&self) -> Result<(), Failure> {
+        if let Caller::Peer { server, .. } = &self.caller { server.rest() } else { Ok(()) }
+    }
+
+    fn named(&self, error: Failure) -> Failure {
+        format!("{}: {error}", self.name).into()
+    }
+
+    fn row(&self, setting: &Setting, floor: &Recorder) -> Row {
+        let head = Head {
+            name: self.name.clone(),
+            driver: self.driver.into(),
+            way: self.way.into(),
+            client: self.client.into(),
+            wait: self.wait.to_string(),
+            cpus: setting.cpus.to_string(),
+            depth: setting.depth,
+            payload: PAYLOAD,
+            fds: setting.fds,
+        };
+        Row::new("peers", head, &self.recorder, floor)
+    }
+
+    /// Gives up the calling side, which the server notices, and waits for the server.
+    fn end(self) -> Result<(), Failure> {
+        match self.caller {
+            Caller::Ours(workload) => Ok(workload.end()?),
+            Caller::Peer { calls, server } => {
+                drop(calls);
+                server.end()
+            }
+        }
+    }
+}
