@@ -11,18 +11,16 @@
 
 use std::os::fd::OwnedFd;
 
-use benches::connect::{Client, RawClient, Way, ends, serve, serve_raw, told};
-use benches::process::{Failure, Part, Server, serve_if_asked};
+use benches::connect::{ACCEPTOR, Client, RAW_ACCEPTOR, RawClient, Way, ends, told};
+use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run, timed};
 use criterion::Throughput;
 use perf::Cpus;
 use ring::{Config, DriverChoice, Reactor};
 
-const PARTS: [Part; 2] = [("acceptor", serve), ("raw acceptor", serve_raw)];
-
 fn main() {
-    serve_if_asked(&PARTS);
+    serve_if_asked();
     run("connect", measure);
 }
 
@@ -48,7 +46,7 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
 
 fn raw(way: Way, depth: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let (client, descriptors) = RawClient::new(way, depth)?;
-    let server = Server::start("raw acceptor", &told(way, depth), DriverChoice::Auto, cpus, descriptors)?;
+    let server = Server::start(RAW_ACCEPTOR, &told(way, depth), DriverChoice::Auto, cpus, descriptors)?;
     Ok(Box::new(Served {
         client,
         server,
@@ -59,7 +57,7 @@ fn raw(way: Way, depth: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure>
 
 fn ours(way: Way, depth: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let (here, there): (Vec<OwnedFd>, Vec<OwnedFd>) = ends(way)?;
-    let mut server = Server::start("acceptor", &told(way, depth), driver, cpus, there)?;
+    let mut server = Server::start(ACCEPTOR, &told(way, depth), driver, cpus, there)?;
     let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
     let client = Client::new(&reactor, way, depth, here).map_err(|error| server.blame(error))?;
     Ok(Box::new(Served {

@@ -11,18 +11,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use benches::fds::{BATCH, PAPER_US, Sender, Way, serve, slope};
-use benches::process::{Failure, Part, Server, serve_if_asked};
+use benches::fds::{BATCH, PAPER_US, RECEIVER, Sender, Way, slope};
+use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
 use criterion::Throughput;
 use perf::Cpus;
 use ring::{Config, DriverChoice, Reactor};
 
-const PARTS: [Part; 1] = [("receiver", serve)];
-
 fn main() {
-    serve_if_asked(&PARTS);
+    serve_if_asked();
     run("fds", measure);
 }
 
@@ -54,7 +52,7 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
 fn sender(way: Way, count: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
     let (client, far) = Sender::new(way, count, &reactor)?;
-    let server = Server::start("receiver", way.name(), driver, cpus, vec![far])?;
+    let server = Server::start(RECEIVER, way.name(), driver, cpus, vec![far])?;
     Ok(Box::new(Served { client, server, call: batches, end: Sender::end }))
 }
 

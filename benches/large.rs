@@ -13,17 +13,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use benches::large::{Beside, Mover, RawBeside, RawMover, Way, serve, serve_load, serve_raw, serve_raw_echo};
-use benches::process::{Failure, Part, Server, serve_if_asked};
+use benches::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, Way};
+use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
 use criterion::Throughput;
 use perf::floor::packet_pair;
 use perf::{Cpus, Recorder};
 use ring::{Config, DriverChoice, Reactor};
-
-const PARTS: [Part; 4] =
-    [("looker", serve), ("raw looker", serve_raw), ("load", serve_load), ("raw echo", serve_raw_echo)];
 
 const SIZES: [(&str, usize); 5] = [
     ("256 KiB", 256 << 10),
@@ -34,7 +31,7 @@ const SIZES: [(&str, usize); 5] = [
 ];
 
 fn main() {
-    serve_if_asked(&PARTS);
+    serve_if_asked();
     run("large", measure);
 }
 
@@ -62,13 +59,13 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
 
 fn raw(bytes: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let (client, far) = RawMover::new(bytes)?;
-    let server = Server::start("raw looker", "", DriverChoice::Auto, cpus, vec![far])?;
+    let server = Server::start(RAW_LOOKER, "", DriverChoice::Auto, cpus, vec![far])?;
     Ok(Box::new(Served { client, server, call: RawMover::moves, end: drop }))
 }
 
 fn ours(way: Way, bytes: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let (address, bound) = packet_pair()?;
-    let server = Server::start("looker", "", driver, cpus, vec![bound])?;
+    let server = Server::start(LOOKER, "", driver, cpus, vec![bound])?;
     let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
     let client = Mover::new(&reactor, address, way, bytes)?;
     Ok(Box::new(Served { client, server, call: Mover::moves, end: Mover::end }))
@@ -76,7 +73,7 @@ fn ours(way: Way, bytes: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box
 
 fn blocking(way: Way, bytes: usize, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
     let (address, bound) = packet_pair()?;
-    let server = Server::start("looker", "", driver, cpus, vec![bound])?;
+    let server = Server::start(LOOKER, "", driver, cpus, vec![bound])?;
     let client = Mover::blocking(address, way, bytes)?;
     Ok(Box::new(Served { client, server, call: Mover::moves, end: Mover::end }))
 }
@@ -131,9 +128,9 @@ fn raw_beside(
     let (address, bound) = packet_pair()?;
     let (control, far) = packet_pair()?;
     let servers = vec![
-        Server::start("raw echo", "", driver, cpus, vec![echo])?,
-        Server::start("load", &bytes.to_string(), driver, cpus, vec![far, address])?,
-        Server::start("looker", "", driver, cpus, vec![bound])?,
+        Server::start(perf::serving::ECHO, "", driver, cpus, vec![echo])?,
+        Server::start(LOAD, &bytes.to_string(), driver, cpus, vec![far, address])?,
+        Server::start(LOOKER, "", driver, cpus, vec![bound])?,
     ];
     let client = RawBeside::new(socket, control);
     Ok(Box::new(UnderLoad { client, taken: Rc::clone(taken), servers }))
@@ -148,7 +145,7 @@ impl Subject for UnderLoad {
 
     fn end(self: Box<Self>) -> Result<(), Failure> {
         drop(self.client);
-        self.servers.into_iter().try_for_each(Server::end)
+        self.servers.into_iter().try_for_each(|server| Ok(server.end()?))
     }
 }
 
@@ -166,7 +163,7 @@ fn beside(
     taken: &Taken,
 ) -> Result<Box<dyn Subject>, Failure> {
     let (address, bound) = packet_pair()?;
-    let mut server = Server::start("looker", "", driver, cpus, vec![bound])?;
+    let mut server = Server::start(LOOKER, "", driver, cpus, vec![bound])?;
     let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
     let client = Beside::new(&reactor, address, bytes).map_err(|error| server.blame(error))?;
     Ok(Box::new(OnOneSession { client, taken: Rc::clone(taken), server }))
@@ -181,6 +178,6 @@ impl Subject for OnOneSession {
 
     fn end(self: Box<Self>) -> Result<(), Failure> {
         self.client.end();
-        self.server.end()
+        Ok(self.server.end()?)
     }
 }

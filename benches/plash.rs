@@ -13,7 +13,7 @@
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use benches::process::{Failure, Part, Server, serve_if_asked};
+use benches::process::{Failure, Part, Server, serve_if_asked_as};
 use benches::service::{Client, Protocol, Request, serve};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run, timed};
@@ -24,7 +24,7 @@ use ring::{Config, DriverChoice, Reactor};
 const PARTS: [Part; 1] = [("service", serve)];
 
 fn main() {
-    serve_if_asked(&PARTS);
+    serve_if_asked_as(&PARTS);
     run("plash", measure);
 }
 

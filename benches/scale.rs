@@ -12,8 +12,8 @@
 //! cargo bench --bench scale -- memory
 //! ```
 
-use benches::process::{Failure, Part, Server, descriptors_allowed, serve_if_asked};
-use benches::scale::{Called, Control, Holder, Kind, Memory, attachable, descriptors_needed, serve, weigh};
+use benches::process::{Failure, Server, descriptors_allowed, serve_if_asked};
+use benches::scale::{Called, Control, Holder, Kind, MANY, Memory, SCALES, attachable, descriptors_needed};
 use benches::subject::{Calls, Served};
 use benches::suite::{Subject, Suite, drivers, is_wanted, run};
 use criterion::Throughput;
@@ -21,14 +21,11 @@ use perf::floor::packet_pair;
 use perf::{Cpus, Floor, FloorOptions};
 use ring::{Config, DriverChoice, Reactor};
 
-const PARTS: [Part; 2] = [("server", serve), ("scales", weigh)];
-
 const OBJECTS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 const SESSIONS: [usize; 4] = [1, 10, 100, 1_000];
 
 fn main() {
-    perf::serve_if_asked();
-    serve_if_asked(&PARTS);
+    serve_if_asked();
     run("scale", measure);
 }
 
@@ -74,7 +71,7 @@ struct Many {
 impl Many {
     fn hold(self, called: Called, driver: DriverChoice, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
         let (control, far) = Control::new()?;
-        let mut server = Server::start("server", "", driver, cpus, vec![far])?;
+        let mut server = Server::start(MANY, "", driver, cpus, vec![far])?;
         let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
         let mut client =
             Holder::new(&reactor, control, self.kind, self.count).map_err(|error| server.blame(error))?;
@@ -103,9 +100,9 @@ fn memory(driver: DriverChoice, allowed: u64, cpus: &Cpus) -> Result<(), Failure
             let count = (*count).min((allowed.saturating_sub(descriptors_needed(0)) / 2) as usize).max(1);
             let (wire, far) = packet_pair()?;
             let (near, report) = packet_pair()?;
-            let mut server = Server::start("server", "", driver, cpus, vec![far])?;
+            let mut server = Server::start(MANY, "", driver, cpus, vec![far])?;
             let told = format!("{} {count}", kind.name());
-            let mut scales = Server::start("scales", &told, driver, cpus, vec![wire, report])?;
+            let mut scales = Server::start(SCALES, &told, driver, cpus, vec![wire, report])?;
             let memory = Memory::reported(&near).map_err(|error| scales.blame(server.blame(error)))?;
             scales.end()?;
             server.end()?;

@@ -4,18 +4,14 @@
 //! to, or use anything of the libraries that a program of a user could not use.
 #![forbid(unsafe_code)]
 
-pub mod connect;
-pub mod fds;
-pub mod large;
 pub mod plash;
-pub mod process;
-pub mod scale;
 pub mod service;
 pub mod subject;
 pub mod suite;
 
 use std::os::fd::OwnedFd;
 
+pub use perf::{connect, fds, large, process, scale};
 use rustix::fs::{Mode, OFlags};
 
 /// Opens a file, as each file service of the suites does.

@@ -65,6 +65,6 @@ impl<C> Subject for Served<C> {
 
     fn end(self: Box<Self>) -> Result<(), Failure> {
         (self.end)(self.client);
-        self.server.end()
+        Ok(self.server.end()?)
     }
 }

@@ -36,7 +36,8 @@ helper! {
     }
 
     fn raw_echo(descriptors: Vec<OwnedFd>) {
-        large::serve_raw_echo(order(descriptors)).unwrap();
+        let [socket] = order(descriptors).take().unwrap();
+        perf::floor::serve_echo(socket, false, perf::Wait::Sleep).unwrap();
     }
 
     fn load(descriptors: Vec<OwnedFd>) {
@@ -58,7 +59,7 @@ helper! {
 
 /// What a helper was started with, as a server of a suite would have it.
 fn order(given: Vec<OwnedFd>) -> Order {
-    Order { given, told: helper_argument(), driver: testing::driver() }
+    Order::new(given, helper_argument(), testing::driver())
 }
 
 on_each_driver! {

@@ -32,12 +32,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod connect;
+pub mod fds;
 pub mod floor;
+pub mod large;
 mod place;
+pub mod process;
 mod recorder;
 mod row;
 pub mod run;
-pub mod server;
+pub mod scale;
+pub mod serving;
 pub mod suite;
 mod surroundings;
 mod task;
@@ -45,9 +50,28 @@ mod workload;
 
 pub use floor::{Floor, FloorOptions};
 pub use place::{Cpus, CpusError, Wait};
+pub use process::serve_if_asked;
 pub use recorder::Recorder;
 pub use row::{Head, Row};
-pub use server::serve_if_asked;
 pub use surroundings::Surroundings;
-pub use task::{Running, Task};
+pub use task::{Caller, Running, Side, Task};
 pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};
+
+/// Everything that servers of this library play.
+const PARTS: &[process::Part] = &[
+    (serving::ECHO, serving::echo),
+    (serving::ECHO_WITH_DESCRIPTORS, serving::echo_with_descriptors),
+    (serving::CONTINUATIONS, serving::continuations),
+    (serving::CONTINUATIONS_RETURNED, serving::continuations_returned),
+    (serving::SESSION, serving::session),
+    (serving::PLAIN, serving::plain),
+    (serving::PLAIN_RETURNED, serving::plain_returned),
+    (connect::ACCEPTOR, connect::serve),
+    (connect::RAW_ACCEPTOR, connect::serve_raw),
+    (fds::RECEIVER, fds::serve),
+    (large::LOOKER, large::serve),
+    (large::RAW_LOOKER, large::serve_raw),
+    (large::LOAD, large::serve_load),
+    (scale::MANY, scale::serve),
+    (scale::SCALES, scale::weigh),
+];

@@ -166,7 +166,7 @@ fn list(cpus: &[usize]) -> String {
 }
 
 /// The CPUs this thread may run on: at least one.
-fn allowed() -> io::Result<Vec<usize>> {
+pub(crate) fn allowed() -> io::Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None)?;
     let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect();
     if cpus.is_empty() { Err(io::Error::other("no CPU to run on")) } else { Ok(cpus) }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use ring::DriverChoice;
 
 use crate::floor;
+use crate::process::Program;
 use crate::recorder::Recorder;
 use crate::row::{Head, Row};
-use crate::server::Program;
 use crate::suite::Group;
 use crate::task::{Running, Task};
 use crate::workload::MeasureError;

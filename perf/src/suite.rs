@@ -9,9 +9,13 @@ use std::time::Duration;
 use ring::DriverChoice;
 use thiserror::Error;
 
+use crate::connect;
+use crate::fds;
 use crate::floor::{Floor, FloorOptions};
-use crate::place::Cpus;
-use crate::task::Task;
+use crate::large;
+use crate::place::{Cpus, Wait};
+use crate::scale;
+use crate::task::{Side, Task};
 use crate::workload::{Client, Options, Pairs, Way};
 
 /// Bytes of a call in `full`: 8 to 65,536.
@@ -35,6 +39,14 @@ pub enum Suite {
     Floor,
     /// How a plain call comes by its pair, quiet and with a descriptor in flight elsewhere.
     Pairs,
+    /// Connecting, accepting and closing.
+    Connect,
+    /// 256 KiB to 64 MiB, and small calls beside them.
+    Large,
+    /// 1 to 8 descriptors one way, without data.
+    Fds,
+    /// One among up to 10,000 objects, and among up to 1,000 sessions.
+    Scale,
 }
 
 /// Nobody has heard of such a suite.
@@ -55,7 +67,16 @@ pub struct Group {
 
 impl Suite {
     /// All of them.
-    pub const ALL: [Suite; 4] = [Suite::Quick, Suite::Full, Suite::Floor, Suite::Pairs];
+    pub const ALL: [Suite; 8] = [
+        Suite::Quick,
+        Suite::Full,
+        Suite::Floor,
+        Suite::Pairs,
+        Suite::Connect,
+        Suite::Large,
+        Suite::Fds,
+        Suite::Scale,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -64,6 +85,10 @@ impl Suite {
             Suite::Full => "full",
             Suite::Floor => "floor",
             Suite::Pairs => "pairs",
+            Suite::Connect => "connect",
+            Suite::Large => "large",
+            Suite::Fds => "fds",
+            Suite::Scale => "scale",
         }
     }
 
@@ -73,7 +98,8 @@ impl Suite {
         Duration::from_millis(match self {
             Suite::Quick => 900,
             Suite::Full => 200,
-            Suite::Floor | Suite::Pairs => 1_000,
+            Suite::Floor | Suite::Pairs | Suite::Connect | Suite::Large => 1_000,
+            Suite::Fds | Suite::Scale => 500,
         })
     }
 
@@ -84,7 +110,16 @@ impl Suite {
             Suite::Full => calls(cpus, drivers, &PAYLOADS, &DEPTHS, &FDS),
             Suite::Floor => floors(cpus),
             Suite::Pairs => [false, true].map(|parked| pairs(cpus, drivers, parked)).into(),
+            Suite::Connect => [1, 32].map(|depth| connections(cpus, drivers, depth)).into(),
+            Suite::Large => sizes(cpus, drivers),
+            Suite::Fds => (1..=fds::PAPER_US.len()).map(|count| transfers(cpus, drivers, count)).collect(),
+            Suite::Scale => many(cpus, drivers),
         }
+    }
+
+    /// Whether its calls can be due at a rate.
+    pub fn has_rate(self) -> bool {
+        matches!(self, Suite::Quick | Suite::Full | Suite::Floor | Suite::Pairs)
     }
 }
 
@@ -187,6 +222,94 @@ fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
         true => "64 bytes, 1 at a time, with a descriptor in flight elsewhere".to_owned(),
     };
     Group { title, tasks, parked }
+}
+
+/// The floor is how two programs connect that know no better: by a name.
+fn connections(cpus: &Cpus, drivers: &[DriverChoice], depth: usize) -> Group {
+    let mut ways = connect::Way::ALL.to_vec();
+    ways.sort_by_key(|way| *way != connect::Way::Stream);
+    let mut tasks: Vec<Task> =
+        ways.into_iter().map(|way| Task::Connect(Side::raw(cpus), way, depth)).collect();
+    for way in connect::Way::ALL {
+        let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, Client::Async);
+        tasks.extend(drivers.iter().map(|driver| Task::Connect(ours(driver), way, depth)));
+    }
+    let title = match depth {
+        1 => "connect, accept and close, 1 at a time".to_owned(),
+        depth => format!("connect, accept and close, {depth} together"),
+    };
+    Group { title, tasks, parked: false }
+}
+
+const SIZES: [(&str, usize); 5] = [
+    ("256 KiB", 256 << 10),
+    ("1 MiB", 1 << 20),
+    ("4 MiB", 4 << 20),
+    ("16 MiB", 16 << 20),
+    ("64 MiB", 64 << 20),
+];
+
+fn sizes(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for (name, bytes) in SIZES {
+        let mut tasks = vec![Task::Large(Side::raw(cpus), large::Way::Call, bytes)];
+        for way in large::Way::ALL {
+            for client in [Client::Async, Client::Blocking] {
+                let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, client);
+                tasks.extend(drivers.iter().map(|driver| Task::Large(ours(driver), way, bytes)));
+            }
+        }
+        let title = format!("{name}, until the other side has looked at each cache line");
+        groups.push(Group { title, tasks, parked: false });
+    }
+    let (name, bytes) = SIZES[SIZES.len() - 1];
+    let mut tasks = vec![Task::Beside(Side::raw(cpus), bytes)];
+    let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, Client::Async);
+    tasks.extend(drivers.iter().map(|driver| Task::Beside(ours(driver), bytes)));
+    groups.push(Group {
+        title: format!("{} bytes while {name} are under way", large::SMALL.len()),
+        tasks,
+        parked: false,
+    });
+    groups
+}
+
+fn transfers(cpus: &Cpus, drivers: &[DriverChoice], count: usize) -> Group {
+    let mut tasks = vec![Task::Transfer(Side::raw(cpus), fds::Way::Raw, count)];
+    for way in [fds::Way::Blocking, fds::Way::Connected, fds::Way::Typed] {
+        let client = if way == fds::Way::Blocking { Client::Blocking } else { Client::Async };
+        let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, client);
+        tasks.extend(drivers.iter().map(|driver| Task::Transfer(ours(driver), way, count)));
+    }
+    let paper_us = fds::PAPER_US[count - 1];
+    let title = match count {
+        1 => format!("1 descriptor, one way, no data (2009: {paper_us} µs)"),
+        count => format!("{count} descriptors, one way, no data (2009: {paper_us} µs)"),
+    };
+    Group { title, tasks, parked: false }
+}
+
+fn many(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
+    const COUNTS: [(scale::Kind, &[usize]); 2] =
+        [(scale::Kind::Objects, &[1, 10, 100, 1_000, 10_000]), (scale::Kind::Sessions, &[1, 10, 100, 1_000])];
+    let mut groups = Vec::new();
+    for (kind, counts) in COUNTS {
+        for driver in drivers {
+            let mut tasks = vec![Task::Floor(FloorOptions {
+                wait: Wait::Sleep,
+                ..FloorOptions::on(Floor::PingPong, cpus)
+            })];
+            for count in counts {
+                for called in [scale::Called::Each, scale::Called::One] {
+                    let side = Side::ours(cpus, *driver, Client::Async);
+                    tasks.push(Task::Scale(side, kind, called, *count));
+                }
+            }
+            let title = format!("64 bytes, 1 at a time, {}, {driver}", kind.name());
+            groups.push(Group { title, tasks, parked: false });
+        }
+    }
+    groups
 }
 
 /// What the tasks of a group have in common.

@@ -2,12 +2,21 @@
 //!
 //! A task says what it is before it runs. It does not know beside what it stands, or for how long it runs.
 
-use ring::DriverChoice;
+use std::fmt;
+use std::time::{Duration, Instant};
 
-use crate::floor::FloorOptions;
+use ring::{Config, DriverChoice, Reactor};
+
+use crate::connect;
+use crate::fds;
+use crate::floor::{self, FloorOptions};
+use crate::large;
+use crate::place::{Cpus, Wait};
+use crate::process::{self, Failure, Posting, Program, Server};
 use crate::recorder::Recorder;
 use crate::row::Head;
-use crate::server::Program;
+use crate::scale;
+use crate::serving;
 use crate::workload::{Client, MeasureError, Options, Pairs, Way, Workload};
 
 /// Something to measure.
@@ -18,13 +27,27 @@ pub enum Task {
     Floor(FloorOptions),
     /// Calls of one way.
     Call(Options),
+    /// Connecting, accepting and closing, so many at a time.
+    Connect(Side, connect::Way, usize),
+    /// Passing so many descriptors one way, without data.
+    Transfer(Side, fds::Way, usize),
+    /// Moving so many bytes; of bare system calls there is one way only.
+    Large(Side, large::Way, usize),
+    /// A small call while one of so many bytes is under way.
+    Beside(Side, usize),
+    /// A call of one among so many.
+    Scale(Side, scale::Kind, scale::Called, usize),
 }
 
-/// A task that was started.
-#[derive(Debug)]
-pub enum Running {
-    /// Calls, or bare system calls.
-    Calls(Workload),
+/// Who does it, and where. Both sides sleep, whatever the CPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side {
+    /// With a driver it is ours; without, bare system calls.
+    pub driver: Option<DriverChoice>,
+    /// Where it has a choice.
+    pub client: Client,
+    /// Where.
+    pub cpus: Cpus,
 }
 
 impl Task {
@@ -63,6 +86,38 @@ impl Task {
                 payload: call.payload,
                 fds: call.fds,
             },
+            Task::Connect(side, way, depth) => {
+                Head { depth: *depth, ..side.head(&format!("connect, {}", way.name()), way.name()) }
+            }
+            Task::Transfer(side, way, fds) => {
+                let name = format!("transfer, {}", way.name());
+                Head { depth: fds::BATCH, fds: *fds, ..side.head(&name, way.name()) }
+            }
+            Task::Large(side, way, bytes) => {
+                let name = match side.driver {
+                    None => "packets".to_owned(),
+                    Some(_) => format!("large {}", way.name()),
+                };
+                Head { payload: *bytes, ..side.head(&name, way.name()) }
+            }
+            Task::Beside(side, _) => {
+                let name = match side.driver {
+                    None => "pair, same load",
+                    Some(_) => "small call on that session",
+                };
+                Head { payload: large::SMALL.len(), ..side.head(name, "session") }
+            }
+            Task::Scale(side, kind, called, count) => {
+                let all = match attachable(*count) {
+                    Some(attached) if attached < *count => format!(" ({attached} attached)"),
+                    _ => String::new(),
+                };
+                let name = match called {
+                    scale::Called::One => format!("{count} {}{all}, the same", kind.name()),
+                    scale::Called::Each => format!("{count} {}{all}, in turn", kind.name()),
+                };
+                Head { payload: scale::PAYLOAD.len(), ..side.head(&name, "session") }
+            }
         }
     }
 
@@ -71,7 +126,17 @@ impl Task {
         match self {
             Task::Floor(_) => None,
             Task::Call(call) => Some(call.driver),
+            Task::Connect(side, ..)
+            | Task::Transfer(side, ..)
+            | Task::Large(side, ..)
+            | Task::Beside(side, ..)
+            | Task::Scale(side, ..) => side.driver,
         }
+    }
+
+    /// Whether calls of it can be due at a rate.
+    pub fn has_rate(&self) -> bool {
+        matches!(self, Task::Floor(_) | Task::Call(_))
     }
 
     /// Starts its processes.
@@ -79,14 +144,85 @@ impl Task {
     /// # Errors
     /// See [`MeasureError`].
     pub fn start(&self, program: &Program) -> Result<Running, MeasureError> {
+        let starting = match self {
+            Task::Floor(floor) => return Workload::floor_with(program, floor).map(Running::calls),
+            Task::Call(call) => return Workload::start_with(program, call).map(Running::calls),
+            Task::Connect(side, way, depth) => Start::new(program, side)?.connect(*way, *depth),
+            Task::Transfer(side, way, fds) => Start::new(program, side)?.transfer(*way, *fds),
+            Task::Large(side, way, bytes) => Start::new(program, side)?.large(*way, *bytes),
+            Task::Beside(side, bytes) => Start::new(program, side)?.beside(*bytes),
+            Task::Scale(side, kind, called, count) => {
+                Start::new(program, side)?.scale(*kind, *called, *count)
+            }
+        };
+        starting.map_err(MeasureError::Other)
+    }
+}
+
+impl Side {
+    /// Bare system calls.
+    pub fn raw(cpus: &Cpus) -> Side {
+        Side { driver: None, client: Client::Blocking, cpus: cpus.clone() }
+    }
+
+    /// Ours.
+    pub fn ours(cpus: &Cpus, driver: DriverChoice, client: Client) -> Side {
+        Side { driver: Some(driver), client, cpus: cpus.clone() }
+    }
+
+    fn head(&self, name: &str, way: &str) -> Head {
+        let (name, way, driver) = match self.driver {
+            None => (format!("raw {name}"), "raw".to_owned(), "none".to_owned()),
+            Some(driver) => (name.to_owned(), way.to_owned(), driver.to_string()),
+        };
+        let client = self.client.to_string();
+        let (wait, cpus) = (Wait::Sleep.to_string(), self.cpus.to_string());
+        Head { name, driver, way, client, wait, cpus, depth: 1, payload: 0, fds: 0 }
+    }
+}
+
+/// A task that was started.
+pub enum Running {
+    /// Calls, or bare system calls.
+    Calls(Box<Workload>),
+    /// A client with what it calls, and its servers.
+    Other(Caller, Vec<Server>),
+}
+
+/// A client.
+pub enum Caller {
+    /// See [`connect`].
+    Connect(Box<connect::Client>, usize),
+    /// See [`connect`].
+    RawConnect(Box<connect::RawClient>, usize),
+    /// See [`fds`].
+    Transfer(Box<fds::Sender>),
+    /// See [`large`].
+    Large(large::Mover),
+    /// See [`large`].
+    RawLarge(large::RawMover),
+    /// See [`large`].
+    Beside(large::Beside),
+    /// See [`large`].
+    RawBeside(large::RawBeside),
+    /// See [`scale`].
+    Scale(scale::Holder, scale::Called),
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Task::Floor(floor) => Workload::floor_with(program, floor).map(Running::Calls),
-            Task::Call(call) => Workload::start_with(program, call).map(Running::Calls),
+            Running::Calls(workload) => f.debug_tuple("Calls").field(workload).finish(),
+            Running::Other(_, servers) => f.debug_tuple("Other").field(servers).finish(),
         }
     }
 }
 
 impl Running {
+    fn calls(workload: Workload) -> Running {
+        Running::Calls(Box::new(workload))
+    }
+
     /// So many calls, rounded up to whole batches; what they took goes to the recorder.
     ///
     /// # Errors
@@ -94,6 +230,12 @@ impl Running {
     pub fn round(&mut self, calls: usize, recorder: &mut Recorder) -> Result<(), MeasureError> {
         match self {
             Running::Calls(workload) => workload.round(calls, recorder),
+            Running::Other(caller, servers) => caller.round(calls, recorder).map_err(|error| {
+                match servers.iter_mut().find_map(Server::death) {
+                    Some(death) => MeasureError::Died(death),
+                    None => MeasureError::Other(error),
+                }
+            }),
         }
     }
 
@@ -104,6 +246,152 @@ impl Running {
     pub fn end(self) -> Result<(), MeasureError> {
         match self {
             Running::Calls(workload) => workload.end(),
+            Running::Other(caller, servers) => {
+                caller.end();
+                servers.into_iter().try_for_each(|server| Ok(server.end()?))
+            }
         }
+    }
+}
+
+impl Caller {
+    fn round(&mut self, calls: usize, recorder: &mut Recorder) -> Result<(), Failure> {
+        let mut left = calls.max(1);
+        while left > 0 {
+            let (took, made) = match self {
+                Caller::Connect(client, depth) => (timed(|| client.batches(1))?, *depth),
+                Caller::RawConnect(client, depth) => (timed(|| client.batches(1))?, *depth),
+                Caller::Transfer(sender) => {
+                    let prepared = sender.prepare()?;
+                    (timed(|| sender.batch(prepared))?, fds::BATCH)
+                }
+                Caller::Large(mover) => (mover.moves(1)?, 1),
+                Caller::RawLarge(mover) => (mover.moves(1)?, 1),
+                Caller::Scale(holder, called) => (holder.calls(*called, 1)?, 1),
+                // These begin and end a load beside them, and so are not made one by one.
+                Caller::Beside(beside) => {
+                    return beside.calls(calls as u64, |took| recorder.record(took, 1)).map(drop);
+                }
+                Caller::RawBeside(beside) => {
+                    return beside.calls(calls as u64, |took| recorder.record(took, 1)).map(drop);
+                }
+            };
+            recorder.record(took, made);
+            left = left.saturating_sub(made);
+        }
+        Ok(())
+    }
+
+    fn end(self) {
+        match self {
+            Caller::Connect(client, _) => client.end(),
+            Caller::RawConnect(client, _) => client.end(),
+            Caller::Transfer(sender) => sender.end(),
+            Caller::Large(mover) => mover.end(),
+            Caller::RawLarge(mover) => drop(mover),
+            Caller::Beside(beside) => beside.end(),
+            Caller::RawBeside(beside) => drop(beside),
+            Caller::Scale(holder, _) => holder.end(),
+        }
+    }
+}
+
+fn timed(call: impl FnOnce() -> Result<(), Failure>) -> Result<Duration, Failure> {
+    let start = Instant::now();
+    call()?;
+    Ok(start.elapsed())
+}
+
+/// How many of so many can be attached here.
+fn attachable(count: usize) -> Option<usize> {
+    scale::attachable(count, process::descriptors_allowed(scale::descriptors_needed(count)))
+}
+
+/// What starting takes.
+struct Start<'a> {
+    program: &'a Program,
+    at: Posting,
+    side: &'a Side,
+}
+
+impl<'a> Start<'a> {
+    fn new(program: &'a Program, side: &'a Side) -> Result<Start<'a>, MeasureError> {
+        side.cpus.pin_client()?;
+        let driver = side.driver.unwrap_or_default();
+        Ok(Start { program, at: Posting { driver, wait: Wait::Sleep, cpu: side.cpus.server }, side })
+    }
+
+    fn server(
+        &self,
+        part: &'static str,
+        told: &str,
+        given: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<Server, Failure> {
+        Ok(Server::start_with(self.program, part, told, self.at, given)?)
+    }
+
+    fn reactor(&self) -> Result<Reactor, Failure> {
+        Ok(Reactor::with_config(Config { driver: self.at.driver, ..Config::default() })?)
+    }
+
+    fn connect(&self, way: connect::Way, depth: usize) -> Result<Running, Failure> {
+        let told = connect::told(way, depth);
+        if self.side.driver.is_none() {
+            let (client, there) = connect::RawClient::new(way, depth)?;
+            let server = self.server(connect::RAW_ACCEPTOR, &told, there)?;
+            return Ok(Running::Other(Caller::RawConnect(Box::new(client), depth), vec![server]));
+        }
+        let (here, there) = connect::ends(way)?;
+        let mut server = self.server(connect::ACCEPTOR, &told, there)?;
+        let client = connect::Client::new(&self.reactor()?, way, depth, here);
+        let client = client.map_err(|error| server.blame(error))?;
+        Ok(Running::Other(Caller::Connect(Box::new(client), depth), vec![server]))
+    }
+
+    fn transfer(&self, way: fds::Way, count: usize) -> Result<Running, Failure> {
+        let (sender, far) = fds::Sender::new(way, count, &self.reactor()?)?;
+        let server = self.server(fds::RECEIVER, way.name(), vec![far])?;
+        Ok(Running::Other(Caller::Transfer(Box::new(sender)), vec![server]))
+    }
+
+    fn large(&self, way: large::Way, bytes: usize) -> Result<Running, Failure> {
+        if self.side.driver.is_none() {
+            let (mover, far) = large::RawMover::new(bytes)?;
+            let server = self.server(large::RAW_LOOKER, "", vec![far])?;
+            return Ok(Running::Other(Caller::RawLarge(mover), vec![server]));
+        }
+        let (address, bound) = floor::packet_pair()?;
+        let server = self.server(large::LOOKER, "", vec![bound])?;
+        let mover = match self.side.client {
+            Client::Async => large::Mover::new(&self.reactor()?, address, way, bytes)?,
+            Client::Blocking => large::Mover::blocking(address, way, bytes)?,
+        };
+        Ok(Running::Other(Caller::Large(mover), vec![server]))
+    }
+
+    fn beside(&self, bytes: usize) -> Result<Running, Failure> {
+        let (address, bound) = floor::packet_pair()?;
+        let mut looker = self.server(large::LOOKER, "", vec![bound])?;
+        if self.side.driver.is_some() {
+            let beside = large::Beside::new(&self.reactor()?, address, bytes);
+            let beside = beside.map_err(|error| looker.blame(error))?;
+            return Ok(Running::Other(Caller::Beside(beside), vec![looker]));
+        }
+        let (socket, echo) = floor::packet_pair()?;
+        let (control, far) = floor::packet_pair()?;
+        let echo = self.server(serving::ECHO, "", vec![echo])?;
+        let load = self.server(large::LOAD, &bytes.to_string(), vec![far, address])?;
+        let beside = large::RawBeside::new(socket, control);
+        Ok(Running::Other(Caller::RawBeside(beside), vec![looker, echo, load]))
+    }
+
+    fn scale(&self, kind: scale::Kind, called: scale::Called, count: usize) -> Result<Running, Failure> {
+        let attached = attachable(count).ok_or("more descriptors than this process may have")?;
+        let (control, far) = scale::Control::new()?;
+        let mut server = self.server(scale::MANY, "", vec![far])?;
+        let holder = scale::Holder::new(&self.reactor()?, control, kind, count);
+        let mut holder = holder.map_err(|error| server.blame(error))?;
+        holder.attach(attached).map_err(|error| server.blame(error))?;
+        Ok(Running::Other(Caller::Scale(holder, called), vec![server]))
     }
 }

@@ -15,8 +15,9 @@ use thiserror::Error;
 
 use crate::floor::{self, Floor, FloorOptions, RawCaller};
 use crate::place::{Cpus, CpusError, Wait};
+use crate::process::{Death, Failure, Posting, Program, Server};
 use crate::recorder::Recorder;
-use crate::server::{Death, Posting, Program, Server, Service};
+use crate::serving;
 
 /// How a call travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,8 +144,8 @@ pub enum MeasureError {
     #[error("a server cannot be started: {0}")]
     Start(#[source] io::Error),
     /// The server process has died.
-    #[error("the server has died: {0}")]
-    Died(Death),
+    #[error(transparent)]
+    Died(#[from] Death),
     /// A call has failed, with the server alive.
     #[error("a call has failed: {0}")]
     Call(#[from] CallError),
@@ -159,6 +160,9 @@ pub enum MeasureError {
     /// The kernel's.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// Anything else, with the servers alive.
+    #[error("{0}")]
+    Other(Failure),
 }
 
 impl From<rustix::io::Errno> for MeasureError {
@@ -215,17 +219,18 @@ impl Workload {
         if !options.exists() {
             return Err(MeasureError::NoSuchClient);
         }
-        let service = match options.way {
-            Way::Session => Service::Session,
-            Way::Plain(_) => Service::Plain { returns: false, fds: options.fds },
-            Way::Returned => Service::Plain { returns: true, fds: options.fds },
+        let part = match options.way {
+            Way::Session => serving::SESSION,
+            Way::Plain(_) => serving::PLAIN,
+            Way::Returned => serving::PLAIN_RETURNED,
         };
         // Before the client's reactor is made, which counts the CPUs it may look on.
         options.cpus.unpin()?;
         let (near, far) = floor::packet_pair()?;
         let at = Posting { driver: options.driver, wait: options.wait, cpu: options.cpus.server };
         let side = Side::calling(options, near)?;
-        let server = Server::start(program, &service, at, far).map_err(MeasureError::Start)?;
+        let told = options.fds.to_string();
+        let server = Server::start_with(program, part, &told, at, vec![far]).map_err(MeasureError::Start)?;
         let (cpus, depth) = (options.cpus.clone(), options.depth.max(1));
         let mut workload = Workload { side, server, cpus, depth };
         workload.cpus.pin_client()?;
@@ -246,15 +251,16 @@ impl Workload {
     /// # Errors
     /// See [`MeasureError`].
     pub fn floor_with(program: &Program, options: &FloorOptions) -> Result<Workload, MeasureError> {
-        let service = match options.floor {
-            Floor::PingPong | Floor::Coalesced => Service::Echo { fds: options.fds > 0 },
-            Floor::FiveSteps => Service::Continuations { returns: false },
-            Floor::Returned => Service::Continuations { returns: true },
+        let part = match options.floor {
+            Floor::PingPong | Floor::Coalesced if options.fds > 0 => serving::ECHO_WITH_DESCRIPTORS,
+            Floor::PingPong | Floor::Coalesced => serving::ECHO,
+            Floor::FiveSteps => serving::CONTINUATIONS,
+            Floor::Returned => serving::CONTINUATIONS_RETURNED,
         };
         let (near, far) = floor::packet_pair()?;
         let at = Posting { driver: DriverChoice::Auto, wait: options.wait, cpu: options.cpus.server };
         let side = Side::Raw(RawCaller::new(near, options.clone())?);
-        let server = Server::start(program, &service, at, far).map_err(MeasureError::Start)?;
+        let server = Server::start_with(program, part, "", at, vec![far]).map_err(MeasureError::Start)?;
         options.cpus.pin_client()?;
         Ok(Workload { side, server, cpus: options.cpus.clone(), depth: options.depth.max(1) })
     }
@@ -272,7 +278,7 @@ impl Workload {
     }
 
     /// The process of the server, for those who look at it from outside.
-    pub fn server_id(&self) -> Option<u32> {
+    pub fn server_id(&self) -> u32 {
         self.server.id()
     }
 
@@ -283,7 +289,7 @@ impl Workload {
     pub fn end(self) -> Result<(), MeasureError> {
         let Workload { side, server, .. } = self;
         side.end();
-        server.end().map_err(MeasureError::Died)
+        Ok(server.end()?)
     }
 
     fn attach(&mut self) -> Result<(), MeasureError> {

@@ -1,8 +1,12 @@
 //! Each workload calls, is answered, and leaves neither a process nor a descriptor behind.
 #![allow(clippy::unwrap_used)]
 
-use perf::server::Program;
-use perf::{Client, Cpus, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Wait, Way, Workload};
+use perf::process::Program;
+use perf::{
+    Client, Cpus, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Side, Task, Wait, Way,
+    Workload,
+};
+use perf::{connect, fds, large, scale};
 use ring::Reactor;
 use rustix::process::{Pid, Signal};
 use testing::{in_own_process, on_each_driver};
@@ -89,6 +93,38 @@ on_each_driver! {
         }
     }
 
+    /// What takes long is made small: the suites have more of each.
+    fn each_other_task_runs_and_ends(_reactor: &Reactor) {
+        let cpus = Cpus::one().unwrap();
+        let ours = |client| Side::ours(&cpus, testing::driver(), client);
+        let mut tasks = Vec::new();
+        for way in large::Way::ALL {
+            let clients = [Client::Async, Client::Blocking];
+            tasks.extend(clients.map(|client| Task::Large(ours(client), way, 300_000)));
+        }
+        for way in connect::Way::ALL {
+            tasks.push(Task::Connect(ours(Client::Async), way, 4));
+            tasks.push(Task::Connect(Side::raw(&cpus), way, 4));
+        }
+        tasks.extend(fds::Way::ALL.map(|way| Task::Transfer(ours(Client::Async), way, 8)));
+        for kind in [scale::Kind::Objects, scale::Kind::Sessions] {
+            for called in [scale::Called::One, scale::Called::Each] {
+                tasks.push(Task::Scale(ours(Client::Async), kind, called, 40));
+            }
+        }
+        tasks.push(Task::Large(Side::raw(&cpus), large::Way::Call, 300_000));
+        tasks.push(Task::Beside(ours(Client::Async), 4 << 20));
+        tasks.push(Task::Beside(Side::raw(&cpus), 4 << 20));
+        for task in tasks {
+            let head = task.head();
+            let mut running = task.start(&program()).unwrap();
+            let mut recorder = Recorder::closed();
+            running.round(2, &mut recorder).unwrap();
+            running.end().unwrap();
+            assert!(recorder.calls() >= 2, "{head:?}");
+        }
+    }
+
     fn a_server_that_is_killed_is_told(_reactor: &Reactor) {
         for way in WAYS {
             for client in [Client::Async, Client::Blocking] {
@@ -100,7 +136,7 @@ on_each_driver! {
                 workload.round(10, &mut Recorder::off()).unwrap();
                 kill(&workload);
                 let error = workload.round(10, &mut Recorder::off()).unwrap_err();
-                assert!(error.to_string().contains("the server has died"), "{way:?}: {error}");
+                assert!(error.to_string().contains("the server ("), "{way:?}: {error}");
                 assert!(error.to_string().contains("signal: 9"), "{way:?}: {error}");
             }
         }
@@ -140,7 +176,7 @@ in_own_process! {
 
     fn a_workload_that_is_dropped_leaves_no_process() {
         let workload = Workload::start_with(&program(), &Options::on(&Cpus::one().unwrap())).unwrap();
-        let id = workload.server_id().unwrap();
+        let id = workload.server_id();
         drop(workload);
         assert!(rustix::process::test_kill_process(Pid::from_raw(id as i32).unwrap()).is_err());
     }
@@ -154,6 +190,6 @@ in_own_process! {
 
 #[track_caller]
 fn kill(workload: &Workload) {
-    let id = workload.server_id().unwrap();
+    let id = workload.server_id();
     rustix::process::kill_process(Pid::from_raw(id as i32).unwrap(), Signal::KILL).unwrap();
 }

@@ -12,8 +12,8 @@ use std::fs;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use perf::process::{self, Program};
 use perf::run::{self, Measured, Outcome as Measurement, Settings};
-use perf::server::{self, Program};
 use perf::{Cpus, CpusError, Head, MeasureError};
 use ring::{Config, DriverChoice, Reactor};
 
@@ -22,6 +22,9 @@ use crate::output::{self, Failure, Outcome};
 
 /// The steps of the bar for each row.
 const STEPS_PER_ROW: f64 = 100.0;
+
+/// Descriptors: two for each of 10,000 objects, and some.
+const DESCRIPTORS_WANTED: u64 = 20_480;
 
 /// A row takes no longer than this, whatever is asked for.
 const SECONDS_MAX: f64 = 3_600.0;
@@ -53,7 +56,7 @@ pub fn run(options: &Bench) -> Result<Outcome, Failure> {
         return Err(Failure::new(why));
     }
     // Hundreds of calls at a time have a descriptor or two each. Where that is not allowed, rows say so.
-    let _ = server::raise_descriptor_limit();
+    let _ = process::descriptors_allowed(DESCRIPTORS_WANTED);
     if let Some(path) = &options.html {
         // Before minutes are spent on what could not be kept.
         let opened = fs::OpenOptions::new().append(true).create(true).open(path);
@@ -120,6 +123,10 @@ fn settings(options: &Bench) -> Result<Settings, Failure> {
             )));
         }
     };
+    if options.rate.is_some() && !options.suite.has_rate() {
+        let told = format!("--rate: what {} measures has none, only calls have", options.suite);
+        return Err(Failure::usage(told));
+    }
     if let Some(rate) = options.rate.filter(|rate| !(*rate > 0.0 && *rate <= RATE_MAX)) {
         return Err(Failure::usage(format_args!(
             "--rate {rate}: there are more than 0 calls in a second and at most {RATE_MAX}"

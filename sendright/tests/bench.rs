@@ -105,6 +105,7 @@ fn what_cannot_be_measured_is_told() {
         (&["bench", "--seconds", "nan"], "more than 0"),
         (&["bench", "--rate", "0"], "more than 0"),
         (&["bench", "--rate", "inf"], "at most"),
+        (&["bench", "--suite", "large", "--rate", "5"], "only calls have"),
         (&["bench", "--cpus", "0,0"], "two different ones"),
         (&["bench", "--cpus", "zero"], "names no CPUs"),
         (&["bench", "--driver", "kqueue"], "epoll"),
@@ -140,6 +141,16 @@ fn at_a_rate_there_are_no_more_calls_than_that() {
     let output = run(["bench", "--suite", "floor", "--seconds", "0.05", "--rate", "2000", "--json"]);
     for row in rows(&output) {
         assert!(row["calls_per_s"].as_f64().unwrap() < 2_500.0, "{row}");
+    }
+}
+
+#[test]
+fn suites_without_calls_have_rows_of_ours_beside_bare_ones() {
+    for (suite, ours) in [("connect", "replacement"), ("fds", "typed")] {
+        let rows = rows(&run(["bench", "--suite", suite, "--seconds", MOMENT, "--json"]));
+        let of = |way: &str| rows.iter().filter(|row| row["way"] == way).count();
+        assert!(of("raw") > 0 && of(ours) > 0, "{suite}: {rows:?}");
+        assert!(rows.iter().all(|row| row["ratio"].as_f64().unwrap() > 0.0), "{suite}: {rows:?}");
     }
 }
 
@@ -201,7 +212,7 @@ fn a_server_that_dies_ends_the_run_with_a_reason() {
     rustix::process::kill_process(server, Signal::KILL).unwrap();
     let output = bench.wait_with_output().unwrap();
     assert_eq!(status(&output), 1);
-    assert!(stderr(&output).contains("the server has died: it ended with signal: 9"), "{}", stderr(&output));
+    assert!(stderr(&output).contains(") has ended with signal: 9"), "{}", stderr(&output));
 }
 
 #[test]

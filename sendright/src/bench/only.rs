@@ -12,7 +12,7 @@ use crate::output::{self, Failure, Outcome};
 pub fn run(only: &Only) -> Result<Outcome, Failure> {
     let cpus = cpus(only.cpus.as_deref())?;
     let driver = driver(only.driver.as_deref())?;
-    let _ = perf::server::raise_descriptor_limit();
+    let _ = perf::process::descriptors_allowed(crate::bench::DESCRIPTORS_WANTED);
     // The ranges of the options are within what a pointer has anywhere.
     let [depth, payload, fds] = [only.depth, only.payload, only.fds].map(|number| number as usize);
     let way = match only.way.as_str() {

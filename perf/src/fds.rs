@@ -7,11 +7,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use imc::{ConnectedSocket, PlainFile, TypedMessage, TypedSocket, blocking};
-use perf::Wait;
-use perf::floor::{FDS_MAX, packet_pair, receive_with, send_with, something_to_pass};
 use ring::{Executor, Fd, Message, Reactor};
 use rustix::net::SendFlags;
 
+use crate::floor::{FDS_MAX, packet_pair, receive_with, send_with, something_to_pass};
+use crate::place::Wait;
 use crate::process::{Failure, Order};
 
 /// The paper's row: microseconds for a transfer of 1 to 8 descriptors, on Linux, in 2009.
@@ -48,6 +48,9 @@ impl Way {
         }
     }
 }
+
+/// Who receives: see [`serve`].
+pub const RECEIVER: &str = "receiver";
 
 /// What a message says that has nothing to say. An empty packet would look like the end.
 const NOTHING: &[u8; 1] = b"d";
@@ -100,7 +103,7 @@ fn serve_raw(end: OwnedFd) -> Result<(), Failure> {
             }
             arrived.clear();
         }
-        perf::floor::send(end.as_fd(), ALL)?;
+        crate::floor::send(end.as_fd(), ALL)?;
     }
 }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures_util::future::{Either, join_all, select};
 use imc::older::{self, Token, datagram};
 use imc::{BoundSocket, SocketAddress};
-use perf::floor::packet_pair;
 use ring::{Executor, Reactor, Socket};
 use rustix::io::Errno;
 use rustix::net::{
@@ -20,6 +19,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with,
 };
 
+use crate::floor::packet_pair;
 use crate::process::{Failure, Order};
 
 /// How two processes come by a connection.
@@ -64,6 +64,11 @@ fn heard(told: &str) -> Result<(Way, usize), Failure> {
     let (way, depth) = told.split_once(' ').ok_or("a way and a depth")?;
     Ok((Way::named(way)?, depth.parse()?))
 }
+
+/// Who accepts: see [`serve`].
+pub const ACCEPTOR: &str = "acceptor";
+/// Who accepts by bare system calls: see [`serve_raw`].
+pub const RAW_ACCEPTOR: &str = "raw acceptor";
 
 /// How many requests may wait in a backlog: as many as a batch has.
 const BACKLOG: u16 = 64;
@@ -352,7 +357,7 @@ impl RawClient {
             }
             _ => {
                 let (near, far) = packet_pair()?;
-                perf::floor::send_with(self.over.as_fd(), b"c", &[far.as_fd()], SendFlags::empty())?;
+                crate::floor::send_with(self.over.as_fd(), b"c", &[far.as_fd()], SendFlags::empty())?;
                 Ok(near)
             }
         }

@@ -7,12 +7,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use imc::FrozenMemory;
-use perf::Wait;
-use perf::floor::packet_pair;
 use ring::{Executor, Message, Reactor};
 use rustix::net::{RecvFlags, SendFlags};
 use seqpacket::{CallOptions, Mailbox, Object, blocking, plain_data};
 
+use crate::floor::packet_pair;
 use crate::process::{Failure, Order};
 
 /// How the bytes travel.
@@ -42,6 +41,13 @@ impl Way {
 
 /// What a bare packet has.
 pub const PACKET: usize = 65_536;
+
+/// Who looks at what it is given: see [`serve`].
+pub const LOOKER: &str = "looker";
+/// Who looks at what comes in bare packets: see [`serve_raw`].
+pub const RAW_LOOKER: &str = "raw looker";
+/// Who makes large calls: see [`serve_load`].
+pub const LOAD: &str = "load";
 
 /// In a call of two numbers: have an answer of so many bytes ready.
 const PREPARE: u64 = 1;
@@ -315,15 +321,6 @@ pub fn serve_load(mut order: Order) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sends everything back: the other end of a [`RawBeside`].
-///
-/// # Errors
-/// The kernel's.
-pub fn serve_raw_echo(mut order: Order) -> Result<(), Failure> {
-    let [socket] = order.take()?;
-    Ok(perf::floor::serve_echo(socket, false, Wait::Sleep)?)
-}
-
 /// Small calls on the very session that moves a large one.
 pub struct Beside {
     executor: Executor,
@@ -401,7 +398,7 @@ impl RawBeside {
         let mut room = [0; 128];
         for _ in 0..count {
             let start = Instant::now();
-            perf::floor::send(self.socket.as_fd(), SMALL)?;
+            crate::floor::send(self.socket.as_fd(), SMALL)?;
             if rustix::net::recv(&self.socket, &mut room[..], RecvFlags::empty())?.0 == 0 {
                 return Err("nobody sends back any more".into());
             }
@@ -414,7 +411,7 @@ impl RawBeside {
     }
 
     fn tell_load(&self, word: &[u8]) -> Result<(), Failure> {
-        perf::floor::send(self.control.as_fd(), word)?;
+        crate::floor::send(self.control.as_fd(), word)?;
         match rustix::net::recv(&self.control, &mut [0; 8], RecvFlags::empty())?.0 {
             0 => Err("nobody makes a load any more".into()),
             _ => Ok(()),

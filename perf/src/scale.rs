@@ -9,15 +9,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use perf::Wait;
-use perf::floor::{FDS_MAX, packet_pair, receive_with};
 use ring::{Executor, Message, Reactor, Socket, Spawner};
 use seqpacket::{Mailbox, Object};
 
+use crate::floor::{FDS_MAX, packet_pair, receive_with};
+use crate::place::Wait;
 use crate::process::{Failure, Order};
 
 /// What each call says and is answered.
 pub const PAYLOAD: [u8; 64] = [7; 64];
+
+/// Who has many objects: see [`serve`].
+pub const MANY: &str = "many objects";
+/// Who weighs them: see [`weigh`].
+pub const SCALES: &str = "scales";
 
 /// What a process has beside what there are many of: standard streams, rings, a wire.
 const DESCRIPTORS_APART: u64 = 64;
@@ -116,7 +121,7 @@ impl Control {
         let mut addresses = Vec::with_capacity(count + FDS_MAX);
         while addresses.len() < count {
             let wanted = TOGETHER.min(count - addresses.len());
-            perf::floor::send(self.0.as_fd(), &[b'o'; TOGETHER][..wanted])?;
+            crate::floor::send(self.0.as_fd(), &[b'o'; TOGETHER][..wanted])?;
             let before = addresses.len();
             receive_with(self.0.as_fd(), &mut [0; 16], &mut addresses, Wait::Sleep)?;
             if addresses.len() != before + wanted {
@@ -131,7 +136,7 @@ impl Control {
     /// # Errors
     /// The kernel's; the server has ended.
     pub fn server_memory_bytes(&self) -> Result<u64, Failure> {
-        perf::floor::send(self.0.as_fd(), MEMORY)?;
+        crate::floor::send(self.0.as_fd(), MEMORY)?;
         let mut said = [0; 8];
         match receive_with(self.0.as_fd(), &mut said, &mut Vec::new(), Wait::Sleep)? {
             8 => Ok(u64::from_ne_bytes(said)),
@@ -291,7 +296,7 @@ pub fn weigh(mut order: Order) -> Result<(), Failure> {
         attached.0.saturating_sub(held.0),
         attached.1.saturating_sub(held.1),
     ];
-    perf::floor::send(report.as_fd(), grown.map(u64::to_ne_bytes).as_flattened())?;
+    crate::floor::send(report.as_fd(), grown.map(u64::to_ne_bytes).as_flattened())?;
     holder.end();
     Ok(())
 }

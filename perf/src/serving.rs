@@ -1,0 +1,90 @@
+//! What answers the calls of a [workload](crate::Workload): objects as any program would serve them, and bare
+//! system calls.
+//!
+//! It does not know what is called, or how often.
+
+use ring::{Executor, Message};
+use seqpacket::{Mailbox, PlainMailbox};
+
+use crate::floor;
+use crate::process::{Failure, Order};
+
+/// Bare system calls: each packet is sent back.
+pub const ECHO: &str = "raw echo";
+/// The same, with its descriptors.
+pub const ECHO_WITH_DESCRIPTORS: &str = "raw echo with descriptors";
+/// Bare system calls: each packet is sent back over the last of its descriptors.
+pub const CONTINUATIONS: &str = "raw continuations";
+/// The same, and that descriptor with it.
+pub const CONTINUATIONS_RETURNED: &str = "raw returned continuations";
+/// The mailbox of an object with sessions.
+pub const SESSION: &str = "session";
+/// The mailbox of a plain object. It is told how many descriptors a call has.
+pub const PLAIN: &str = "plain";
+/// The same, and continuations go home with answers.
+pub const PLAIN_RETURNED: &str = "plain, returned";
+
+pub(crate) fn echo(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::serve_echo(end, false, order.wait)?)
+}
+
+pub(crate) fn echo_with_descriptors(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::serve_echo(end, true, order.wait)?)
+}
+
+pub(crate) fn continuations(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::serve_continuations(end, false, order.wait)?)
+}
+
+pub(crate) fn continuations_returned(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::serve_continuations(end, true, order.wait)?)
+}
+
+pub(crate) fn session(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    let reactor = order.reactor()?;
+    let mailbox = Mailbox::from_fd(&reactor, end)?;
+    Executor::new(&reactor).block_on(async {
+        while let Some(mut call) = mailbox.next().await {
+            let mut answer = Message::from(call.bytes());
+            while let Some(descriptor) = call.take_descriptor() {
+                answer.push_descriptor(descriptor);
+            }
+            call.answer(answer)?;
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn plain(order: Order) -> Result<(), Failure> {
+    serve_plain(order, |_| {})
+}
+
+pub(crate) fn plain_returned(order: Order) -> Result<(), Failure> {
+    serve_plain(order, PlainMailbox::return_continuations)
+}
+
+fn serve_plain(mut order: Order, prepare: fn(&PlainMailbox)) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    let reactor = order.reactor()?;
+    let mailbox = PlainMailbox::from_fd(&reactor, end)?;
+    let fds: usize = order.told.parse()?;
+    if fds > seqpacket::PLAIN_ARGUMENTS_DEFAULT {
+        mailbox.set_arguments_max(fds);
+    }
+    prepare(&mailbox);
+    Executor::new(&reactor).block_on(async {
+        while let Some(mut call) = mailbox.next().await {
+            let mut answer = Message::from(call.bytes());
+            while let Some(descriptor) = call.take_descriptor() {
+                answer.push_descriptor(descriptor);
+            }
+            call.answer(answer)?;
+        }
+        Ok(())
+    })
+}
