@@ -216,6 +216,13 @@ pub(crate) enum Done {
     Accepted(io::Result<OwnedFd>),
 }
 
+/// What became of a message that was to go at once.
+pub(crate) enum AtOnce {
+    Gone,
+    /// The waiter, if one was wanted, is told how it goes.
+    Queued(Option<usize>),
+}
+
 /// What a look for one message found.
 pub(crate) enum OneTaken {
     Here(Result<Received, ReceiveError>),
@@ -421,8 +428,7 @@ impl Core {
 
     /// Queues a message. The waiter, if one is wanted, is told how it went.
     pub(crate) fn send(&mut self, key: usize, message: Message, silent: bool, waited: bool) -> Option<usize> {
-        let waiting = || Waiter { waker: None, state: WaiterState::Waiting(None), channel: key };
-        let waiter = waited.then(|| self.waiters.insert(waiting()));
+        let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
         let letter = Letter {
             envelope: Envelope::new(message),
@@ -433,6 +439,17 @@ impl Core {
         waiter
     }
 
+    /// A place for somebody who waits.
+    fn wait(&mut self, channel: usize) -> usize {
+        self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel })
+    }
+
+    fn count_sent(&mut self, envelope: &Envelope) {
+        self.stats.messages_sent += 1;
+        self.stats.bytes_sent += envelope.length() as u64;
+        self.stats.descriptors_sent += envelope.descriptors().len() as u64;
+    }
+
     /// Queues a message of a few bytes and a piece of others. The waiter is told how it went.
     pub(crate) fn send_piece(
         &mut self,
@@ -441,8 +458,7 @@ impl Core {
         whole: Rc<Vec<u8>>,
         piece: Range<usize>,
     ) -> usize {
-        let waiter =
-            self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel: key });
+        let waiter = self.wait(key);
         let envelope = Envelope::with_piece(bytes, whole, piece);
         let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
         self.channels[key].lane.waiting.push_back(Letter { envelope, slip });
@@ -460,10 +476,32 @@ impl Core {
         slips.filter(|slip| slip.waiter == Some(key)).for_each(|slip| slip.waiter = None);
     }
 
-    /// Queues a last message that holds this very socket.
+    /// Sends now if nothing waits before it, and closes what it carried. What cannot go now is queued, for
+    /// the next turn to find out why, and to wait or to tell.
+    pub(crate) fn send_at_once(&mut self, key: usize, message: Message, waited: bool) -> AtOnce {
+        let channel = &mut self.channels[key];
+        if !channel.lane.is_idle() || channel.lane.broken || !succeeds_whole(channel.kind) {
+            return AtOnce::Queued(self.send(key, message, true, waited));
+        }
+        let mut envelope = Envelope::new(message);
+        envelope.seal();
+        if self.driver.send_now(&channel.fd, &envelope).is_ok() {
+            self.count_sent(&envelope);
+            return AtOnce::Gone;
+        }
+        let waiter = waited.then(|| self.wait(key));
+        let slip = Slip { waiter, silent: true, open: false, instead: None };
+        self.channels[key].lane.waiting.push_back(Letter { envelope, slip });
+        self.mark_dirty(key);
+        AtOnce::Queued(waiter)
+    }
+
+    /// Sends a last message that holds this very socket, now if it can.
     pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
         self.channels[key].travels = Travels::Soon;
-        self.send(key, message, true, false);
+        if let AtOnce::Gone = self.send_at_once(key, message, false) {
+            self.channels[key].travels = Travels::Gone;
+        }
     }
 
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
@@ -530,9 +568,7 @@ impl Core {
             channel.lane.waiting.push_front(Letter { envelope, slip });
             self.mark_dirty(key);
         } else {
-            self.stats.messages_sent += 1;
-            self.stats.bytes_sent += envelope.length() as u64;
-            self.stats.descriptors_sent += envelope.descriptors().len() as u64;
+            self.count_sent(&envelope);
         }
         Ok(())
     }
@@ -630,9 +666,7 @@ impl Core {
                 if channel.travels == Travels::Soon && channel.lane.waiting.is_empty() {
                     channel.travels = Travels::Gone;
                 }
-                self.stats.messages_sent += 1;
-                self.stats.bytes_sent += envelope.length() as u64;
-                self.stats.descriptors_sent += envelope.descriptors().len() as u64;
+                self.count_sent(&envelope);
                 self.settle(slip, Ok(()), woken);
             }
             Err(error) => self.not_sent(key, Letter { envelope, slip }, SendError::from_kernel(error), woken),
@@ -764,8 +798,7 @@ impl Core {
 
     /// Asks for readiness or a connection.
     pub(crate) fn ask(&mut self, key: usize, request: impl FnOnce(Fd) -> Request) -> usize {
-        let waiter =
-            self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel: key });
+        let waiter = self.wait(key);
         let request = request(self.channels[key].fd.clone());
         self.channels[key].others += 1;
         let token = self.submit(key, Role::Waiter(waiter), request);

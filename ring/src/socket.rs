@@ -20,7 +20,7 @@ use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
-use crate::op::{Done, OneTaken};
+use crate::op::{AtOnce, Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
 use crate::request::{Arrival, Request};
 use crate::sys::{self, SocketOption, UnixAddress, ready};
@@ -318,6 +318,35 @@ impl Socket {
         self.sending(message.into(), true)
     }
 
+    /// As [`send_quietly`](Socket::send_quietly), but where nothing waits before it the message goes now, with
+    /// a system call of its own, and what it carried is closed when this returns. The rest waits for its turn
+    /// as ever. Not for many small messages: those of one turn share the reactor's call.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Message, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let far = Socket::wrap(&reactor, far)?;
+    /// let sending = near.send_at_once(Message::from("now"));
+    /// assert!(sending.has_gone());
+    /// # Executor::new(&reactor).block_on(async {
+    /// assert_eq!(far.receive().await?.bytes(), b"now");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send_at_once(&self, message: impl Into<Message>) -> Sending {
+        let message = message.into();
+        let state = match self.refuse(&message) {
+            Some(error) => SendingState::Refused(Some(error)),
+            None => match self.reactor.with(|core, _| core.send_at_once(self.channel, message, true)) {
+                AtOnce::Gone => SendingState::Gone,
+                AtOnce::Queued(waiter) => SendingState::Waiting(waiter.expect("a waiter was asked for")),
+            },
+        };
+        Sending { reactor: self.reactor.clone(), state }
+    }
+
     /// Ends the connection for everybody who holds either end, at once. What has arrived can still be
     /// received.
     pub fn shut_down(&self) {
@@ -329,17 +358,26 @@ impl Socket {
         self.reactor.with(|core, _| core.is_broken(self.channel))
     }
 
-    /// Sends a last message, silently, and closes the socket when it has gone.
+    /// Sends a last message, now if nothing waits before it, and closes the socket when it has gone.
     ///
     /// # Errors
     /// What is wrong with the message itself (empty, too large): the socket is closed without it.
     pub fn finish(self, message: impl Into<Message>) -> Result<(), SendError> {
+        self.finish_and_keep(message).map(drop)
+    }
+
+    /// As [`finish`](Socket::finish), but where the last message has gone already the socket comes back: for
+    /// whoever closes many, some at a time. Until it is dropped the other end does not see the end.
+    ///
+    /// # Errors
+    /// As [`finish`](Socket::finish).
+    pub fn finish_and_keep(self, message: impl Into<Message>) -> Result<Option<Socket>, SendError> {
         let message = message.into();
         if let Some(error) = self.refuse(&message) {
             return Err(error);
         }
-        self.reactor.with(|core, _| core.send(self.channel, message, true, false));
-        Ok(())
+        let sent = self.reactor.with(|core, _| core.send_at_once(self.channel, message, false));
+        Ok(matches!(sent, AtOnce::Gone).then_some(self))
     }
 
     /// As [`finish`](Socket::finish), with this very socket as the last descriptor of the message: whoever
@@ -601,11 +639,17 @@ pub struct Sending {
 
 enum SendingState {
     Refused(Option<SendError>),
+    Gone,
     Waiting(usize),
     Over,
 }
 
 impl Sending {
+    /// Whether the message has gone already, as [`Socket::send_at_once`] has it where it can.
+    pub fn has_gone(&self) -> bool {
+        matches!(self.state, SendingState::Gone)
+    }
+
     /// Stops waiting and lets the message go out all the same, as a [post](Socket::post) would: if it cannot
     /// be sent, the socket is broken.
     pub fn let_go(mut self) {
@@ -622,6 +666,10 @@ impl Future for Sending {
         let waiter = match &mut self.state {
             SendingState::Refused(error) => {
                 return Poll::Ready(Err(error.take().expect("polled after its end")));
+            }
+            SendingState::Gone => {
+                self.state = SendingState::Over;
+                return Poll::Ready(Ok(()));
             }
             SendingState::Waiting(waiter) => *waiter,
             SendingState::Over => panic!("polled after its end"),

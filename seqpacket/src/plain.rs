@@ -252,7 +252,9 @@ impl PlainObject {
         near.set_descriptors_max(self.answer_descriptors.get() + returning);
         message.push_descriptor(Fd::made_here(far));
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
-        let sending = Some(self.socket.send_quietly(message));
+        // It goes now: two enters of the ring, one to send and one to sleep, cost more than a call of its own
+        // and one enter.
+        let sending = Some(self.socket.send_at_once(message)).filter(|sending| !sending.has_gone());
         let (pairs, object) = (self.pairs.clone(), Rc::clone(&self.socket));
         Ok(Way { near: Some(near), sending, expected, pairs, object })
     }
