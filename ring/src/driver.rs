@@ -20,6 +20,8 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
+#[cfg(feature = "uring")]
+use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
 use crate::sys::{self, Half};
 
@@ -345,6 +347,28 @@ impl Driver {
             Driver::Epoll(epoll) => epoll.take_now(fd, room),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.take_now(fd, room),
+        }
+    }
+
+    /// Whether there is something to receive, for somebody, that only the next turn takes out of a queue:
+    /// until then a receive that is away has taken nothing that was not reaped.
+    pub(crate) fn holds_back(&mut self) -> bool {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.holds_back(),
+            // It would have to ask.
+            Driver::Epoll(_) => false,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
+    }
+
+    /// Whether it is certain, without asking, that nothing has arrived for a receive that is away.
+    pub(crate) fn hears_nothing(&mut self, token: Token, requests: &mut Requests) -> bool {
+        match (self, requests.find(token)) {
+            #[cfg(feature = "uring")]
+            (Driver::Uring(uring), Some(Request::Receive { armed, .. })) => uring.hears_nothing(armed),
+            _ => false,
         }
     }
 

@@ -50,6 +50,9 @@ const CLOSING_MAX: Duration = Duration::from_secs(10);
 /// How often a queue is looked into for one message before others have their turn.
 const LOOKS_MAX: usize = 16;
 
+/// How many messages are taken between two turns by those who look for themselves.
+const TAKEN_HERE_MAX: u32 = 16;
+
 /// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that
 /// ends.
 pub(crate) const LAST_TURNS_MAX: usize = 1024;
@@ -75,6 +78,8 @@ pub(crate) struct Core {
     closing: Vec<(Instant, usize)>,
     home: Vec<Completion>,
     hurried: bool,
+    /// Messages taken since the last turn by those who looked for themselves.
+    taken_here: u32,
 }
 
 /// What one socket has going on.
@@ -257,6 +262,7 @@ impl Core {
             closing: Vec::new(),
             home: Vec::new(),
             hurried: false,
+            taken_here: 0,
         }
     }
 
@@ -889,6 +895,37 @@ impl Core {
         Poll::Pending
     }
 
+    /// As `poll_receive`, but looks into the queue itself where that may spare a turn: on one CPU whoever
+    /// answers has often run before the send has returned. Not again and again: others wait for a turn.
+    pub(crate) fn poll_receive_here(
+        &mut self,
+        key: usize,
+        waker: &Waker,
+        woken: &mut Woken,
+    ) -> Poll<Result<Received, ReceiveError>> {
+        if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) {
+            self.ask_for_credentials(key);
+            let channel = &self.channels[key];
+            match self.driver.take(&channel.fd, channel.room) {
+                Now::Arrived(arrival) => {
+                    self.taken_here += 1;
+                    self.arrived(key, Ok(arrival), false, woken);
+                }
+                Now::Failed(error) => self.arrived(key, Err(error), false, woken),
+                // The receive that is armed knows what to do.
+                Now::Starved | Now::Empty => {}
+            }
+        }
+        self.poll_receive(key, waker, woken)
+    }
+
+    /// Whether a message taken out of the queue now would be the next, and there may be one.
+    fn may_look(&mut self, key: usize) -> bool {
+        let inbox = &self.channels[key].inbox;
+        let nothing_here = inbox.arrived.is_empty() && !inbox.ended && self.home.is_empty();
+        nothing_here && (inbox.away.is_none() || self.driver.holds_back())
+    }
+
     /// The next message or the end, if it is here.
     pub(crate) fn take_arrived(&mut self, key: usize) -> Option<Result<Received, ReceiveError>> {
         let inbox = &mut self.channels[key].inbox;
@@ -906,10 +943,14 @@ impl Core {
         inbox.ended.then_some(Err(ReceiveError::Closed))
     }
 
-    /// Whether neither a message nor the end is here.
-    pub(crate) fn has_nothing_arrived(&self, key: usize) -> bool {
-        let inbox = &self.channels[key].inbox;
-        inbox.arrived.is_empty() && !inbox.ended
+    /// Whether neither a message nor the end is here, nor on its way here.
+    pub(crate) fn is_quiet(&mut self, key: usize) -> bool {
+        let Channel { inbox, fd, .. } = &self.channels[key];
+        if !inbox.arrived.is_empty() || inbox.ended || !self.home.is_empty() {
+            return false;
+        }
+        inbox.away.is_some_and(|token| self.driver.hears_nothing(token, &mut self.requests))
+            || sys::poll_now(fd.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
     }
 
     /// Takes the next message out of the queue, now or not at all, and only this one: for a socket on which
@@ -1117,6 +1158,7 @@ impl Core {
     /// Submits, sleeps, reaps. Says whether anything came home.
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
+        self.taken_here = 0;
         let behind = self.flush(woken);
         let mut home = std::mem::take(&mut self.home);
         let sleep = if home.is_empty() && !behind { self.sleep_within(sleep, woken) } else { Sleep::Not };

@@ -318,9 +318,9 @@ impl Socket {
         self.sending(message.into(), true)
     }
 
-    /// As [`send_quietly`](Socket::send_quietly), but where nothing waits before it the message goes now, with
-    /// a system call of its own, and what it carried is closed when this returns. The rest waits for its turn
-    /// as ever. Not for many small messages: those of one turn share the reactor's call.
+    /// As [`send_quietly`](Socket::send_quietly), but where nothing waits before it the message goes now,
+    /// with a system call of its own, and what it carried is closed when this returns. The rest waits for its
+    /// turn as ever. Not for many small messages: those of one turn share the reactor's call.
     ///
     /// ```
     /// # use ring::{Executor, Kind, Message, Reactor, Socket};
@@ -366,8 +366,9 @@ impl Socket {
         self.finish_and_keep(message).map(drop)
     }
 
-    /// As [`finish`](Socket::finish), but where the last message has gone already the socket comes back: for
-    /// whoever closes many, some at a time. Until it is dropped the other end does not see the end.
+    /// As [`finish`](Socket::finish), but where the last message has gone already, and descriptors are not
+    /// short, the socket comes back: for whoever closes many, some at a time. Until it is dropped the other
+    /// end does not see the end.
     ///
     /// # Errors
     /// As [`finish`](Socket::finish).
@@ -376,8 +377,11 @@ impl Socket {
         if let Some(error) = self.refuse(&message) {
             return Err(error);
         }
-        let sent = self.reactor.with(|core, _| core.send_at_once(self.channel, message, false));
-        Ok(matches!(sent, AtOnce::Gone).then_some(self))
+        let kept = self.reactor.with(|core, _| {
+            let sent = core.send_at_once(self.channel, message, false);
+            matches!(sent, AtOnce::Gone) && core.budget().covers(DESCRIPTORS_MAX)
+        });
+        Ok(kept.then_some(self))
     }
 
     /// As [`finish`](Socket::finish), with this very socket as the last descriptor of the message: whoever
@@ -421,6 +425,13 @@ impl Socket {
         self.reactor.with(|core, woken| core.poll_receive(self.channel, context.waker(), woken))
     }
 
+    /// As [`poll_receive`](Socket::poll_receive), where an answer may be there before anything is waited
+    /// for: looks into the queue first, unless it is known to be empty, and then leaves it to the reactor. So
+    /// up to 16 messages are taken without a turn; the next one waits for it.
+    pub fn poll_receive_here(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
+        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, context.waker(), woken))
+    }
+
     /// The next message, if it has arrived already.
     pub fn try_receive(&self) -> Option<Result<Received, ReceiveError>> {
         self.reactor.with(|core, _| core.take_arrived(self.channel))
@@ -429,8 +440,7 @@ impl Socket {
     /// Whether there is nothing to receive, no message and no end: neither here nor, as far as the kernel
     /// tells at this moment, on its way here.
     pub fn is_quiet(&self) -> bool {
-        self.reactor.with(|core, _| core.has_nothing_arrived(self.channel))
-            && sys::poll_now(self.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
+        self.reactor.with(|core, _| core.is_quiet(self.channel))
     }
 
     /// Whether the kernel takes more at this moment, or has something to say of the other end. A send that

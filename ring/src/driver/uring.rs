@@ -360,6 +360,17 @@ impl Uring {
         told || !self.ring.completion().is_empty()
     }
 
+    /// Under DEFER_TASKRUN the kernel receives inside an enter and nowhere else. Before that it says that
+    /// there is work, and an empty completion queue says that none of it is done.
+    pub(crate) fn holds_back(&mut self) -> bool {
+        self.ring.submission().taskrun() && self.ring.completion().is_empty()
+    }
+
+    /// What arrives for a receive that the kernel has makes work at once, and there is none.
+    pub(crate) fn hears_nothing(&mut self, armed: &Armed) -> bool {
+        matches!(armed, Armed::Many(_)) && self.ring.submission().is_empty() && !self.look()
+    }
+
     // -- in a host's loop -------------------------------------------------------------------------------
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {

@@ -1,0 +1,188 @@
+//! What is done now, and not with the next turn: a message that leaves with a call of its own, a look into
+//! the queue before anything is waited for. Neither may change the order of anything.
+#![allow(clippy::unwrap_used)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, Waker};
+
+use ring::{Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket};
+use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
+
+fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
+    let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+    testing::set_nonblocking(&far);
+    (near, far)
+}
+
+/// What a look finds.
+fn look(socket: &Socket) -> Option<Vec<u8>> {
+    match socket.poll_receive_here(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(received) => Some(received.unwrap().into_bytes()),
+        Poll::Pending => None,
+    }
+}
+
+fn bytes(far: &OwnedFd) -> Option<Vec<u8>> {
+    receive_packet(far).ok().map(|packet| packet.bytes)
+}
+
+on_each_driver! {
+    fn what_is_sent_at_once_has_left_before_the_next_turn(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let sending = near.send_at_once("now");
+        assert!(sending.has_gone());
+        assert_eq!(bytes(&far).unwrap(), b"now");
+        settle(reactor, sending).unwrap();
+    }
+
+    fn what_it_carried_is_closed_by_then(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let (other, carried) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let _ = near.send_at_once(Message::from("take it").with_descriptor(Fd::made_here(carried)));
+        drop(receive_packet(&far).unwrap());
+        // Nobody has a copy: not the message, and not whoever it was sent to.
+        assert!(other.is_hung_up());
+    }
+
+    fn it_does_not_overtake(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let first = near.send("first");
+        let second = near.send_at_once("second");
+        assert!(!second.has_gone());
+        settle(reactor, first).unwrap();
+        settle(reactor, second).unwrap();
+        assert_eq!(bytes(&far).unwrap(), b"first");
+        assert_eq!(bytes(&far).unwrap(), b"second");
+    }
+
+    fn it_waits_for_a_full_queue(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        while near.try_send("filler").is_ok() {}
+        let sending = near.send_at_once("last");
+        assert!(!sending.has_gone());
+        turn(reactor);
+        while bytes(&far).is_some() {}
+        turn(reactor);
+        turn(reactor);
+        assert_eq!(bytes(&far).unwrap(), b"last");
+        settle(reactor, sending).unwrap();
+    }
+
+    fn it_is_taken_back_by_whoever_drops_it_before_there_is_room(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        while near.try_send("filler").is_ok() {}
+        drop(near.send_at_once("never"));
+        turn(reactor);
+        while bytes(&far).is_some_and(|bytes| bytes == b"filler") {}
+        settle(reactor, near.send("after it")).unwrap();
+        assert_eq!(bytes(&far).unwrap(), b"after it");
+    }
+
+    fn it_says_that_nobody_is_there(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        drop(far);
+        assert!(matches!(settle(reactor, near.send_at_once("anyone?")), Err(SendError::Gone)));
+        assert!(matches!(settle(reactor, near.send_at_once("")), Err(SendError::Empty)));
+    }
+
+    fn a_last_message_leaves_before_the_next_turn_too(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.finish("bye").unwrap();
+        assert_eq!(bytes(&far).unwrap(), b"bye");
+        assert_eq!(bytes(&far).unwrap(), b"");
+    }
+
+    fn a_socket_kept_after_its_last_message_ends_when_it_is_dropped(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let kept = near.finish_and_keep("bye").unwrap().unwrap();
+        assert_eq!(bytes(&far).unwrap(), b"bye");
+        assert!(bytes(&far).is_none());
+        drop(kept);
+        assert_eq!(bytes(&far).unwrap(), b"");
+    }
+
+    fn a_socket_whose_last_message_waits_is_not_given_back(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        while near.try_send("filler").is_ok() {}
+        assert!(near.finish_and_keep("bye").unwrap().is_none());
+        while bytes(&far).is_some_and(|bytes| bytes == b"filler") {}
+        turn(reactor);
+        turn(reactor);
+        assert_eq!(bytes(&far).unwrap(), b"bye");
+    }
+
+    fn a_look_finds_what_is_there_without_a_turn(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        send_packet(&far, b"here", &[far.as_fd()]).unwrap();
+        let turns = reactor.stats().turns;
+        assert_eq!(look(&near).unwrap(), b"here");
+        assert_eq!(reactor.stats().turns, turns);
+    }
+
+    fn looks_are_for_others_too_after_sixteen(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        for number in 0..20 {
+            send_packet(&far, &[number], &[]).unwrap();
+        }
+        assert!((0..16).all(|number| look(&near).unwrap() == [number]));
+        assert!(look(&near).is_none());
+        turn(reactor);
+        assert_eq!(look(&near).unwrap(), [16]);
+    }
+
+    fn the_end_is_told_to_who_looks(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        send_packet(&far, b"bye", &[]).unwrap();
+        drop(far);
+        assert_eq!(look(&near).unwrap(), b"bye");
+        let end = settle(reactor, std::future::poll_fn(|context| near.poll_receive_here(context)));
+        assert!(matches!(end, Err(ReceiveError::Closed)));
+    }
+
+    fn a_socket_is_quiet_until_something_is_on_its_way(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = pair(reactor);
+            if streams {
+                near.stream();
+                turn(reactor);
+            }
+            assert!(near.is_quiet());
+            send_packet(&far, b"hello", &[]).unwrap();
+            assert!(!near.is_quiet());
+            turn(reactor);
+            assert!(!near.is_quiet() || !streams);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"hello");
+            assert!(near.is_quiet());
+            drop(far);
+            assert!(!near.is_quiet());
+        }
+    }
+}
+
+on_each_driver_and_seed! {
+    /// A stream in the kernel's hands takes what it likes, when it likes.
+    fn looks_and_turns_bring_what_was_sent_in_order(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = pair(reactor);
+            if streams {
+                near.stream();
+            }
+            let mut seen = Vec::new();
+            for round in 0..60_u8 {
+                for part in 0..3 {
+                    send_packet(&far, &[round, part], &[]).unwrap();
+                }
+                if round % 4 != 0 {
+                    turn(reactor);
+                }
+                let looks = usize::from(round % 5);
+                seen.extend(std::iter::from_fn(|| look(&near)).take(looks));
+            }
+            while seen.len() < 180 {
+                seen.push(settle(reactor, near.receive()).unwrap().into_bytes());
+            }
+            let sent = (0..60_u8).flat_map(|round| (0..3).map(move |part| vec![round, part]));
+            assert!(seen.into_iter().eq(sent));
+        }
+    }
+}
