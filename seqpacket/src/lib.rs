@@ -149,6 +149,7 @@ mod returned;
 mod served;
 mod session;
 mod shared;
+mod spent;
 mod stats;
 mod trace;
 mod waiting;
@@ -168,8 +169,9 @@ pub use object::{
 pub use pairs::{PAIRS_DEFAULT, Pairs};
 pub use parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, PARTS_QUEUED_MAX};
 pub use plain::{
-    LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX, PlainCall,
-    PlainContinuation, PlainIncoming, PlainMailbox, PlainNext, PlainObject, PlainViolations, plain_object,
+    ANSWERED_MAX, LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX,
+    PlainCall, PlainContinuation, PlainIncoming, PlainMailbox, PlainNext, PlainObject, PlainViolations,
+    plain_object,
 };
 pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};

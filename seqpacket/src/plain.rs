@@ -3,7 +3,7 @@
 //! What Plash's page on SOCK_SEQPACKET describes, to the letter: no header, one packet each way. Whoever
 //! passes such an object on says that it is one; nothing about a descriptor tells.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -26,6 +26,7 @@ use crate::object::{Answer, Object, deadline};
 use crate::pairs::{PAIRS_DEFAULT, Pairs};
 use crate::parcel::Parcel;
 use crate::returned::{Known, Pair, ReturnTrust, Returned, Returns};
+use crate::spent::Spent;
 use crate::waiting::{Place, Waiting, wake};
 
 /// The largest message to or answer from a plain object, in bytes.
@@ -41,6 +42,11 @@ pub const PLAIN_ARGUMENTS_DEFAULT: usize = 15;
 /// packet. A caller that goes on reading, however slowly, is waited for; but the kernel says that there is
 /// room when three quarters of the queue are free, so it must take four packets in this time.
 pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How many continuations that have been answered a mailbox keeps, to close them together: what costs most of
+/// a call is the closing of its socket, and no caller is to wait for that. They are closed 20 ms after the
+/// first of them at the latest, and at once where descriptors are short.
+pub const ANSWERED_MAX: usize = 16;
 
 /// A new plain object: the right to call it, and the mailbox in which its calls arrive.
 ///
@@ -379,7 +385,7 @@ impl Way {
         }
         loop {
             let near = self.near.as_ref().expect("held until the call is over");
-            let received = ready!(near.poll_receive(context)).map_err(failed)?;
+            let received = ready!(near.poll_receive_here(context)).map_err(failed)?;
             if let Some(answer) = self.arrived(received)? {
                 return Poll::Ready(Ok(Answer(answer)));
             }
@@ -564,7 +570,7 @@ impl Future for PlainNext<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PlainIncoming>> {
         let mailbox = self.mailbox;
         loop {
-            let Poll::Ready(received) = mailbox.socket.poll_receive(context) else {
+            let Poll::Ready(received) = mailbox.socket.poll_receive_here(context) else {
                 let old = mailbox.waiting.borrow_mut().keep(&mut self.place, context.waker());
                 drop(old);
                 return Poll::Pending;
@@ -620,6 +626,8 @@ pub(crate) struct Reception {
     returning: Cell<bool>,
     /// Those that have come before.
     known: Known,
+    /// Those that are answered, once there was one.
+    answered: OnceCell<Rc<Spent>>,
 }
 
 /// What was received is …
@@ -653,7 +661,10 @@ impl Reception {
 
     fn continuation(&self, reactor: &Reactor, fd: OwnedFd) -> Result<PlainContinuation, WrapError> {
         if !self.returning.get() {
-            return PlainContinuation::from_fd(reactor, fd);
+            let mut continuation = PlainContinuation::from_fd(reactor, fd)?;
+            let answered = self.answered.get_or_init(|| Rc::new(Spent::new(reactor, || ())));
+            continuation.answered = Some(Rc::clone(answered));
+            return Ok(continuation);
         }
         let cookie = ring::socket_cookie(&fd).ok();
         let mut continuation = match cookie {
@@ -749,6 +760,8 @@ pub struct PlainContinuation {
     socket: Socket,
     /// The mailbox says that it goes home with the answer.
     returning: bool,
+    /// Where the mailbox has it closed, with others, when it is answered.
+    answered: Option<Rc<Spent>>,
 }
 
 impl PlainContinuation {
@@ -768,11 +781,12 @@ impl PlainContinuation {
     fn from_socket(socket: Socket) -> PlainContinuation {
         // By the protocol nobody else holds it; who keeps a copy loses it.
         socket.set_private(true);
-        PlainContinuation { socket, returning: false }
+        PlainContinuation { socket, returning: false, answered: None }
     }
 
-    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes. The answer leaves
-    /// in the reactor's next turn, and waits for a caller whose queue is full for ten seconds at most.
+    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
+    /// time after with [others](ANSWERED_MAX) of its mailbox. The answer leaves now; or, if the caller's
+    /// queue is full, when there is room, for ten seconds at most.
     /// Whether the caller is still there is not asked. If the descriptors cannot be sent (too many of this
     /// user in flight) the caller is told that nobody will answer;
     /// [`try_answer`](PlainContinuation::try_answer) leaves it to the answerer what to say then.
@@ -788,7 +802,14 @@ impl PlainContinuation {
             return self.answer_and_return(message);
         }
         let message = in_one_packet(message.into())?;
-        self.socket.finish(message).map_err(unanswered)
+        let kept = self.socket.finish_and_keep(message).map_err(unanswered)?;
+        if let (Some(socket), Some(answered)) = (kept, self.answered) {
+            answered.add(socket);
+            if answered.len() >= ANSWERED_MAX {
+                answered.close();
+            }
+        }
+        Ok(())
     }
 
     /// Answers, with this continuation itself as the last descriptor of the answer: for a caller that

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::{
-    AnswerError, CallError, Object, PAIRS_DEFAULT, Pairs, PlainContinuation, PlainMailbox, PlainObject,
-    plain_object,
+    ANSWERED_MAX, AnswerError, CallError, Object, PAIRS_DEFAULT, Pairs, PlainContinuation, PlainMailbox,
+    PlainObject, plain_object,
 };
 use support::*;
 use testing::{Census, on_each_driver};
@@ -83,6 +83,66 @@ on_each_driver! {
         executor.settle();
         let packet = testing::receive_packet(&near).unwrap();
         assert_eq!((packet.bytes.as_slice(), packet.descriptors.len()), (&b"hello"[..], 1));
+        testing::set_nonblocking(&near);
+        until(&executor, "the continuation is closed", || {
+            executor.block_on(reactor.sleep(Duration::from_millis(2)));
+            testing::receive_packet(&near).is_ok_and(|packet| packet.bytes.is_empty())
+        });
+    }
+
+    fn a_batch_of_answered_continuations_is_closed_at_once(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (mailbox, object) = testing::packet_pair();
+        let mailbox = PlainMailbox::from_fd(reactor, mailbox).unwrap();
+        let callers: Vec<OwnedFd> = (0..ANSWERED_MAX)
+            .map(|_| {
+                let (near, far) = testing::packet_pair();
+                testing::send_packet(&object, b"hello", &[far.as_fd()]).unwrap();
+                testing::set_nonblocking(&near);
+                near
+            })
+            .collect();
+        let is_over =
+            |near: &OwnedFd| testing::receive_packet(near).is_ok_and(|packet| packet.bytes.is_empty());
+        for (answered, near) in callers.iter().enumerate() {
+            // No turn ends between the last answer and the look: it is the number that closes, not the time.
+            executor.block_on(mailbox.next()).unwrap().answer("hello").unwrap();
+            assert_eq!(testing::receive_packet(near).unwrap().bytes, b"hello");
+            assert!(answered + 1 == ANSWERED_MAX || !is_over(near));
+        }
+        assert!(callers.iter().all(is_over));
+    }
+
+    fn without_an_answer_a_continuation_is_closed_at_once(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (mailbox, object) = testing::packet_pair();
+        let mailbox = PlainMailbox::from_fd(reactor, mailbox).unwrap();
+        let (near, far) = testing::packet_pair();
+        testing::send_packet(&object, b"hello", &[far.as_fd()]).unwrap();
+        drop(far);
+        drop(executor.block_on(mailbox.next()).unwrap());
+        testing::set_nonblocking(&near);
+        assert!(testing::receive_packet(&near).unwrap().bytes.is_empty());
+    }
+
+    fn where_descriptors_are_short_a_continuation_is_closed_with_its_answer(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (mailbox, object) = testing::packet_pair();
+        let mailbox = PlainMailbox::from_fd(reactor, mailbox).unwrap();
+        let (near, far) = testing::packet_pair();
+        testing::send_packet(&object, b"hello", &[far.as_fd()]).unwrap();
+        drop(far);
+        let call = executor.block_on(mailbox.next()).unwrap();
+        let _few = testing::leave_descriptors(100);
+        // What is open is counted again now and then.
+        for _ in 0..100 {
+            executor.settle();
+        }
+        call.answer("hello").unwrap();
+        // By a thread: to see that it is empty takes room for what may be in it.
+        ring::closer_idle();
+        testing::set_nonblocking(&near);
+        assert_eq!(testing::receive_packet(&near).unwrap().bytes, b"hello");
         assert!(testing::receive_packet(&near).unwrap().bytes.is_empty());
     }
 
@@ -100,8 +160,8 @@ on_each_driver! {
             assert!(executor.block_on(object.call("again")).is_ok());
             most = most.max(Census::take().len());
         }
-        // At most four pairs ready and the near ends of a batch that has served.
-        assert!(most <= begun + 4 * 2 + 4 + 1, "{most} with {begun} to begin with");
+        // At most four pairs ready, the near ends of a batch that has served, and what is answered.
+        assert!(most <= begun + 4 * 2 + 4 + 1 + ANSWERED_MAX, "{most} with {begun} to begin with");
         until(&executor, "the stock is at rest", || {
             executor.block_on(reactor.sleep(Duration::from_millis(2)));
             pairs.ready() > 0 && Census::take().len() == begun + 2 * pairs.ready()

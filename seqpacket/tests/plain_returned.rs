@@ -373,8 +373,9 @@ on_each_driver! {
             executor.block_on(call).unwrap();
         };
         answered();
-        // Before it was sent; while it is in the queue; while it is handled; and when it is answered.
-        drop(object.call("never sent"));
+        // At once; while it is in the queue; while it is handled; and when it is answered.
+        drop(object.call("not wanted"));
+        assert!(executor.block_on(mailbox.next()).unwrap().into_continuation().is_cancelled());
         answered();
         let mut call = object.call("never read");
         assert!(poll_once(&mut call).is_pending());

@@ -560,6 +560,10 @@ on_each_driver! {
         call.answer("an answer").unwrap();
         executor.settle();
         assert_eq!(testing::receive_packet(&near).unwrap().bytes, b"an answer");
+        until(&executor, "the continuation is closed", || {
+            executor.block_on(reactor.sleep(Duration::from_millis(2)));
+            Census::take().len() == census.len()
+        });
         census.unchanged();
     }
 
