@@ -1,163 +1,532 @@
 //! Introduces peers that come and go to each other, many times, and says how fast, with how many descriptors,
-//! and what merely passing a descriptor on costs on the same reactor.
+//! and what merely passing a descriptor on costs beside it. It fails if an introduction does, if there are
+//! ever more descriptors than there may be, if one is left, or if a connection gets more than its share.
 //!
 //! `cargo run --release -p sendright-introduction --example soak -- [INTRODUCTIONS] [PEERS] [plain|proof]`
+//! with `--processes N` for peers in N processes of their own, `--hostile N` for so many hostile connections
+//! meanwhile, `--json` for programs.
 //!
-//! Everything is in one process and on one thread, so the numbers are of work and not of waiting. It checks
-//! as it goes that each connection is the right one, and shows in the end that no descriptor is left.
+//! By default everything is in one process and on one thread, so the numbers are of work and not of waiting.
+//! Each introduction is followed by one descriptor that is merely passed on by way of a third, in the same
+//! process; both are measured from asking to having. It owns the processes it starts. It knows no bytes.
 
+#[path = "../tests/attack/mod.rs"]
+mod attack;
+#[path = "../tests/crowd/mod.rs"]
+mod crowd;
+
+use std::cell::{Cell, RefCell};
 use std::error::Error;
-use std::io;
+use std::fs::{Permissions, set_permissions};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join as both;
-use introduction::{Connection, Expect, Identity, Netlayer, NetlayerOptions, Proof, Server, ServerOptions};
-use ring::{Executor, Fd, Kind, Message, Reactor, Socket};
+use clap::{Parser, Subcommand, ValueEnum};
+use crowd::{Crowd, Forwarding, descriptors, descriptors_max};
+use hdrhistogram::Histogram;
+use introduction::{
+    Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Proof, PublicKey, Server, ServerStats,
+};
+use ring::{Companion, Executor, Kind, Reactor, ReceiveError, Socket};
+use serde_json::json;
 
-struct Plan {
+type Anything<T> = Result<T, Box<dyn Error>>;
+
+/// In another process a peer leaves with each so-many-th introduction, and is away for so long.
+const STAY: usize = 100;
+const AWAY_TIME: Duration = Duration::from_millis(5);
+
+/// The user that attacks, where we may start somebody else's process.
+const NOBODY: u32 = 65_534;
+
+#[derive(Parser)]
+#[command(about = "Introduces peers that come and go to each other, many times")]
+struct Arguments {
+    #[arg(default_value_t = 100_000)]
     introductions: usize,
+    #[arg(default_value_t = 200)]
     peers: usize,
-    proof: Proof,
+    #[arg(default_value = "plain")]
+    mode: Mode,
+    /// Peers are in so many processes of their own; with 1, in the server's.
+    #[arg(long, default_value_t = 1)]
+    processes: usize,
+    /// Hostile connections meanwhile, of another user where that is possible; it goes on until they are made.
+    #[arg(long, default_value_t = 0)]
+    hostile: usize,
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
 }
 
-/// After so many introductions a peer leaves and comes back.
-const STAY: usize = 10;
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Plain,
+    Proof,
+}
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let plan = plan()?;
+/// What a process is that this program has started.
+#[derive(Subcommand)]
+enum Role {
+    #[command(hide = true)]
+    Attack { path: PathBuf, count: usize, victim: String },
+    #[command(hide = true)]
+    Member { path: PathBuf, server: PublicKey, process: usize },
+}
+
+impl Arguments {
+    fn proof(&self) -> Proof {
+        match self.mode {
+            Mode::Plain => Proof::None,
+            Mode::Proof => Proof::Required,
+        }
+    }
+}
+
+fn main() -> Anything<ExitCode> {
+    let arguments = Arguments::parse();
+    match &arguments.role {
+        Some(Role::Attack { path, count, victim }) => {
+            attack::attack(path, *count, victim)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::Member { path, server, process }) => {
+            be_member(&arguments, path, *server, *process)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        None => {
+            let result = match arguments.processes {
+                0 | 1 => in_one_process(&arguments)?,
+                _ => in_several(&arguments)?,
+            };
+            Ok(result.tell(&arguments))
+        }
+    }
+}
+
+/// How long something took, each time.
+struct Times(Histogram<u64>);
+
+impl Times {
+    fn new() -> Anything<Times> {
+        Ok(Times(Histogram::new(3)?))
+    }
+
+    fn add(&mut self, time: Duration) -> Anything<()> {
+        Ok(self.0.record(u64::try_from(time.as_nanos())?)?)
+    }
+
+    /// One after the other.
+    fn per_second(&self) -> f64 {
+        1e9 / self.0.mean()
+    }
+
+    fn text(&self, what: &str) -> String {
+        let at = |part| Duration::from_nanos(self.0.value_at_quantile(part));
+        let (p50, p99, p999) = (at(0.5), at(0.99), at(0.999));
+        let (count, rate) = (self.0.len(), self.per_second());
+        format!("{count} {what}: {rate:.0} a second; p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}")
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let at = |part| self.0.value_at_quantile(part);
+        json!({
+            "count": self.0.len(), "per_second": self.per_second(), "max_ns": self.0.max(),
+            "p50_ns": at(0.5), "p99_ns": at(0.99), "p99_9_ns": at(0.999),
+        })
+    }
+}
+
+struct Outcome {
+    driver: String,
+    introductions: Times,
+    forwarding: Times,
+    before: usize,
+    most: usize,
+    allowed: usize,
+    after: usize,
+    to_the_absent: usize,
+    returns: usize,
+    stats: ServerStats,
+    records_allowed: u64,
+}
+
+impl Outcome {
+    /// Says it, and whether all is well.
+    fn tell(&self, arguments: &Arguments) -> ExitCode {
+        let Outcome { before, most, allowed, after, .. } = *self;
+        let Outcome { to_the_absent, returns, ref stats, .. } = *self;
+        let (reads, records) = (stats.most_reads_in_a_turn, stats.most_records_in_a_turn);
+        if arguments.json {
+            let counters: serde_json::Map<_, _> =
+                stats.counters().map(|counter| (counter.name.to_owned(), counter.count.into())).collect();
+            let told = json!({
+                "driver": self.driver, "peers": arguments.peers, "processes": arguments.processes,
+                "proof": arguments.mode == Mode::Proof, "hostile": arguments.hostile,
+                "introductions": self.introductions.json(), "forwarding": self.forwarding.json(),
+                "to_the_absent": to_the_absent, "returns": returns,
+                "descriptors": { "before": before, "most": most, "allowed": allowed, "after": after },
+                "most_reads_in_a_turn": reads, "most_records_in_a_turn": records, "server": counters,
+            });
+            println!("{told}");
+        } else {
+            println!("{}", self.driver);
+            println!("{}", self.introductions.text("introductions"));
+            println!("{}", self.forwarding.text("descriptors passed on over two hops"));
+            println!("peers came back {returns} times, and were asked for {to_the_absent} times while away");
+            println!("descriptors: {before} before, {most} at most of {allowed} allowed, {after} after");
+            println!("of one connection in one turn: at most {reads} reads and {records} records");
+            println!("{stats:?}");
+        }
+        let is_well = most <= allowed
+            && after == before
+            && reads <= 1
+            && records <= self.records_allowed
+            && (arguments.hostile > 0 || stats.violations + stats.late + stats.evicted + stats.lost == 0);
+        if is_well {
+            ExitCode::SUCCESS
+        } else {
+            eprintln!("a limit was not kept");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// -- in one process --------------------------------------------------------------------------------------
+
+fn in_one_process(arguments: &Arguments) -> Anything<Outcome> {
+    let before = descriptors()?;
     let reactor = Reactor::new()?;
     let executor = Executor::new(&reactor);
-    println!("{}", reactor.driver());
-    let before = open_descriptors()?;
-    let mut most = before;
-    let mut times = executor.block_on(introduce(&reactor, &plan, &mut most))?;
-    report("introductions", &mut times);
-    let mut times = executor.block_on(pass_on(&reactor, plan.introductions))?;
-    report("descriptors passed on over two hops", &mut times);
-    reactor.turn(ring::Wait::Not)?;
-    println!("descriptors: {before} before, {most} at most, {} after", open_descriptors()?);
-    Ok(())
-}
-
-fn plan() -> Result<Plan, Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = |default| arguments.next().map_or(Ok(default), |text| text.parse());
-    let (introductions, peers) = (number(100_000)?, number(200)?);
-    let proof = match std::env::args().nth(3).as_deref() {
-        None | Some("plain") => Proof::None,
-        Some("proof") => Proof::Required,
-        Some(other) => return Err(format!("{other}: neither plain nor proof").into()),
-    };
-    Ok(Plan { introductions, peers, proof })
-}
-
-async fn introduce(
-    reactor: &Reactor,
-    plan: &Plan,
-    most: &mut usize,
-) -> Result<Vec<Duration>, Box<dyn Error>> {
-    let mut options = ServerOptions::default();
-    options.connections_max = plan.peers + 2;
-    options.user_connections_max = plan.peers + 2;
-    let server = Server::new(reactor, Identity::generate()?, options);
-    let mut peers = Vec::new();
-    for _ in 0..plan.peers {
-        peers.push(come(reactor, &server, plan, Identity::generate()?).await?);
-    }
-    let mut times = Vec::with_capacity(plan.introductions);
-    for round in 0..plan.introductions {
-        // Every pair of neighbours in turn, and then those further apart.
-        let from = round % plan.peers;
-        let to = (from + 1 + round / plan.peers) % plan.peers;
-        if round % STAY == STAY - 1 {
-            let identity = peers[to].1.clone();
-            peers[to] = come(reactor, &server, plan, identity).await?;
+    let (mut introductions, mut forwarding) = (Times::new()?, Times::new()?);
+    let limit = descriptors_max(before, arguments.peers);
+    let server = Rc::new(match arguments.hostile {
+        0 => crowd::server(&reactor, arguments.peers)?,
+        // As it is by default: its limits are what keeps the hostile within bounds.
+        _ => Server::new(&reactor, Identity::generate()?, introduction::ServerOptions::default()),
+    });
+    let (mut most, mut to_the_absent, mut returns) = (0, 0, 0);
+    executor.block_on(async {
+        let mut crowd = Crowd::gather(&reactor, &server, arguments.peers, arguments.proof()).await?;
+        let mut siege = match arguments.hostile {
+            0 => None,
+            count => Some(Siege::begin(&reactor, &server, count, crowd.somebody())?),
+        };
+        crowd.stays = siege.as_ref().is_some_and(|siege| !siege.is_anothers);
+        let raw = Forwarding::new(&reactor)?;
+        let mut round = 0;
+        while match &siege {
+            Some(siege) => !siege.is_over.get(),
+            None => round < arguments.introductions,
+        } {
+            if let Some(time) = crowd.meet().await? {
+                introductions.add(time)?;
+            }
+            forwarding.add(raw.pass_one().await?)?;
+            round += 1;
         }
+        if let Some(siege) = &mut siege {
+            siege.end()?;
+        }
+        (most, to_the_absent, returns) = (crowd.descriptors_most, crowd.to_the_absent, crowd.returns);
+        Ok::<_, Box<dyn Error>>(())
+    })?;
+    let stats = server.stats();
+    let driver = reactor.driver().to_string();
+    drop((server, executor));
+    reactor.turn(ring::Wait::Not)?;
+    drop(reactor);
+    ring::closer_idle();
+    let after = descriptors()?;
+    // Connections and introductions that are not ours count against the server's own limits.
+    let of_others = introduction::ServerOptions::default();
+    let of_others = of_others.connections_max + of_others.introductions_max;
+    let allowed = if arguments.hostile > 0 { limit + of_others } else { limit };
+    let records_allowed = introduction::ServerOptions::default().turn_records_max as u64;
+    Ok(Outcome {
+        driver,
+        introductions,
+        forwarding,
+        before,
+        most,
+        allowed,
+        after,
+        to_the_absent,
+        returns,
+        stats,
+        records_allowed,
+    })
+}
+
+/// Those who attack, in a process of their own.
+struct Siege {
+    child: Child,
+    is_over: Rc<Cell<bool>>,
+    is_anothers: bool,
+    _folder: tempfile::TempDir,
+    _serving: Companion,
+    _watching: Companion,
+}
+
+impl Siege {
+    fn begin(reactor: &Reactor, server: &Rc<Server>, count: usize, victim: PublicKey) -> Anything<Siege> {
+        let (folder, path, serving) = listen(reactor, server)?;
+        let is_anothers = rustix::process::geteuid().is_root();
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("attack").arg(path).arg(count.to_string()).arg(victim.to_string());
+        if is_anothers {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let (near, far) = Socket::pair(reactor, Kind::Stream)?;
+        let child = command.stdin(Stdio::from(far)).spawn()?;
+        drop(command);
+        let is_over = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&is_over);
+        let watching = reactor.companion(async move {
+            let _ = near.receive().await;
+            seen.set(true);
+        });
+        Ok(Siege { child, is_over, is_anothers, _folder: folder, _serving: serving, _watching: watching })
+    }
+
+    fn end(&mut self) -> Anything<()> {
+        if self.child.wait()?.success() { Ok(()) } else { Err("the attack has failed".into()) }
+    }
+}
+
+/// A place for others to come to, and the task that lets them in.
+fn listen(reactor: &Reactor, server: &Rc<Server>) -> Anything<(tempfile::TempDir, PathBuf, Companion)> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("socket");
+    let listener = Socket::listen(reactor, &path, Kind::Stream)?;
+    set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    set_permissions(&path, Permissions::from_mode(0o666))?;
+    let server = Rc::clone(server);
+    let serving = reactor.companion(async move {
+        if let Err(error) = server.serve(&listener).await {
+            eprintln!("the server does not listen any more: {error}");
+        }
+    });
+    Ok((folder, path, serving))
+}
+
+// -- in several ------------------------------------------------------------------------------------------
+
+fn in_several(arguments: &Arguments) -> Anything<Outcome> {
+    let before = descriptors()?;
+    let reactor = Reactor::new()?;
+    let executor = Executor::new(&reactor);
+    let server = Rc::new(crowd::server(&reactor, arguments.peers)?);
+    let (folder, path, serving) = listen(&reactor, &server)?;
+    let mut children = Vec::new();
+    let mut controls = Vec::new();
+    for process in 0..arguments.processes {
+        let (near, far) = Socket::pair(&reactor, Kind::Stream)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([arguments.introductions.to_string(), arguments.peers.to_string()]);
+        command.arg(if arguments.mode == Mode::Proof { "proof" } else { "plain" });
+        command.arg(format!("--processes={}", arguments.processes));
+        command.arg("member").arg(&path).args([server.key().to_string(), process.to_string()]);
+        children.push(command.stdin(Stdio::from(far)).stdout(Stdio::piped()).spawn()?);
+        controls.push(near);
+    }
+    let mut most = 0;
+    executor.block_on(async {
+        // All are here; then they ask; then all have asked.
+        for step in 0..2 {
+            for control in &controls {
+                control.receive().await.map_err(|_| "a process has ended")?;
+                most = descriptors()?.max(most);
+            }
+            if step == 0 {
+                for control in &controls {
+                    control.send("go").await?;
+                }
+            }
+        }
+        Ok::<_, Box<dyn Error>>(())
+    })?;
+    drop(controls);
+    let (mut introductions, mut forwarding, mut returns) = (Times::new()?, Times::new()?, 0);
+    for mut child in children {
+        let mut told = Vec::new();
+        child.stdout.take().ok_or("it is piped")?.read_to_end(&mut told)?;
+        if !child.wait()?.success() {
+            return Err("a process has failed".into());
+        }
+        let mut numbers =
+            told.chunks_exact(8).map(|it| u64::from_le_bytes(it.try_into().unwrap_or_default()));
+        returns += usize::try_from(numbers.next().ok_or("it has told nothing")?)?;
+        while let (Some(one), Some(other)) = (numbers.next(), numbers.next()) {
+            introductions.add(Duration::from_nanos(one))?;
+            forwarding.add(Duration::from_nanos(other))?;
+        }
+    }
+    let stats = server.stats();
+    let driver = reactor.driver().to_string();
+    drop((serving, server, executor, folder));
+    reactor.turn(ring::Wait::Not)?;
+    drop(reactor);
+    ring::closer_idle();
+    let after = descriptors()?;
+    let allowed = descriptors_max(before, arguments.peers) + 2 * arguments.processes;
+    let records_allowed = introduction::ServerOptions::default().turn_records_max as u64;
+    let to_the_absent = 0;
+    Ok(Outcome {
+        driver,
+        introductions,
+        forwarding,
+        before,
+        most,
+        allowed,
+        after,
+        to_the_absent,
+        returns,
+        stats,
+        records_allowed,
+    })
+}
+
+/// One of all peers, as each process knows it.
+fn identity(place: usize) -> Identity {
+    let mut seed = [7; 32];
+    seed[..8].copy_from_slice(&(place as u64).to_le_bytes());
+    Identity::from_seed(&seed)
+}
+
+/// The peers of one process.
+struct Members {
+    reactor: Reactor,
+    path: PathBuf,
+    server: PublicKey,
+    proof: Proof,
+    here: RefCell<Vec<Option<(Rc<Netlayer>, Companion)>>>,
+    returning: RefCell<Vec<Companion>>,
+    returns: Cell<u64>,
+}
+
+fn be_member(arguments: &Arguments, path: &Path, server: PublicKey, process: usize) -> Anything<()> {
+    let before = descriptors()?;
+    let own: Vec<usize> = (process..arguments.peers).step_by(arguments.processes).collect();
+    let count = arguments.introductions / arguments.processes;
+    let reactor = Reactor::new()?;
+    let executor = Executor::new(&reactor);
+    let members = Rc::new(Members {
+        reactor: reactor.clone(),
+        path: path.to_owned(),
+        server,
+        proof: arguments.proof(),
+        here: RefCell::new((0..arguments.peers).map(|_| None).collect()),
+        returning: RefCell::default(),
+        returns: Cell::new(0),
+    });
+    let control = Socket::wrap(&reactor, line_to_the_parent()?)?;
+    let mut told: Vec<u8> = Vec::new();
+    executor.block_on(async {
+        for place in &own {
+            members.come(*place).await?;
+        }
+        control.send("here").await?;
+        control.receive().await.map_err(|_| "the server has ended")?;
+        let raw = Forwarding::new(&reactor)?;
+        for round in 0..count {
+            if round % STAY == STAY - 1 {
+                members.leave_and_return(own[round / STAY % own.len()]);
+            }
+            if round % 8 == 0 {
+                ring::closer_idle();
+            }
+            let asker = members.somebody_here(&own, round)?;
+            let to = (round * 31 + process * 17 + 1) % arguments.peers;
+            let time = members.ask(&asker, to).await?;
+            if descriptors()? > descriptors_max(before, own.len()) {
+                return Err(format!("{} descriptors in a process of peers", descriptors()?).into());
+            }
+            told.extend(u64::try_from(time.as_nanos())?.to_le_bytes());
+            told.extend(u64::try_from(raw.pass_one().await?.as_nanos())?.to_le_bytes());
+        }
+        control.send("done").await?;
+        // The others may still ask for ours.
+        match control.receive().await {
+            Err(ReceiveError::Closed) => Ok::<_, Box<dyn Error>>(()),
+            other => Err(format!("{other:?}").into()),
+        }
+    })?;
+    let mut out = io::stdout().lock();
+    out.write_all(&members.returns.get().to_le_bytes())?;
+    Ok(out.write_all(&told)?)
+}
+
+/// Standard input, which is the line to whoever started us.
+fn line_to_the_parent() -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    io::stdin().as_fd().try_clone_to_owned()
+}
+
+impl Members {
+    async fn come(self: &Rc<Members>, place: usize) -> Anything<()> {
+        let line = Socket::connect(&self.reactor, &self.path, Kind::Stream).await?;
+        let line = line.into_fd().map_err(|_| "a fresh socket is idle")?;
+        let mut options = NetlayerOptions::default();
+        options.proof = self.proof;
+        let netlayer = Rc::new(Netlayer::with_options(&self.reactor, identity(place), options));
+        let _gone = netlayer.add_server(line, Expect::key(self.server).bound()).await?;
+        let answering = Rc::clone(&netlayer);
+        let answers = self.reactor.companion(async move {
+            loop {
+                let Connection::SeqPacket(socket) = answering.incoming().await.accept() else { continue };
+                // Whoever asked may be gone already.
+                if socket.receive().await.is_ok() {
+                    let _ = socket.try_send((place as u64).to_le_bytes().as_slice());
+                }
+            }
+        });
+        self.here.borrow_mut()[place] = Some((netlayer, answers));
+        Ok(())
+    }
+
+    fn leave_and_return(self: &Rc<Members>, place: usize) {
+        let left = self.here.borrow_mut()[place].take();
+        let Some(left) = left else { return };
+        drop(left);
+        let members = Rc::clone(self);
+        let returning = self.reactor.companion(async move {
+            members.reactor.sleep(AWAY_TIME).await;
+            match members.come(place).await {
+                Ok(()) => members.returns.set(members.returns.get() + 1),
+                Err(error) => eprintln!("a peer could not come back: {error}"),
+            }
+        });
+        self.returning.borrow_mut().push(returning);
+    }
+
+    fn somebody_here(&self, own: &[usize], from: usize) -> Anything<Rc<Netlayer>> {
+        let here = self.here.borrow();
+        let mut places = (0..own.len()).map(|step| own[(from + step) % own.len()]);
+        let found = places.find_map(|place| here[place].as_ref().map(|(netlayer, _)| Rc::clone(netlayer)));
+        Ok(found.ok_or("all are away")?)
+    }
+
+    /// Asks for a peer, wherever it is, and hears from it that it is the one.
+    async fn ask(&self, asker: &Netlayer, to: usize) -> Anything<Duration> {
+        let mut location = Locator::new(identity(to).key());
+        location.hints.servers.insert(self.server);
+        location.hints.seqpacket = true;
+        location.hints.proof = self.proof;
         let start = Instant::now();
-        let (asker, answerer) = (&peers[from].0, &peers[to].0);
-        let location = answerer.our_location();
-        let (ours, theirs) = both(asker.connect(&location), answerer.incoming()).await;
-        times.push(start.elapsed());
-        let (ours, theirs) = (ours?, theirs.accept());
-        let (Connection::SeqPacket(ours), Connection::SeqPacket(theirs)) = (ours, theirs) else {
+        let Connection::SeqPacket(socket) = asker.connect(&location).await? else {
             return Err("a connection of another kind".into());
         };
-        ours.try_send(round.to_le_bytes().as_slice())?;
-        if theirs.receive().await?.bytes() != round.to_le_bytes() {
-            return Err("a connection to somebody else".into());
-        }
-        if round % 100 == 0 {
-            *most = open_descriptors()?.max(*most);
-        }
+        socket.send("who is it?").await?;
+        let answer = socket.receive().await?;
+        let time = start.elapsed();
+        if answer.bytes() != (to as u64).to_le_bytes() { Err("somebody else".into()) } else { Ok(time) }
     }
-    println!("{:?}", server.stats());
-    Ok(times)
-}
-
-async fn come(
-    reactor: &Reactor,
-    server: &Server,
-    plan: &Plan,
-    identity: Identity,
-) -> Result<(Netlayer, Identity), Box<dyn Error>> {
-    let (near, far) = Socket::pair(reactor, Kind::Stream)?;
-    server.admit(far)?;
-    let mut options = NetlayerOptions::default();
-    options.proof = plan.proof;
-    let netlayer = Netlayer::with_options(reactor, identity.clone(), options);
-    let line: OwnedFd = near.into_fd().map_err(|_| "a fresh socket is idle")?;
-    let before = server.stats().registrations;
-    let _gone = netlayer.add_server(line, Expect::key(server.key())).await?;
-    while server.stats().registrations == before {
-        reactor.sleep(Duration::ZERO).await;
-        yield_once().await;
-    }
-    Ok((netlayer, identity))
-}
-
-/// One end of a pair from one to another by way of a third, and nothing else.
-async fn pass_on(reactor: &Reactor, count: usize) -> Result<Vec<Duration>, Box<dyn Error>> {
-    let pair = || -> io::Result<(Socket, Socket)> {
-        let (near, far) = Socket::pair(reactor, Kind::Stream)?;
-        Ok((near, Socket::wrap(reactor, far).map_err(io::Error::other)?))
-    };
-    let ((anne, hers), (bert, his)) = (pair()?, pair()?);
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
-        let start = Instant::now();
-        let (_near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
-        anne.send(Message::from("1234").with_descriptor(Fd::made_here(far))).await?;
-        let fd = hers.receive().await?.take_descriptor().ok_or("no descriptor")?;
-        his.send(Message::from("1234").with_descriptor(fd)).await?;
-        let fd = bert.receive().await?.take_descriptor().ok_or("no descriptor")?;
-        times.push(start.elapsed());
-        drop(Socket::wrap(reactor, fd)?);
-    }
-    Ok(times)
-}
-
-async fn yield_once() {
-    let mut is_first = true;
-    std::future::poll_fn(|context| {
-        if std::mem::take(&mut is_first) {
-            context.waker().wake_by_ref();
-            return std::task::Poll::Pending;
-        }
-        std::task::Poll::Ready(())
-    })
-    .await;
-}
-
-fn report(what: &str, times: &mut [Duration]) {
-    times.sort();
-    let total: Duration = times.iter().sum();
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-    let rate = times.len() as f64 / total.as_secs_f64();
-    let (p50, p99, p999) = (at(0.5), at(0.99), at(0.999));
-    println!("{} {what}: {rate:.0} a second; p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}", times.len());
-}
-
-fn open_descriptors() -> io::Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/fd")?.count() - 1)
 }

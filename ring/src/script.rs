@@ -18,9 +18,19 @@ pub use crate::driver::script::Faults;
 use crate::driver::script::{Decision, Fate};
 use crate::executor::Executor;
 use crate::reactor::{Config, Reactor};
+use crate::sys;
 
 /// So many steps without an end are taken for a world that goes round in circles.
 pub const STEPS_MAX: u64 = 1_000_000;
+
+/// From here on a broken pipe kills this process: Rust's programs ignore the signal, others that a library is
+/// used by may not.
+///
+/// # Errors
+/// The kernel's.
+pub fn die_of_broken_pipes() -> io::Result<()> {
+    sys::die_of_broken_pipes()
+}
 
 /// One simulated world. While there is one in a process, descriptors are closed at once.
 ///

@@ -167,6 +167,17 @@ pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     check(unsafe { libc::accept4(fd.as_raw_fd(), address, length, libc::SOCK_CLOEXEC) }).map(own)
 }
 
+/// From here on a broken pipe kills this process, as it kills every program that does not say otherwise.
+#[cfg(feature = "script")]
+pub(crate) fn die_of_broken_pipes() -> io::Result<()> {
+    // SAFETY: the default needs no handler of ours.
+    // Kept honest by `broken_pipes.rs::a_broken_pipe_would_kill_it`.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Makes a descriptor of *ours* non-blocking. Never to be used on a stranger's: the flag is shared.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: integers only. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join as both;
 use introduction::{
-    Connection, Disconnected, Expect, Identity, Netlayer, NetlayerOptions, Proof, Server, ServerOptions,
+    Connection, Disconnected, Expect, Identity, Netlayer, NetlayerOptions, Proof, PublicKey, Server,
+    ServerOptions,
 };
 use ring::{Fd, Kind, Message, Reactor, Socket};
 
@@ -66,6 +67,8 @@ pub struct Crowd<'a> {
     reactor: &'a Reactor,
     server: &'a Server,
     proof: Proof,
+    /// Nobody leaves: whoever came back might find its place taken.
+    pub stays: bool,
     members: Vec<Member>,
     away: VecDeque<usize>,
     round: usize,
@@ -88,6 +91,7 @@ impl<'a> Crowd<'a> {
             reactor,
             server,
             proof,
+            stays: false,
             members: Vec::with_capacity(peers),
             away: VecDeque::new(),
             round: 0,
@@ -102,6 +106,11 @@ impl<'a> Crowd<'a> {
         Ok(crowd)
     }
 
+    /// One of them.
+    pub fn somebody(&self) -> PublicKey {
+        self.members[0].identity.key()
+    }
+
     /// One introduction, and who comes and goes with it. Says how long it took, if both were here.
     pub async fn meet(&mut self) -> Result<Option<Duration>, Box<dyn Error>> {
         let (round, peers) = (self.round, self.members.len());
@@ -109,7 +118,7 @@ impl<'a> Crowd<'a> {
         if round % CLOSED_AFTER == 0 {
             ring::closer_idle();
         }
-        if round % STAY == 0 {
+        if !self.stays && round % STAY == 0 {
             self.leave(round / STAY * 7 % peers);
             if self.away.len() > AWAY_MAX.min(peers / 4) {
                 let back = self.away.pop_front().ok_or("somebody is away")?;
