@@ -407,10 +407,13 @@ struct Members {
     path: PathBuf,
     server: PublicKey,
     proof: Proof,
-    here: RefCell<Vec<Option<(Rc<Netlayer>, Companion)>>>,
+    here: RefCell<Vec<Option<Here>>>,
     returning: RefCell<Vec<Companion>>,
     returns: Cell<u64>,
 }
+
+/// A peer, and the task that answers in its name.
+type Here = (Rc<Netlayer>, Companion);
 
 fn be_member(arguments: &Arguments, path: &Path, server: PublicKey, process: usize) -> Anything<()> {
     let before = descriptors()?;
