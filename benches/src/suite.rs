@@ -72,7 +72,8 @@ pub fn asked_for(word: &str) -> bool {
 /// something else, or if names are to be listed only.
 pub fn is_wanted(name: &str) -> bool {
     let filters = filters();
-    !has_option("--list") && (filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
+    !has_option("--list")
+        && (filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
 }
 
 fn has_option(option: &str) -> bool {

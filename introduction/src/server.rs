@@ -462,9 +462,27 @@ async fn read_from(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
         Err(ended) => ended,
     };
     shared.count(&ended);
+    note(&line, &ended);
     // With the connection this task ends.
     shared.with(|registry, after| registry.remove(id, after));
 }
+
+/// For whoever wants to know who it was. Nothing is borrowed: a subscriber may be anybody's code.
+#[cfg(feature = "tracing")]
+fn note(line: &Line, ended: &Ended) {
+    let who = line.socket.peer_credentials();
+    let (pid, uid) = who.map_or((None, None), |who| (Some(who.pid), Some(who.uid)));
+    match ended {
+        Ended::Closed => tracing::debug!(pid, uid, "a peer has gone"),
+        Ended::Late => tracing::debug!(pid, uid, "a peer was late, and is disconnected"),
+        Ended::Violation => tracing::debug!(pid, uid, "a peer said what may not be said"),
+        Ended::Ours(error) => tracing::warn!(pid, uid, %error, "a peer is lost"),
+        Ended::Refused => tracing::debug!(pid, uid, "policy is against a peer"),
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+fn note(_: &Line, _: &Ended) {}
 
 enum Never {}
 

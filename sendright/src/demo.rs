@@ -53,7 +53,7 @@ const GUEST_FD: i32 = 5;
 /// What is said when a directory is handed over.
 const HERE_IS_A_DIRECTORY: &[u8] = b"directory";
 
-/// How long the introduction server may take to get ready, and the service to register.
+/// How long the service may take to register with the introduction server.
 const READY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Descriptors for which the introduction server insists on room.

@@ -10,6 +10,7 @@ mod settings;
 mod signals;
 mod systemd;
 
+use std::convert::Infallible;
 use std::env;
 use std::fs::DirBuilder;
 use std::future::poll_fn;
@@ -59,24 +60,20 @@ pub fn run(options: &Introduce) -> Result<Outcome, Failure> {
     let settings = file.read().map_err(Failure::usage)?;
     let format = if options.log_format == "json" { Format::Json } else { Format::Text };
     let log = Log::start(format, &filter(options, &settings))?;
-    let server_options = server_options(options);
-    enough_descriptors(&server_options)?;
-    let failed = |error: io::Error| Failure::new(format_args!("signals: {error}"));
-    let ending = signals::ask_for(&[Signal::TERM, Signal::INT]).map_err(failed)?;
-    let reloading = signals::ask_for(&[Signal::HUP]).map_err(failed)?;
+    let limits = server_options(options);
+    enough_descriptors(&limits)?;
+    // Before anything is made that a signal should not leave behind.
+    let ending = signals::ask_for(&[Signal::TERM, Signal::INT]).map_err(no_signals)?;
+    let reloading = signals::ask_for(&[Signal::HUP]).map_err(no_signals)?;
     let identity = identity(options)?;
     let sockets = Sockets::take(options)?;
     let supervisor = Supervisor::from_environment();
     let census = Census::open();
     let (reactor, executor) = reactor::start(options.driver.as_deref())?;
-    let failed = |error: io::Error| Failure::new(format_args!("cannot listen: {error}"));
-    let ending = ending.on(&reactor).map_err(failed)?;
-    let reloading = reloading.on(&reactor).map_err(failed)?;
     let allowed = Allowed::new(options, settings);
-    let server = Rc::new(Server::with_policy(&reactor, identity, server_options, allowed.clone()));
+    let server = Rc::new(Server::with_policy(&reactor, identity, limits, allowed.clone()));
     let driver = reactor.driver();
     tracing::info!(driver = %driver.kind(), reason = driver.reason(), key = %server.key(), "starting");
-
     confine(options, &sockets, &file)?;
 
     let Sockets { peers, counters } = sockets;
@@ -86,36 +83,29 @@ pub fn run(options: &Introduce) -> Result<Outcome, Failure> {
     supervisor.ready();
     tracing::info!(pid = std::process::id(), lists = allowed.names_somebody(), "ready");
 
-    let service = Service { options, file, log, allowed, supervisor, server, reactor: reactor.clone() };
+    let ending = ending.on(&reactor).map_err(no_signals)?;
+    let reloading = reloading.on(&reactor).map_err(no_signals)?;
+    let service = Service { options, file, log, allowed, supervisor, server, ending, reloading };
     let spawner = executor.spawner();
     let end = executor.block_on(async {
         let counting = async {
             let Some((listener, _)) = &counters else { return std::future::pending().await };
             let server = Rc::clone(&service.server);
             let counters = Counters { server, driver: driver.kind().to_string(), started, census };
-            metrics::show(counters, listener, &service.reactor, &spawner).await
+            metrics::show(counters, listener, &reactor, &spawner).await
         };
-        service.until_told(&peers.0, &ending, &reloading, counting).await
+        service.until_told(&peers.0, counting).await
     });
     service.supervisor.stopping();
     // Nobody new, first of all; then nobody.
     drop((peers, counters));
-    let stats = service.server.stats();
-    let (connections, under_way) = (service.server.connections(), service.server.introductions());
+    service.sum_up();
     drop(service);
-    drop::<ring::Executor>(executor);
-    tracing::info!(
-        registrations = stats.registrations,
-        introductions = stats.introductions,
-        passed_on = stats.passed_on,
-        violations = stats.violations,
-        refused = stats.refused,
-        turned_away = stats.turned_away,
-        connections,
-        under_way,
-        "ended"
-    );
     end.map(|()| Outcome::Good)
+}
+
+fn no_signals(error: io::Error) -> Failure {
+    Failure::new(format_args!("signals: {error}"))
 }
 
 /// The server and everything that concerns it from outside.
@@ -126,7 +116,8 @@ struct Service<'a> {
     allowed: Allowed,
     supervisor: Supervisor,
     server: Rc<Server>,
-    reactor: Reactor,
+    ending: Signals,
+    reloading: Signals,
 }
 
 impl Service<'_> {
@@ -134,24 +125,22 @@ impl Service<'_> {
     async fn until_told(
         &self,
         listener: &Socket,
-        ending: &Signals,
-        reloading: &Signals,
         counting: impl Future<Output = io::Result<()>>,
     ) -> Result<(), Failure> {
         let mut serving = pin!(self.server.serve(listener));
-        let mut ending = pin!(ending.come());
-        let mut reloading = pin!(self.reload_when_told(reloading));
+        let mut ending = pin!(self.ending.come());
+        let mut reloading = pin!(self.reload_when_told());
         let mut counting = pin!(counting);
         let mut has_counters = true;
         poll_fn(|context| {
             if let Poll::Ready(ended) = ending.as_mut().poll(context) {
-                return Poll::Ready(ended.map_err(|error| Failure::new(format_args!("signals: {error}"))));
+                return Poll::Ready(ended.map_err(no_signals));
             }
             if let Poll::Ready(Err(error)) = serving.as_mut().poll(context) {
                 return Poll::Ready(Err(Failure::new(format_args!("accepting connections: {error}"))));
             }
             if let Poll::Ready(Err(error)) = reloading.as_mut().poll(context) {
-                return Poll::Ready(Err(Failure::new(format_args!("signals: {error}"))));
+                return Poll::Ready(Err(no_signals(error)));
             }
             if has_counters && let Poll::Ready(ended) = counting.as_mut().poll(context) {
                 // The peers are not to suffer from it.
@@ -163,9 +152,9 @@ impl Service<'_> {
         .await
     }
 
-    async fn reload_when_told(&self, signals: &Signals) -> io::Result<std::convert::Infallible> {
+    async fn reload_when_told(&self) -> io::Result<Infallible> {
         loop {
-            signals.come().await?;
+            self.reloading.come().await?;
             self.supervisor.reloading();
             self.reload();
             self.supervisor.ready();
@@ -184,6 +173,22 @@ impl Service<'_> {
         self.allowed.change(settings);
         let disconnected = self.server.review();
         tracing::info!(disconnected, lists = self.allowed.names_somebody(), "settings read again");
+    }
+
+    /// The log's last line.
+    fn sum_up(&self) {
+        let stats = self.server.stats();
+        tracing::info!(
+            registrations = stats.registrations,
+            introductions = stats.introductions,
+            passed_on = stats.passed_on,
+            violations = stats.violations,
+            refused = stats.refused,
+            turned_away = stats.turned_away,
+            connections = self.server.connections(),
+            under_way = self.server.introductions(),
+            "ended"
+        );
     }
 }
 

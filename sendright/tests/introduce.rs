@@ -575,6 +575,31 @@ in_own_process! {
         daemon.ends_well(Signal::TERM);
     }
 
+    fn without_landlock_it_says_so_or_does_not_serve() {
+        testing::refuse_landlock();
+        let folder = folder();
+        let daemon = Daemon::start(folder.path());
+        assert!(daemon.log().contains("not confined"), "{}", daemon.log());
+        daemon.ends_well(Signal::TERM);
+        let mut command = command(folder.path());
+        command.arg("--require-sandbox");
+        assert_eq!(Daemon::try_start(command, folder.path()).err().unwrap().code(), Some(1));
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+    }
+
+    fn who_misbehaves_is_named_to_those_who_want_to_know() {
+        let folder = folder();
+        let daemon = Daemon::start_with(folder.path(), ["--log", "introduction=debug"]);
+        let mut peer = UnixStream::connect(daemon.socket()).unwrap();
+        peer.write_all(b"nonsense").unwrap();
+        let mut said = Vec::new();
+        let _ = peer.read_to_end(&mut said);
+        assert_eq!(said, b"");
+        daemon.logs("a peer said what may not be said");
+        assert!(daemon.log().contains(&format!("pid={}", std::process::id())), "{}", daemon.log());
+        daemon.ends_well(Signal::TERM);
+    }
+
     fn its_key_is_the_same_after_a_restart() {
         let folder = folder();
         let kept = folder.path().join("key");

@@ -47,6 +47,22 @@ pub fn refuse_io_uring(errno: Errno) {
     apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
 }
 
+/// From now on this thread, and what it starts, has a kernel without Landlock.
+///
+/// # Panics
+/// If the machine does not let us install the filter.
+#[track_caller]
+pub fn refuse_landlock() {
+    // Calls this young have the same number on every architecture.
+    const LANDLOCK_CALLS: [i64; 3] = [444, 445, 446];
+    let refusal = SeccompAction::Errno(Errno::NOSYS.raw_os_error().unsigned_abs());
+    let calls: BTreeMap<i64, Vec<_>> = LANDLOCK_CALLS.into_iter().map(|call| (call, Vec::new())).collect();
+    let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, refusal, arch).unwrap();
+    let program = BpfProgram::try_from(filter).unwrap();
+    apply_filter(&program).unwrap_or_else(|error| panic!("no seccomp filter can be installed: {error}"));
+}
+
 /// From now on the kernel refuses this thread, and what it starts, a page that is wiped on fork, as one
 /// before Linux 4.14 does.
 ///
