@@ -35,7 +35,8 @@ use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
 pub struct BoundSocket {
     socket: Socket,
     confirming: Cell<bool>,
-    violations: Cell<Violations>,
+    /// Once there are some.
+    violations: Cell<Option<Box<Violations>>>,
 }
 
 /// One connection, and who made it.
@@ -215,9 +216,9 @@ impl BoundSocket {
     }
 
     fn count(&self, violation: Violation) {
-        let mut violations = self.violations.get();
+        let mut violations = self.violations.take().unwrap_or_default();
         *violation.counter(&mut violations) += 1;
-        self.violations.set(violations);
+        self.violations.set(Some(violations));
     }
 
     /// Whether to confirm each connection before handing it out, for clients that
@@ -252,7 +253,10 @@ impl BoundSocket {
 
     /// What holders of the address did wrong so far.
     pub fn violations(&self) -> Violations {
-        self.violations.get()
+        let violations = self.violations.take();
+        let counted = violations.as_deref().copied().unwrap_or_default();
+        self.violations.set(violations);
+        counted
     }
 
     /// The reactor.
@@ -281,7 +285,7 @@ impl fmt::Debug for BoundSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundSocket")
             .field("fd", &self.as_fd())
-            .field("violations", &self.violations.get())
+            .field("violations", &self.violations())
             .finish_non_exhaustive()
     }
 }

@@ -168,9 +168,9 @@ impl Socket {
         self.credentials_asked.set(asked.is_ok());
     }
 
-    /// Has the kernel name no senders any more, where nobody needs to know them: a fiftieth less work for each
-    /// message. Of an empty packet and the end of file it is then asked which of the two it is. For an end
-    /// that is [private](Socket::set_private) and stays here.
+    /// Has the kernel name no senders any more, where nobody needs to know them: a fiftieth less work for
+    /// each message. Of an empty packet and the end of file it is then asked which of the two it is. For an
+    /// end that is [private](Socket::set_private) and stays here.
     pub fn forgo_credentials(&self) {
         if self.asked_here.take()
             && sys::set_socket_option(self.as_fd(), SocketOption::PassCredentials, 0).is_ok()

@@ -108,6 +108,6 @@ pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
     Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
 };
-pub use spare::Spare;
+pub use spare::{Queue, Spare};
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

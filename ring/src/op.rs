@@ -6,7 +6,6 @@
 //! its socket. Nothing here runs user code: wakers are collected, and woken (or dropped) by whoever called,
 //! when nothing is borrowed any more.
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +26,7 @@ use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, SocketOption, errno, ready};
 use crate::timer::Timers;
@@ -77,6 +77,9 @@ pub(crate) struct Core {
     /// Closed channels with letters still to go.
     closing: Vec<(Instant, usize)>,
     home: Vec<Completion>,
+    /// Memory for the queues of those channels that are in use.
+    spare_letters: Spare<Letter>,
+    spare_arrivals: Spare<Result<Received, ReceiveError>>,
     hurried: bool,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
@@ -96,8 +99,8 @@ struct Channel {
     credentials: Credentials,
     lane: Lane,
     inbox: Inbox,
-    /// Connections whose taker went away before they came.
-    accepted: VecDeque<OwnedFd>,
+    /// Connections whose taker went away before they came, which few sockets ever have.
+    accepted: Queue<OwnedFd>,
     /// Tokens that are neither the lane's nor the inbox's.
     others: usize,
     closed: bool,
@@ -137,7 +140,7 @@ impl Credentials {
 struct Lane {
     away: Option<Token>,
     current: Option<Slip>,
-    waiting: VecDeque<Letter>,
+    waiting: Queue<Letter>,
     dirty: bool,
     /// The queue was full: nothing is submitted until it is writable or the clock says try.
     blocked: bool,
@@ -164,13 +167,13 @@ struct Slip {
     /// More may be appended while it waits.
     open: bool,
     /// Said instead if the descriptors could not be sent.
-    instead: Option<Vec<u8>>,
+    instead: Option<Box<[u8]>>,
 }
 
 #[derive(Default)]
 struct Inbox {
     away: Option<Token>,
-    arrived: VecDeque<Result<Received, ReceiveError>>,
+    arrived: Queue<Result<Received, ReceiveError>>,
     bytes: usize,
     /// Somebody asked for a message that has not come.
     wanted: bool,
@@ -189,7 +192,7 @@ struct Inbox {
 
 #[derive(Clone, Copy)]
 struct Owner {
-    channel: usize,
+    channel: u32,
     role: Role,
 }
 
@@ -198,7 +201,7 @@ enum Role {
     Lane,
     Inbox,
     Unblock,
-    Waiter(usize),
+    Waiter(u32),
 }
 
 /// Somebody who asked for one thing and will come back for the answer.
@@ -261,6 +264,8 @@ impl Core {
             retrying: Vec::new(),
             closing: Vec::new(),
             home: Vec::new(),
+            spare_letters: Spare::default(),
+            spare_arrivals: Spare::default(),
             hurried: false,
             taken_here: 0,
         }
@@ -283,7 +288,7 @@ impl Core {
             credentials: Credentials::NotAsked,
             lane: Lane::default(),
             inbox: Inbox::default(),
-            accepted: VecDeque::new(),
+            accepted: Queue::new(),
             others: 0,
             closed: false,
             shut: false,
@@ -370,8 +375,8 @@ impl Core {
         let channel = &mut self.channels[key];
         channel.closed = true;
         woken.drop.extend(channel.inbox.waker.take());
-        channel.inbox.arrived.clear();
-        channel.accepted.drain(..).for_each(discard);
+        channel.inbox.arrived = Queue::new();
+        std::iter::from_fn(|| channel.accepted.pop_front()).for_each(discard);
         let hurry = channel.inbox.away.is_some() && !channel.private;
         if !channel.lane.is_empty() {
             self.closing.push((self.clock.now() + CLOSING_MAX, key));
@@ -440,7 +445,7 @@ impl Core {
             envelope: Envelope::new(message),
             slip: Slip { waiter, silent, open: false, instead: None },
         };
-        self.channels[key].lane.waiting.push_back(letter);
+        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
         self.mark_dirty(key);
         waiter
     }
@@ -467,7 +472,7 @@ impl Core {
         let waiter = self.wait(key);
         let envelope = Envelope::with_piece(bytes, whole, piece);
         let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
-        self.channels[key].lane.waiting.push_back(Letter { envelope, slip });
+        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         waiter
     }
@@ -478,7 +483,8 @@ impl Core {
         let waiter = self.waiters.remove(key);
         woken.drop.extend(waiter.waker);
         let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
-        let slips = lane.waiting.iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
+        let slips =
+            lane.waiting.with_memory().iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
         slips.filter(|slip| slip.waiter == Some(key)).for_each(|slip| slip.waiter = None);
     }
 
@@ -497,7 +503,7 @@ impl Core {
         }
         let waiter = waited.then(|| self.wait(key));
         let slip = Slip { waiter, silent: true, open: false, instead: None };
-        self.channels[key].lane.waiting.push_back(Letter { envelope, slip });
+        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         AtOnce::Queued(waiter)
     }
@@ -523,7 +529,8 @@ impl Core {
         assert!(length > 0, "an empty post could not be told from the end of file");
         let Channel { kind, lane, .. } = &mut self.channels[key];
         let silent = succeeds_whole(*kind);
-        match lane.waiting.back_mut() {
+        let waiting = self.spare_letters.lend(&mut lane.waiting);
+        match waiting.back_mut() {
             // Descriptors belong to one post of a packet only, or nobody could say whose they are.
             Some(letter)
                 if letter.slip.open
@@ -543,8 +550,8 @@ impl Core {
                 envelope.attach(descriptors);
                 // With something to say instead, the packet is this post's alone.
                 let open = instead.is_none();
-                lane.waiting
-                    .push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
+                let instead = instead.map(Vec::into_boxed_slice);
+                waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
             }
         }
         self.mark_dirty(key);
@@ -571,7 +578,7 @@ impl Core {
         if envelope.advance(sent) {
             // A stream took a part; the rest must follow before anything else.
             let slip = Slip { waiter: None, silent: false, open: false, instead: None };
-            channel.lane.waiting.push_front(Letter { envelope, slip });
+            channel.lane.waiting.with_memory().push_front(Letter { envelope, slip });
             self.mark_dirty(key);
         } else {
             self.count_sent(&envelope);
@@ -634,7 +641,7 @@ impl Core {
         if lane.blocked {
             return;
         }
-        let Some(letter) = lane.waiting.pop_front() else { return };
+        let Some(letter) = self.spare_letters.pop_front(&mut lane.waiting) else { return };
         let Letter { mut envelope, slip } = letter;
         envelope.seal();
         let silent = slip.silent;
@@ -650,8 +657,8 @@ impl Core {
 
     /// The other end is gone: everybody in the lane is told.
     fn fail_lane(&mut self, key: usize, woken: &mut Woken) {
-        let letters = std::mem::take(&mut self.channels[key].lane.waiting);
-        for letter in letters {
+        let mut letters = std::mem::take(&mut self.channels[key].lane.waiting);
+        while let Some(letter) = letters.pop_front() {
             self.settle(letter.slip, Err(SendError::Gone), woken);
         }
     }
@@ -664,7 +671,7 @@ impl Core {
         match result {
             Ok(count) if channel.kind == Kind::Stream && envelope.advance(count) => {
                 channel.lane.attempts = 0;
-                channel.lane.waiting.push_front(Letter { envelope, slip });
+                channel.lane.waiting.with_memory().push_front(Letter { envelope, slip });
             }
             Ok(_) => {
                 channel.lane.attempts = 0;
@@ -690,7 +697,7 @@ impl Core {
                 self.settle(letter.slip, Err(SendError::WouldBlock), woken);
             }
             SendError::WouldBlock => {
-                channel.lane.waiting.push_front(letter);
+                channel.lane.waiting.with_memory().push_front(letter);
                 self.block(key);
             }
             SendError::Gone => {
@@ -703,7 +710,7 @@ impl Core {
             {
                 channel.lane.raised = true;
                 channel.raise_send_buffer();
-                channel.lane.waiting.push_front(letter);
+                channel.lane.waiting.with_memory().push_front(letter);
             }
             // With nothing to take along but the socket itself the message goes alone.
             SendError::OutOfDescriptors
@@ -713,13 +720,13 @@ impl Core {
             {
                 channel.travels = Travels::No;
                 letter.envelope.leave_descriptors();
-                channel.lane.waiting.push_front(letter);
+                channel.lane.waiting.with_memory().push_front(letter);
             }
             _ if letter.slip.instead.is_some() => {
-                letter.envelope.replace(letter.slip.instead.take().unwrap_or_default());
+                letter.envelope.replace(letter.slip.instead.take().unwrap_or_default().into_vec());
                 self.stats.posts_lost += 1;
                 self.stats.posts_replaced += 1;
-                channel.lane.waiting.push_front(letter);
+                channel.lane.waiting.with_memory().push_front(letter);
             }
             error => {
                 channel.lane.raised = false;
@@ -807,7 +814,8 @@ impl Core {
         let waiter = self.wait(key);
         let request = request(self.channels[key].fd.clone());
         self.channels[key].others += 1;
-        let token = self.submit(key, Role::Waiter(waiter), request);
+        let number = u32::try_from(waiter).expect("fewer than 2^32 who wait");
+        let token = self.submit(key, Role::Waiter(number), request);
         self.waiters[waiter].state = WaiterState::Waiting(Some(token));
         waiter
     }
@@ -824,7 +832,7 @@ impl Core {
     /// Whoever wanted this connection is gone: it is kept for the next, while there may be one.
     fn keep_accepted(&mut self, key: usize, fd: OwnedFd) {
         match self.channels.get_mut(key) {
-            Some(channel) if !channel.closed => channel.accepted.push_back(fd),
+            Some(channel) if !channel.closed => channel.accepted.with_memory().push_back(fd),
             _ => discard(fd),
         }
     }
@@ -860,7 +868,7 @@ impl Core {
                 // Gone already if the socket was dropped first and its letters are with the kernel.
                 let owner = waiter.channel;
                 let Some(channel) = self.channels.get_mut(owner) else { return };
-                let waiting = &mut channel.lane.waiting;
+                let waiting = channel.lane.waiting.with_memory();
                 if let Some(place) = waiting.iter().position(|letter| letter.slip.waiter == Some(key))
                     && !waiting[place].envelope.is_under_way()
                 {
@@ -929,7 +937,7 @@ impl Core {
     /// The next message or the end, if it is here.
     pub(crate) fn take_arrived(&mut self, key: usize) -> Option<Result<Received, ReceiveError>> {
         let inbox = &mut self.channels[key].inbox;
-        if let Some(result) = inbox.arrived.pop_front() {
+        if let Some(result) = self.spare_arrivals.pop_front(&mut inbox.arrived) {
             if let Ok(received) = &result {
                 inbox.bytes -= received.bytes().len();
             }
@@ -1061,7 +1069,7 @@ impl Core {
     fn end(&mut self, key: usize, error: Option<io::Error>, woken: &mut Woken) {
         let inbox = &mut self.channels[key].inbox;
         inbox.ended = true;
-        inbox.arrived.extend(error.map(|error| Err(ReceiveError::Io(error))));
+        inbox.arrived.with_memory().extend(error.map(|error| Err(ReceiveError::Io(error))));
         woken.wake.extend(inbox.waker.take());
     }
 
@@ -1119,7 +1127,7 @@ impl Core {
         let inbox = &mut self.channels[key].inbox;
         inbox.nothings = 0;
         inbox.bytes += result.as_ref().map_or(0, |message| message.bytes().len());
-        inbox.arrived.push_back(result);
+        self.spare_arrivals.lend(&mut inbox.arrived).push_back(result);
         inbox.wanted = false;
         woken.wake.extend(inbox.waker.take());
         let full = inbox.arrived.len() >= BACKLOG_MESSAGES_MAX || inbox.bytes >= BACKLOG_BYTES_MAX;
@@ -1136,6 +1144,7 @@ impl Core {
     fn submit(&mut self, channel: usize, role: Role, request: Request) -> Token {
         let token = self.requests.insert(request);
         let slot = token.slot as usize;
+        let channel = u32::try_from(channel).expect("fewer than 2^32 sockets");
         let owner = Owner { channel, role };
         if slot == self.owners.len() {
             self.owners.push(owner);
@@ -1247,8 +1256,8 @@ impl Core {
     /// The peer does not receive what a closed socket still has for it.
     fn give_up(&mut self, key: usize, woken: &mut Woken) {
         let lane = &mut self.channels[key].lane;
-        let letters = std::mem::take(&mut lane.waiting);
-        for letter in letters {
+        let mut letters = std::mem::take(&mut lane.waiting);
+        while let Some(letter) = letters.pop_front() {
             if letter.slip.waiter.is_some() {
                 self.settle(letter.slip, Err(SendError::Gone), woken);
             } else {
@@ -1261,7 +1270,8 @@ impl Core {
 
     fn bring_home(&mut self, completion: Completion, woken: &mut Woken) {
         let Completion { token, outcome, last } = completion;
-        let Owner { channel: key, role } = self.owners[token.slot as usize];
+        let Owner { channel, role } = self.owners[token.slot as usize];
+        let key = channel as usize;
         let request = last.then(|| self.requests.remove(token));
         match (role, outcome) {
             (Role::Inbox, Outcome::Arrived(result)) => {
@@ -1283,13 +1293,13 @@ impl Core {
             (Role::Waiter(waiter), Outcome::Ready(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
-                self.tell(waiter, Done::Ready(result), false, woken);
+                self.tell(waiter as usize, Done::Ready(result), false, woken);
                 self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Accepted(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
-                self.tell(waiter, Done::Accepted(result), false, woken);
+                self.tell(waiter as usize, Done::Accepted(result), false, woken);
                 self.advance_if_closed(key);
             }
             _ => unreachable!("an outcome is of the kind that was asked for"),

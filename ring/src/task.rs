@@ -23,7 +23,6 @@ struct Task {
     /// Taken out while it is polled.
     work: Option<Work>,
     signal: Arc<Signal>,
-    waker: Waker,
 }
 
 /// One task of a set.
@@ -42,8 +41,7 @@ impl Tasks {
         let entry = slots.vacant_entry();
         let queued = AtomicBool::new(false);
         let signal = Arc::new(Signal { slot: entry.key(), queued, ready: Arc::clone(&self.ready) });
-        let waker = Waker::from(Arc::clone(&signal));
-        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal), waker });
+        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal) });
         drop(slots);
         Signal::wake_by_ref(&signal);
         TaskId(signal)
@@ -83,12 +81,11 @@ impl Tasks {
         // Before the poll: a wake-up during it queues the task once more.
         signal.queued.store(false, Ordering::Release);
         let found = match self.slots.borrow_mut().get_mut(signal.slot) {
-            Some(task) if Arc::ptr_eq(&task.signal, signal) => {
-                task.work.take().map(|work| (work, task.waker.clone()))
-            }
+            Some(task) if Arc::ptr_eq(&task.signal, signal) => task.work.take(),
             _ => None,
         };
-        let Some((mut work, waker)) = found else { return };
+        let Some(mut work) = found else { return };
+        let waker = Waker::from(Arc::clone(signal));
         let poll = work.as_mut().poll(&mut Context::from_waker(&waker));
         let mut slots = self.slots.borrow_mut();
         let mut finished = None;

@@ -5,7 +5,7 @@
 //! served in turn. It never knows what a message means.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use imc::{AcceptError, Arrival, BoundSocket, WrapError};
-use ring::{Companion, Credentials, Look, Reactor, Sleep};
+use ring::{Companion, Credentials, Look, Queue, Reactor, Sleep};
 use slab::Slab;
 
 use crate::incoming::Incoming;
@@ -144,13 +144,26 @@ pub struct Mailbox {
 
 pub(crate) struct Shared {
     reactor: Reactor,
-    options: MailboxOptions,
+    room: Room,
     terms: Rc<Terms>,
     state: RefCell<State>,
-    violations: Cell<Violations>,
     attached_ever: Cell<u64>,
-    /// Of the sessions that have ended.
-    past: OnceCell<Box<Counters>>,
+    past: OnceCell<Box<Past>>,
+}
+
+/// How many of what there may be: see [`MailboxOptions`].
+struct Room {
+    sessions: usize,
+    granted_sessions: usize,
+    grants: usize,
+}
+
+/// Of what has ended, once something has.
+#[derive(Default)]
+struct Past {
+    /// Of sessions.
+    counters: Counters,
+    violations: Cell<Violations>,
 }
 
 #[derive(Default)]
@@ -164,7 +177,7 @@ struct State {
     lineage: BTreeMap<u64, Descent>,
     sessions: Slab<Rc<Served>>,
     /// Sessions that have calls, in the order in which they are served.
-    turn: VecDeque<usize>,
+    turn: Queue<usize>,
     /// Those who wait for a call, or for the last session to end.
     waiting: Waiting,
     /// Who waits through `poll_next`.
@@ -231,10 +244,13 @@ impl Mailbox {
     fn empty(reactor: &Reactor, options: MailboxOptions) -> Mailbox {
         let shared = Shared {
             reactor: reactor.clone(),
-            options,
+            room: Room {
+                sessions: options.sessions,
+                granted_sessions: options.granted_sessions,
+                grants: options.grants,
+            },
             terms: Terms::new(options.hello(), options.large_stall, options.large_bytes_together),
             state: RefCell::new(State::default()),
-            violations: Cell::new(Violations::default()),
             attached_ever: Cell::new(0),
             past: OnceCell::new(),
         };
@@ -286,7 +302,7 @@ impl Mailbox {
             let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
             let Some((taken, more)) = served.session().take() else { continue };
             if more {
-                state.turn.push_back(key);
+                state.turn.with_memory().push_back(key);
             }
             state.fresh = false;
             // What traces calls may be anybody's code.
@@ -348,7 +364,7 @@ impl Mailbox {
     pub async fn leave(self, within: Duration) {
         let (addresses, sessions) = {
             let mut state = self.shared.state.borrow_mut();
-            state.turn.clear();
+            state.turn = Queue::new();
             let sessions: Vec<_> = state.sessions.iter().map(|(_, served)| Rc::clone(served)).collect();
             (std::mem::take(&mut state.addresses), sessions)
         };
@@ -387,7 +403,7 @@ impl Mailbox {
     /// the last time when it ends: of a call that is answered after that nothing is sent.)
     pub fn stats(&self) -> Stats {
         let total = Counters::default();
-        self.shared.past.get().into_iter().for_each(|past| total.add(past));
+        self.shared.past.get().into_iter().for_each(|past| total.add(&past.counters));
         let state = self.shared.state.borrow();
         state.sessions.iter().for_each(|(_, served)| total.add(served.session().counters()));
         total.stats()
@@ -414,7 +430,8 @@ impl Mailbox {
     pub fn violations(&self) -> Violations {
         let state = self.shared.state.borrow();
         let there: u64 = state.addresses.iter().map(|(_, address)| address.bound.violations().total()).sum();
-        let mut violations = self.shared.violations.get();
+        let mut violations =
+            self.shared.past.get().map_or_else(Default::default, |past| past.violations.get());
         violations.not_attaching += there;
         violations
     }
@@ -431,7 +448,7 @@ impl Drop for Mailbox {
         let addresses = std::mem::take(&mut state.addresses);
         let sessions = std::mem::take(&mut state.sessions);
         let waiting = (state.waiting.take_all(), state.crowd.take_all(), state.acceptor.take());
-        state.turn.clear();
+        state.turn = Queue::new();
         drop(state);
         // Their companions hold the mailbox's inside; with them goes what they hold.
         drop(addresses);
@@ -642,7 +659,7 @@ impl Shared {
     }
 
     pub(crate) fn grant_to_client(self: &Rc<Shared>, client: &Client) -> Result<OwnedFd, RefusedReason> {
-        if self.state.borrow().asked_for >= self.options.grants {
+        if self.state.borrow().asked_for >= self.room.grants {
             return Err(RefusedReason::Refused);
         }
         let made_for = MadeFor::Client { through: client.address, who: client.credentials };
@@ -678,10 +695,10 @@ impl Shared {
         let mut state = self.state.borrow_mut();
         let Some(address) = state.addresses.find(number) else { return Poll::Ready(()) };
         let most = match address.made_for {
-            MadeFor::Everybody => self.options.sessions,
-            MadeFor::Holder | MadeFor::Client { .. } => self.options.granted_sessions,
+            MadeFor::Everybody => self.room.sessions,
+            MadeFor::Holder | MadeFor::Client { .. } => self.room.granted_sessions,
         };
-        if address.sessions < most && state.sessions.len() < self.options.sessions {
+        if address.sessions < most && state.sessions.len() < self.room.sessions {
             return Poll::Ready(());
         }
         // Acceptors run as companions: nobody's code is dropped with their wakers.
@@ -723,8 +740,8 @@ impl Shared {
             return;
         }
         let served = state.sessions.remove(key);
-        self.past.get_or_init(Box::default).add(served.session().counters());
-        state.turn.retain(|turn| *turn != key);
+        self.past().counters.add(served.session().counters());
+        state.turn.with_memory().retain(|turn| *turn != key);
         if let Some(address) = state.addresses.find_mut(served.session().client().address) {
             address.sessions -= 1;
         }
@@ -741,7 +758,7 @@ impl Shared {
     /// A session that had no calls has some.
     pub(crate) fn take_turn(&self, key: usize) {
         let mut state = self.state.borrow_mut();
-        state.turn.push_back(key);
+        state.turn.with_memory().push_back(key);
         let woken = state.waiting.take_all();
         drop(state);
         wake(woken);
@@ -749,8 +766,13 @@ impl Shared {
 
     // -- counting ---------------------------------------------------------------------------------------
 
+    fn past(&self) -> &Past {
+        self.past.get_or_init(Box::default)
+    }
+
     pub(crate) fn count(&self, over: &Over) {
-        let mut violations = self.violations.get();
+        let past = self.past();
+        let mut violations = past.violations.get();
         match over {
             Over::Closed => {}
             Over::Malformed => violations.malformed += 1,
@@ -758,13 +780,16 @@ impl Shared {
             Over::Unread => violations.unread += 1,
             Over::Stalled => violations.stalled += 1,
         }
-        self.violations.set(violations);
+        past.violations.set(violations);
     }
 
     fn count_not_attaching(&self, count: u64) {
-        let mut violations = self.violations.get();
-        violations.not_attaching += count;
-        self.violations.set(violations);
+        if count > 0 {
+            let past = self.past();
+            let mut violations = past.violations.get();
+            violations.not_attaching += count;
+            past.violations.set(violations);
+        }
     }
 }
 

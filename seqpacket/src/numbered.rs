@@ -4,27 +4,30 @@
 //! no more memory than itself. A map by nodes would take two thousand bytes for the first. It does not know
 //! what has numbers.
 
-use std::collections::VecDeque;
+use ring::{Queue, Spare};
 
-pub(crate) struct Numbered<N, T>(VecDeque<(N, T)>);
+pub(crate) struct Numbered<N, T>(Queue<(N, T)>);
 
 impl<N, T> Default for Numbered<N, T> {
     fn default() -> Numbered<N, T> {
-        Numbered(VecDeque::new())
+        Numbered(Queue::new())
     }
 }
 
 impl<N: Ord + Copy, T> Numbered<N, T> {
     fn place(&self, number: N) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&number, |(number, _)| *number)
+        let things = self.0.memory().ok_or(0_usize)?;
+        things.binary_search_by_key(&number, |(number, _)| *number)
     }
 
     pub(crate) fn find(&self, number: N) -> Option<&T> {
-        self.place(number).ok().map(|place| &self.0[place].1)
+        let place = self.place(number).ok()?;
+        self.0.memory().map(|things| &things[place].1)
     }
 
     pub(crate) fn find_mut(&mut self, number: N) -> Option<&mut T> {
-        self.place(number).ok().map(|place| &mut self.0[place].1)
+        let place = self.place(number).ok()?;
+        Some(&mut self.0.with_memory()[place].1)
     }
 
     pub(crate) fn contains(&self, number: N) -> bool {
@@ -33,21 +36,40 @@ impl<N: Ord + Copy, T> Numbered<N, T> {
 
     /// Gives back what had the number before.
     pub(crate) fn insert(&mut self, number: N, thing: T) -> Option<T> {
-        match self.place(number) {
-            Ok(place) => Some(std::mem::replace(&mut self.0[place].1, thing)),
+        let place = self.place(number);
+        let things = self.0.with_memory();
+        match place {
+            Ok(place) => Some(std::mem::replace(&mut things[place].1, thing)),
             Err(place) => {
-                if self.0.capacity() == 0 {
-                    self.0.reserve_exact(1);
+                if things.capacity() == 0 {
+                    things.reserve_exact(1);
                 }
-                self.0.insert(place, (number, thing));
+                things.insert(place, (number, thing));
                 None
             }
         }
     }
 
+    /// As `insert`, with memory that is lent.
+    pub(crate) fn insert_into(&mut self, spare: &mut Spare<(N, T)>, number: N, thing: T) -> Option<T> {
+        spare.lend(&mut self.0);
+        self.insert(number, thing)
+    }
+
     pub(crate) fn remove(&mut self, number: N) -> Option<T> {
         let place = self.place(number).ok()?;
-        self.0.remove(place).map(|(_, thing)| thing)
+        self.0.with_memory().remove(place).map(|(_, thing)| thing)
+    }
+
+    /// As `remove`, and the memory is kept if that was the last.
+    pub(crate) fn remove_into(&mut self, spare: &mut Spare<(N, T)>, number: N) -> Option<T> {
+        let removed = self.remove(number);
+        spare.keep(&mut self.0);
+        removed
+    }
+
+    pub(crate) fn pop_first(&mut self) -> Option<T> {
+        self.0.pop_front().map(|(_, thing)| thing)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (N, &T)> {
@@ -65,16 +87,11 @@ impl<N: Ord + Copy, T> Numbered<N, T> {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    /// Its memory, to be lent and kept.
-    pub(crate) fn memory(&mut self) -> &mut VecDeque<(N, T)> {
-        &mut self.0
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, VecDeque};
 
     use proptest::prelude::*;
 
@@ -84,7 +101,7 @@ mod tests {
     fn one_alone_takes_one_place() {
         let mut numbered = Numbered::default();
         numbered.insert(7_u32, [0_u8; 100]);
-        assert_eq!(numbered.memory().capacity(), 1);
+        assert_eq!(numbered.0.memory().map(VecDeque::capacity), Some(1));
     }
 
     proptest! {

@@ -5,8 +5,7 @@
 //! has a call to answer. Whose turn it is, and how many sessions there may be, is the mailbox's business. It
 //! never knows what a message means.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +14,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use ring::{Companion, Credentials, Fd, Message, Reactor, ReceiveError, Received, Socket, Spare};
+use ring::{Companion, Credentials, Fd, Message, Queue, Reactor, ReceiveError, Received, Socket, Spare};
 
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
@@ -52,7 +51,7 @@ impl Served {
         let state = RefCell::new(State {
             account,
             calls: Numbered::default(),
-            queue: VecDeque::new(),
+            queue: Queue::new(),
             in_turn: false,
             leaving: false,
             client_leaving: false,
@@ -60,7 +59,7 @@ impl Served {
             said: 0,
             part_end: 0,
             emptied: 0,
-            unsettled: VecDeque::new(),
+            unsettled: Queue::new(),
             arriving: 0,
             large: None,
             waker: None,
@@ -93,13 +92,17 @@ pub(crate) struct Terms {
     /// How long a large message may stand still.
     pub(crate) stall: Duration,
     pub(crate) memory: Rc<Memory>,
-    spares: RefCell<Spares>,
+    spares: OnceCell<Box<RefCell<Spares>>>,
 }
 
 impl Terms {
     pub(crate) fn new(hello: Hello, stall: Duration, large_bytes_together: usize) -> Rc<Terms> {
         let memory = Memory::new(large_bytes_together);
-        Rc::new(Terms { hello, stall, memory, spares: RefCell::default() })
+        Rc::new(Terms { hello, stall, memory, spares: OnceCell::new() })
+    }
+
+    fn spares(&self) -> RefMut<'_, Spares> {
+        self.spares.get_or_init(Box::default).borrow_mut()
     }
 }
 
@@ -125,7 +128,7 @@ struct State {
     /// Those under way. They are at most as many as the window has.
     calls: Numbered<u32, Entry>,
     /// Calls that nobody has taken, in order.
-    queue: VecDeque<Untaken>,
+    queue: Queue<Untaken>,
     /// The mailbox has this session on its list of those whose turn it will be.
     in_turn: bool,
     /// We have said GOODBYE.
@@ -141,7 +144,7 @@ struct State {
     emptied: u64,
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
     /// back.
-    unsettled: VecDeque<(u64, Cost)>,
+    unsettled: Queue<(u64, Cost)>,
     /// How many large calls have begun and are not complete.
     arriving: usize,
     /// While something large is under way.
@@ -266,6 +269,8 @@ impl Session {
         drop(state);
         drop(old);
         self.send_parts(context);
+        // After each packet too, or a session that rests would remember as many answers as its window has.
+        self.settle();
         // What has arrived counts before what has not.
         if let Poll::Ready(received) = self.socket.poll_receive(context) {
             return Poll::Ready(Some(received));
@@ -333,8 +338,6 @@ impl Session {
 
     /// Files what a packet says.
     fn file(&self, mut packet: Received, cut: bool) -> Result<(), Over> {
-        // Now and then, or as much as the window allows would be remembered of a session that rests.
-        self.settle();
         let mut descriptors = Parcel::of_descriptors(packet.take_descriptors());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
@@ -389,8 +392,7 @@ impl Session {
                     self.refuse(number, RefusedReason::Leaving);
                 } else {
                     let state = &mut *self.state.borrow_mut();
-                    self.terms.spares.borrow_mut().queue.lend(&mut state.queue);
-                    state.queue.push_back((number, answer, parcel));
+                    self.terms.spares().queue.lend(&mut state.queue).push_back((number, answer, parcel));
                 }
             }
             FromClient::Grant { number } => {
@@ -460,8 +462,7 @@ impl Session {
         self.counters.begun();
         let (stage, claim) = (Stage::Here, None);
         let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
-        self.terms.spares.borrow_mut().calls.lend(state.calls.memory());
-        state.calls.insert(number, entry);
+        state.calls.insert_into(&mut self.terms.spares().calls, number, entry);
         Ok(())
     }
 
@@ -508,7 +509,7 @@ impl Session {
                         std::mem::replace(&mut entry.stage, Stage::Here)
                 {
                     state.arriving -= 1;
-                    state.queue.push_back((number, room, assembly.into_parcel()));
+                    state.queue.with_memory().push_back((number, room, assembly.into_parcel()));
                 }
                 Ok(())
             }
@@ -572,7 +573,7 @@ impl Session {
             Stage::Here => {}
         }
         let queued = state.queue.iter().position(|(queued, _, _)| *queued == number);
-        let untaken = queued.and_then(|place| state.queue.remove(place));
+        let untaken = queued.and_then(|place| state.queue.with_memory().remove(place));
         drop(borrowed);
         if untaken.is_some() || unfinished.is_some() {
             self.refuse(number, RefusedReason::Cancelled);
@@ -599,10 +600,9 @@ impl Session {
     pub(crate) fn take(&self) -> Option<(Taken, bool)> {
         loop {
             let mut state = self.state.borrow_mut();
-            let untaken = state.queue.pop_front();
+            let untaken = self.terms.spares().queue.pop_front(&mut state.queue);
             state.in_turn = !state.queue.is_empty();
             let more = state.in_turn;
-            self.terms.spares.borrow_mut().queue.keep(&mut state.queue);
             let (number, room, parcel) = untaken?;
             let deadline = state.calls.find(number).and_then(|entry| entry.deadline);
             drop(state);
@@ -750,18 +750,18 @@ impl Session {
             return;
         }
         let cost = entry.cost;
-        let entry = state.calls.remove(number);
-        let spares = &mut *self.terms.spares.borrow_mut();
-        spares.calls.keep(state.calls.memory());
-        spares.unsettled.lend(&mut state.unsettled);
-        state.unsettled.push_back((said, cost));
+        let entry = state.calls.remove_into(&mut self.terms.spares().calls, number);
+        self.terms.spares().unsettled.lend(&mut state.unsettled).push_back((said, cost));
         drop(entry);
     }
 
     /// Gives back what calls took whose final frames have left.
     fn settle(&self) {
-        let unsent = self.socket.unsent() as u64;
         let state = &mut *self.state.borrow_mut();
+        if state.unsettled.is_empty() {
+            return;
+        }
+        let unsent = self.socket.unsent() as u64;
         // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to have
         // left than has. Where nothing waits the count is right again.
         let left = if unsent == 0 { u64::MAX } else { state.said.saturating_sub(unsent) };
@@ -771,7 +771,7 @@ impl Session {
             state.unsettled.pop_front();
             state.account.release(cost);
         }
-        self.terms.spares.borrow_mut().unsettled.keep(&mut state.unsettled);
+        self.terms.spares().unsettled.keep(&mut state.unsettled);
         if unsent == 0 {
             state.said = 0;
             state.emptied += 1;
@@ -826,12 +826,12 @@ impl Session {
         if std::mem::replace(&mut state.leaving, true) {
             return;
         }
-        let queue = std::mem::take(&mut state.queue);
+        let mut queue = std::mem::take(&mut state.queue);
         let arriving =
             |(number, entry): (u32, &Entry)| matches!(entry.stage, Stage::Arriving { .. }).then_some(number);
         let arriving: Vec<u32> = state.calls.iter().filter_map(arriving).collect();
         drop(state);
-        for (number, _, parcel) in queue {
+        while let Some((number, _, parcel)) = queue.pop_front() {
             drop(parcel);
             self.refuse(number, RefusedReason::Leaving);
         }
@@ -881,8 +881,9 @@ impl State {
             unreachable!("asked of refused calls only")
         };
         let said = if emptied == self.emptied { said } else { 0 };
-        let place = self.unsettled.partition_point(|(end, _)| *end <= said);
-        self.unsettled.insert(place, (said, cost));
+        let unsettled = self.unsettled.with_memory();
+        let place = unsettled.partition_point(|(end, _)| *end <= said);
+        unsettled.insert(place, (said, cost));
     }
 }
 

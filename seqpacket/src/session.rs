@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
-use ring::{Companion, Fd, Message, Reactor, ReceiveError, Received, SendError, Sending, Socket};
+use ring::{Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket};
 use slab::Slab;
 
 use crate::credit::{Account, Cost, Short};
@@ -69,7 +69,7 @@ struct State {
     phase: Phase,
     calls: Slab<Slot>,
     /// Calls that have not been sent, in order, and voids.
-    queued: VecDeque<usize>,
+    queued: Queue<usize>,
     /// How many of the queued are void.
     voids: usize,
     /// How many large answers have begun and are not complete.
@@ -264,7 +264,7 @@ impl Session {
         // The slot's key is the number: free again when the slot is, which is after the final frame.
         outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
         entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
-        state.queued.push_back(key);
+        state.queued.with_memory().push_back(key);
         let woken = state.advance(&self.options);
         drop(state);
         wake(woken);
@@ -500,7 +500,7 @@ impl Session {
         let unsent = if let Phase::Open { .. } = phase { End::Gone } else { end };
         let mut woken = state.attaching.take_all();
         let sendings = std::mem::take(&mut state.sendings);
-        state.queued.clear();
+        state.queued = Queue::new();
         state.voids = 0;
         let cut_off = std::mem::take(&mut state.under_way) as u64;
         state.counters.cut_off(cut_off);
@@ -770,7 +770,7 @@ impl State {
             return;
         }
         let State { queued, calls, .. } = self;
-        queued.retain(|&key| match calls[key].stage {
+        queued.with_memory().retain(|&key| match calls[key].stage {
             Stage::Void => {
                 calls.remove(key);
                 false

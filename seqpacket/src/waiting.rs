@@ -3,12 +3,17 @@
 //! A future owns its place and gives it up when it is dropped: otherwise a program that waits with a time
 //! limit again and again would leave a waker behind each time. It does not know what is waited for.
 
-use std::collections::BTreeMap;
 use std::task::Waker;
 
+use crate::numbered::Numbered;
+
 #[derive(Default)]
-pub(crate) struct Waiting {
-    kept: BTreeMap<u64, Waker>,
+pub(crate) struct Waiting(Option<Box<Kept>>);
+
+/// Made when somebody waits for the first time: an object that nobody calls should cost next to nothing.
+#[derive(Default)]
+struct Kept {
+    wakers: Numbered<u64, Waker>,
     /// Places given out so far; none is given out twice.
     count: u64,
 }
@@ -27,35 +32,37 @@ impl Place {
 impl Waiting {
     /// Keeps the waker. Gives back the one kept before, to be dropped when nothing is borrowed.
     pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
+        let Kept { wakers, count } = &mut **self.0.get_or_insert_default();
         let number = *place.0.get_or_insert_with(|| {
-            self.count += 1;
-            self.count
+            *count += 1;
+            *count
         });
-        match self.kept.get(&number) {
+        match wakers.find(number) {
             Some(kept) if kept.will_wake(waker) => None,
-            _ => self.kept.insert(number, waker.clone()),
+            _ => wakers.insert(number, waker.clone()),
         }
     }
 
     /// Gives up a place. Gives back its waker, to be dropped when nothing is borrowed.
     pub(crate) fn leave(&mut self, place: &Place) -> Option<Waker> {
-        self.kept.remove(&place.0?)
+        self.0.as_mut()?.wakers.remove(place.0?)
     }
 
     /// Whether nobody waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.kept.is_empty()
+        self.0.as_ref().is_none_or(|kept| kept.wakers.is_empty())
     }
 
     /// Takes out the waker of whoever has waited longest, to be woken when nothing is borrowed. The place
     /// stays theirs.
     pub(crate) fn take_first(&mut self) -> Option<Waker> {
-        self.kept.pop_first().map(|(_, waker)| waker)
+        self.0.as_mut()?.wakers.pop_first()
     }
 
     /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
     pub(crate) fn take_all(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.kept).into_values().collect()
+        let Some(kept) = &mut self.0 else { return Vec::new() };
+        std::iter::from_fn(|| kept.wakers.pop_first()).collect()
     }
 }
 
