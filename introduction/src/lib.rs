@@ -51,6 +51,7 @@
 //! a server who asks for whom.
 #![forbid(unsafe_code)]
 
+mod blur;
 mod identity;
 mod inlet;
 mod locator;

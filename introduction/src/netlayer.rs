@@ -22,6 +22,7 @@ use ring::{Companion, Fd, Kind, Reactor, Socket, discard};
 use slab::Slab;
 use thiserror::Error;
 
+use crate::blur::blurred;
 use crate::identity::Identity;
 use crate::inlet::Come;
 use crate::locator::{Hints, Locator, Proof, PublicKey, SERVERS_MAX};
@@ -56,8 +57,8 @@ pub struct NetlayerOptions {
     /// How long a record of a server may take once it has begun, its descriptor included. Default 5 s.
     pub record_time: Duration,
     /// How long a connection that has arrived is kept for somebody to take it, and one that is refused before
-    /// it is closed. Default 10 s: as long as a server keeps what it cannot deliver, so that those who ask
-    /// cannot tell the one from the other.
+    /// it is closed, and up to a tenth more. Default 10 s: as long as a server keeps what it cannot deliver,
+    /// so that those who ask cannot tell the one from the other.
     pub incoming_time: Duration,
     /// How long whoever connects waits for a proof or a confirmation. Default 15 s.
     pub connect_time: Duration,
@@ -608,7 +609,7 @@ impl Shared {
         number: Option<u64>,
         fd: Fd,
     ) {
-        let deadline = self.reactor.now() + self.options.incoming_time;
+        let deadline = self.reactor.now() + blurred(self.options.incoming_time);
         let Some((fd, kind)) = connected(&self.reactor, fd) else {
             return link.judge(number, false);
         };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use introduction::{AdmitError, Form, Identity, Peer, Policy, Server, ServerOptions};
+use introduction::{AdmitError, Expect, Form, Identity, Netlayer, Peer, Policy, Server, ServerOptions};
 use raw::{Dialect, RawPeer, Stream, are_connected, introduction, is_closed, is_quiet, locator};
 use ring::script::{Faults, World};
 use ring::{Credentials, Fd, Kind, Message, Reactor, Socket};
@@ -985,6 +985,27 @@ on_each_driver! {
     }
 }
 
+/// How long it took until a peer was told what became of its introduction, and until it saw the end of its
+/// pair.
+async fn waits_for_the_end(reactor: &Reactor, server: &Server, to: &str) -> (Duration, Duration) {
+    let anne = newcomer(reactor, server, 1);
+    let before = server.stats().registrations;
+    anne.register_bound().await;
+    until(reactor, || server.stats().registrations > before).await;
+    let start = reactor.now();
+    let near = anne.ask_for(to).await;
+    let told = async {
+        let outcome = b"<17'sendright:outcome0+10'unanswered>";
+        assert_eq!(anne.stream.take(outcome.len()).await, outcome);
+        reactor.now() - start
+    };
+    let closed = async {
+        is_closed(&near).await;
+        reactor.now() - start
+    };
+    futures_util::future::join(told, closed).await
+}
+
 /// What may happen in any order. A stream takes four bytes whole, as the kernel has it.
 const FAULTS: Faults = Faults { short: 0, ..Faults::SOON };
 
@@ -993,6 +1014,41 @@ in_own_process! {
         for_seeds(0, 300, |seed| {
             let world = World::new(seed, FAULTS);
             who_comes_again_while_a_descriptor_is_handed_over_gets_it_once(&world.reactor().unwrap());
+        });
+    }
+
+    /// Whoever is not there is let go by the server, and whoever refuses lets go itself: both some time after
+    /// ten seconds, in words first as often as not.
+    fn by_the_clock_nobody_tells_who_refuses_from_who_is_not_there() {
+        const ASKED: usize = 60;
+        let world = World::new(1, Faults::NONE);
+        let reactor = &world.reactor().unwrap();
+        let server = server_with(reactor, ServerOptions::default());
+        settle(reactor, async {
+            let bert = Netlayer::new(reactor, Identity::from_seed(&[2; 32]));
+            let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+            server.admit(far).unwrap();
+            let _gone = bert.add_server(near.into_fd().unwrap(), Expect::default()).await.unwrap();
+            let refusing = reactor.companion({
+                async move {
+                    loop {
+                        bert.incoming().await.refuse();
+                    }
+                }
+            });
+            let (refuses, absent) = (Identity::from_seed(&[2; 32]).key(), raw::base32(&[9; 32]));
+            for to in [refuses.to_string(), absent] {
+                let mut told_first = 0;
+                for _ in 0..ASKED {
+                    let (told, closed) = waits_for_the_end(reactor, &server, &to).await;
+                    for time in [told, closed] {
+                        assert!((10.0..11.1).contains(&time.as_secs_f64()), "{time:?}");
+                    }
+                    told_first += usize::from(told < closed);
+                }
+                assert!((ASKED / 5..ASKED * 4 / 5).contains(&told_first), "{told_first} of {ASKED}");
+            }
+            drop(refusing);
         });
     }
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use ring::{Companion, Credentials, Fd};
 
 use super::{Line, ServerOptions, ServerStats};
+use crate::blur::blurred;
 use crate::locator::PublicKey;
 use crate::policy::Peer;
 use crate::record::{Form, Outcome, Record, with_number};
@@ -31,6 +32,9 @@ pub(super) struct Registry {
     leaving: BTreeMap<Id, Connection>,
     keys: HashMap<PublicKey, Id>,
     introductions: BTreeMap<Serial, Introduction>,
+    /// Of introductions whose end has been told, until they are closed as well. They count as introductions;
+    /// where there are too many the oldest of these is closed at once.
+    lingering: VecDeque<(Instant, Fd)>,
     count: u64,
 }
 
@@ -66,6 +70,9 @@ struct Introduction {
     /// Until it is passed on.
     fd: Option<Fd>,
     deadline: Instant,
+    /// When the descriptor is closed that nobody was given, if whoever asked is also told in words. These two
+    /// come one before the other as they do where somebody else closes it.
+    closed_by: Instant,
     state: State,
 }
 
@@ -147,6 +154,7 @@ impl Registry {
             leaving: BTreeMap::new(),
             keys: HashMap::new(),
             introductions: BTreeMap::new(),
+            lingering: VecDeque::new(),
             count: 0,
         }
     }
@@ -297,6 +305,7 @@ impl Registry {
             self.remove(id, after);
         }
         after.connections.extend(std::mem::take(&mut self.leaving).into_values());
+        after.fds.extend(std::mem::take(&mut self.lingering).into_iter().map(|(_, fd)| fd));
     }
 
     pub(super) fn connections(&self) -> usize {
@@ -329,10 +338,13 @@ impl Registry {
         now: Instant,
         after: &mut After,
     ) -> Option<Serial> {
-        if self.introductions.len() >= self.limits.introductions_max {
-            self.evict(after);
+        if self.introductions.len() + self.lingering.len() >= self.limits.introductions_max {
+            match self.lingering.pop_front() {
+                Some((_, fd)) => after.fds.push(fd),
+                None => self.evict(after),
+            }
         }
-        let deadline = now + self.limits.introduction_time;
+        let [deadline, closed_by] = [(); 2].map(|()| now + blurred(self.limits.introduction_time));
         let serial = self.next_number();
         let Some(connection) = self.connections.get_mut(&from) else {
             after.fds.push(fd);
@@ -342,8 +354,16 @@ impl Registry {
         connection.asked += 1;
         connection.held += 1;
         self.stats.introductions += 1;
-        let introduction =
-            Introduction { from, number, to, record, fd: Some(fd), deadline, state: State::Waiting };
+        let introduction = Introduction {
+            from,
+            number,
+            to,
+            record,
+            fd: Some(fd),
+            deadline,
+            closed_by,
+            state: State::Waiting,
+        };
         self.introductions.insert(serial, introduction);
         Some(serial)
     }
@@ -512,11 +532,16 @@ impl Registry {
     /// When the time of the first introduction is over.
     pub(super) fn first_deadline(&self) -> Option<Instant> {
         let timed = |introduction: &&Introduction| introduction.is_timed();
-        self.introductions.values().filter(timed).map(|introduction| introduction.deadline).min()
+        let told = self.introductions.values().filter(timed).map(|introduction| introduction.deadline);
+        let is_kept = |introduction: &&Introduction| self.is_closed_apart(introduction);
+        let closed = self.introductions.values().filter(is_kept).map(|introduction| introduction.closed_by);
+        let lingering = self.lingering.iter().map(|(moment, _)| *moment);
+        told.chain(closed).chain(lingering).min()
     }
 
     /// Ends those whose time is over.
     pub(super) fn expire(&mut self, now: Instant, after: &mut After) {
+        self.close_due(now, after);
         let due = |(_, introduction): &(&Serial, &Introduction)| {
             introduction.is_timed() && introduction.deadline <= now
         };
@@ -535,11 +560,48 @@ impl Registry {
             }
             match self.connections.get(&from) {
                 Some(connection) if connection.is_extended => {
+                    self.linger(serial);
                     self.tell(serial, Outcome::Unanswered, after);
                 }
                 _ => self.finish(serial, after),
             }
         }
+    }
+
+    /// Whether its descriptor is here, and closed at a moment of its own.
+    fn is_closed_apart(&self, introduction: &Introduction) -> bool {
+        matches!(introduction.state, State::Waiting | State::Queued(_))
+            && introduction.fd.is_some()
+            && self.connections.get(&introduction.from).is_some_and(|from| from.is_extended)
+    }
+
+    /// Closes the descriptors whose time is over, whether that has been told or not.
+    fn close_due(&mut self, now: Instant, after: &mut After) {
+        let due = |(_, introduction): &(&Serial, &Introduction)| {
+            introduction.closed_by <= now && self.is_closed_apart(introduction)
+        };
+        let due: Vec<Serial> = self.introductions.iter().filter(due).map(|(serial, _)| *serial).collect();
+        for serial in due {
+            self.unqueue(serial);
+            if let Some(introduction) = self.introductions.get_mut(&serial) {
+                introduction.state = State::Silent;
+                after.fds.extend(introduction.fd.take());
+            }
+        }
+        let (due, left) = self.lingering.drain(..).partition(|(moment, _)| *moment <= now);
+        self.lingering = left;
+        let due: VecDeque<(Instant, Fd)> = due;
+        after.fds.extend(due.into_iter().map(|(_, fd)| fd));
+    }
+
+    /// The end of an introduction is told, and its descriptor stays for a while if it is here.
+    fn linger(&mut self, serial: Serial) {
+        let is_kept = self.introductions.get(&serial).is_some_and(|it| self.is_closed_apart(it));
+        if !is_kept {
+            return;
+        }
+        let Some(introduction) = self.introductions.get_mut(&serial) else { return };
+        self.lingering.extend(introduction.fd.take().map(|fd| (introduction.closed_by, fd)));
     }
 }
 
