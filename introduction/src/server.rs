@@ -330,7 +330,7 @@ impl Server {
         const ENFILE: i32 = 23;
         const EMFILE: i32 = 24;
         loop {
-            while !self.shared.reactor.has_room_for(ACCEPT_ROOM) {
+            while !self.shared.reactor.may_open(ACCEPT_ROOM) {
                 self.shared.reactor.sleep(ACCEPT_PAUSE).await;
             }
             match listener.accept().await {

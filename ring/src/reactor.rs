@@ -174,11 +174,11 @@ impl Reactor {
     ///
     /// ```
     /// let reactor = ring::Reactor::new()?;
-    /// assert!(reactor.has_room_for(1));
-    /// assert!(!reactor.has_room_for(usize::MAX));
+    /// assert!(reactor.may_open(1));
+    /// assert!(!reactor.may_open(usize::MAX));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn has_room_for(&self, descriptors: usize) -> bool {
+    pub fn may_open(&self, descriptors: usize) -> bool {
         self.0.core.borrow().budget().has_room_for(descriptors)
     }
 

@@ -141,7 +141,7 @@ impl Policy for Allowed {
     }
 
     fn may_reach(&self, from: &Peer, to: &Peer) -> bool {
-        tracing::debug!(from = %from.key, to = %to.key, "introduced");
+        tracing::debug!(from = %from.key, to = %to.key, "asks for");
         true
     }
 
