@@ -7,6 +7,7 @@
 
 mod bench;
 mod census;
+mod commands;
 mod demo;
 mod echo;
 mod files;
@@ -17,8 +18,12 @@ mod options;
 mod output;
 mod permits;
 mod probe;
+mod reach;
 mod reactor;
 mod sandbox;
+mod serve;
+mod together;
+mod transfer;
 
 use std::process::ExitCode;
 
@@ -47,6 +52,21 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Echo(options::Echo::Imc(echo)) => echo::imc(&echo),
         Command::Echo(options::Echo::Object(echo)) => echo::object(&echo),
         Command::Introduce(introduce) => introduce::run(&introduce),
+        Command::Serve(serve) => serve::run(&serve),
+        Command::Grants(grants) => serve::grants(&grants),
+        Command::Ls(ls) => commands::ls(&ls),
+        Command::Cat(cat) => commands::cat(&cat),
+        Command::Put(put) => commands::put(&put),
+        Command::Stat(stat) => commands::stat(&stat),
+        Command::Find(find) => commands::find(&find),
+        Command::Mkdir(mkdir) => commands::mkdir(&mkdir),
+        Command::Rmdir(rmdir) => commands::rmdir(&rmdir),
+        Command::Rm(rm) => commands::rm(&rm),
+        Command::Mv(mv) => commands::mv(&mv),
+        Command::Ln(ln) => commands::ln(&ln),
+        Command::Chmod(chmod) => commands::chmod(&chmod),
+        Command::Touch(touch) => commands::touch(&touch),
+        Command::Forward(forward) => commands::forward(&forward),
         Command::DemoService(service) => demo::service::run(&service),
         Command::DemoWalker(walker) => demo::walker::run(&walker),
     }

@@ -3,6 +3,8 @@
 //! It owns names, defaults and help. It must never know how anything is done. A mistake in it is told on
 //! standard error with status 2; help and version are answers like any other and go where answers go.
 
+pub mod files;
+
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ const STYLES: Styles = Styles::styled()
     disable_help_subcommand = false,
     after_help = "Environment:\n  \
         SENDRIGHT_DRIVER  auto, uring or epoll: the driver where no option says otherwise [default: auto]\n  \
+        SENDRIGHT_VIA     the sockets of introduction servers, with a colon between\n  \
         NO_COLOR          no colours\n  \
         RUST_LOG          log lines of the libraries on standard error, for example ring=debug\n\n\
         Exit status: 0 done and good, 1 failed or not good, 2 the command line cannot be carried out."
@@ -90,6 +93,65 @@ pub enum Command {
     /// stands in the directory of its socket and read what stands in the directory of --config, so give each
     /// a directory of its own.
     Introduce(Box<Introduce>),
+    /// Export a directory to whoever knows a locator that this prints
+    ///
+    /// Registers with introduction servers and stays so, whatever becomes of them. Each grant has a locator
+    /// with a secret in it: knowing it is the right to use it. Nothing outside DIR can be reached, no
+    /// symbolic link is followed, and nothing can be changed unless --writable is said.
+    Serve(files::Serve),
+
+    /// Say what a service grants, grant more, or take a grant back
+    Grants(files::Grants),
+
+    /// List what is in a directory that is served elsewhere
+    Ls(files::Ls),
+
+    /// Copy files that are served elsewhere to standard output
+    Cat(files::Cat),
+
+    /// Put a file where a directory is served, whole or not at all
+    Put(files::Put),
+
+    /// Say all there is to say about files that are served elsewhere
+    Stat(files::Stat),
+
+    /// Go through a tree that is served elsewhere
+    ///
+    /// The options can be written with one hyphen, as find has them: -name, -type, -maxdepth, -mindepth,
+    /// -print0.
+    Find(files::Find),
+
+    /// Make directories where one is served
+    Mkdir(files::Mkdir),
+
+    /// Remove empty directories where one is served
+    Rmdir(files::Change),
+
+    /// Remove files where a directory is served
+    Rm(files::Change),
+
+    /// Give something another name where a directory is served
+    #[command(override_usage = "sendright mv [OPTIONS] LOCATOR FROM TO")]
+    Mv(files::Change),
+
+    /// Give a file one more name where a directory is served, or make a symbolic link
+    #[command(
+        override_usage = "sendright ln [OPTIONS] LOCATOR FROM TO\n       sendright ln -s [OPTIONS] LOCATOR TARGET PATH"
+    )]
+    Ln(files::Ln),
+
+    /// Change permissions where a directory is served
+    #[command(override_usage = "sendright chmod [OPTIONS] OCTAL LOCATOR PATH...")]
+    Chmod(files::Chmod),
+
+    /// Set the times of files to now where a directory is served, and make those that are missing
+    Touch(files::Change),
+
+    /// Start a program with a directory that is served elsewhere among its descriptors
+    ///
+    /// The program finds the address of the directory under the number that SENDRIGHT_FD says, and can speak
+    /// to it itself, or through `sendright ls --fd $SENDRIGHT_FD` and the like.
+    Forward(files::Forward),
 
     /// The file service of `demo`, in a process of its own
     #[command(name = "__service", hide = true)]
@@ -432,7 +494,27 @@ pub struct DemoWalker {
 
 /// Reads the command line. `Err` is the status to end with: help was given, or a mistake told.
 pub fn read() -> Result<Options, Outcome> {
-    Options::try_parse().map_err(|error| answer(&error).unwrap_or_else(|failure| failure.tell()))
+    let words = std::env::args_os().collect();
+    Options::try_parse_from(as_find_has_them(words))
+        .map_err(|error| answer(&error).unwrap_or_else(|failure| failure.tell()))
+}
+
+/// The words after `find`, with two hyphens where `find` has one.
+fn as_find_has_them(mut words: Vec<OsString>) -> Vec<OsString> {
+    const OPTIONS: [&str; 5] = ["-name", "-type", "-maxdepth", "-mindepth", "-print0"];
+    if words.get(1).is_some_and(|word| word == "find") {
+        let mut is_value = false;
+        for word in words.iter_mut().skip(2) {
+            let is_option = !is_value && OPTIONS.iter().any(|option| word == option);
+            is_value = is_option && word != "-print0";
+            if is_option {
+                let mut longer = OsString::from("-");
+                longer.push(&*word);
+                *word = longer;
+            }
+        }
+    }
+    words
 }
 
 fn answer(error: &clap::Error) -> Result<Outcome, Failure> {

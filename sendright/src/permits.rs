@@ -41,6 +41,11 @@ impl Permits {
         Some(Permit(self.clone()))
     }
 
+    /// How many there are.
+    pub fn total(&self) -> usize {
+        self.0.total
+    }
+
     /// How many are out.
     pub fn out(&self) -> usize {
         self.0.total - self.0.free.get()

@@ -188,7 +188,9 @@ async fn grant(root: &Directory, options: &DemoWalker) -> Result<OwnedFd, Failur
             let name = Leaf::new(name.as_bytes()).map_err(|malformed| failed("--grant", malformed))?;
             match root.open(name).await.map_err(|trouble| failed("opening what is to be granted", trouble))? {
                 Opened::Directory(directory) => directory.grant().await,
-                Opened::File(_) => return Err(Failure::new("what is to be granted is a file")),
+                Opened::File(_) | Opened::Link => {
+                    return Err(Failure::new("what is to be granted is no directory"));
+                }
             }
         }
     };

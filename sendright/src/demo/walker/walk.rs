@@ -16,7 +16,7 @@ use super::failed;
 use crate::demo::hasher::{Content, Hashed, Hasher};
 use crate::demo::report::{self, Fact, PACKET_BYTES_SOFT, Record};
 use crate::files::client::{Directory, Opened, Trouble};
-use crate::files::wire::{CURSOR_START, Kind, Leaf, Refusal, Refused};
+use crate::files::wire::{CURSOR_START, Kind, Leaf, Path, Refusal, Refused};
 use crate::output::Failure;
 use crate::permits::{Permit, Permits};
 
@@ -127,7 +127,7 @@ async fn descend(walk: &Rc<Walk>, executor: &Executor, root: Directory, limits: 
         let Ok(leaf) = Leaf::new(&name) else { continue };
         let directory = match walk.open(&above, leaf).await {
             Ok(Opened::Directory(directory)) => Rc::new(directory),
-            Ok(Opened::File(_)) => {
+            Ok(Opened::File(_) | Opened::Link) => {
                 walk.found(parent, Some(leaf), Fact::Vanished).await;
                 continue;
             }
@@ -189,7 +189,7 @@ async fn visit(
     let mut cursor = CURSOR_START;
     let mut first = true;
     loop {
-        let names = match directory.page(cursor).await {
+        let names = match directory.page(Path::HERE, cursor).await {
             Ok(names) => names,
             Err(Trouble::Refused(refused)) if first => {
                 walk.found(number, None, fact_of(refused)).await;
@@ -245,7 +245,9 @@ async fn fetch(
     }
     let file = match walk.open(&directory, leaf).await {
         Ok(Opened::File(file)) => file,
-        Ok(Opened::Directory(_)) => return walk.found(number, Some(leaf), Fact::Vanished).await,
+        Ok(Opened::Directory(_) | Opened::Link) => {
+            return walk.found(number, Some(leaf), Fact::Vanished).await;
+        }
         Err(trouble) => return walk.found_nothing(number, leaf, &trouble).await,
     };
     // Nothing more is asked of the directory here: let go before the reading begins.
@@ -319,7 +321,7 @@ impl Walk {
 
 fn fact_of(refused: Refused) -> Fact {
     match refused.refusal {
-        Refusal::NotFound | Refusal::Changed | Refusal::WrongKind => Fact::Vanished,
+        Refusal::NotFound | Refusal::Changed | Refusal::WrongKind | Refusal::Link => Fact::Vanished,
         _ => Fact::Unreadable { errno: refused.errno },
     }
 }
