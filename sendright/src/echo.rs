@@ -14,7 +14,6 @@ use crate::options::{EchoImc, EchoObject};
 use crate::output::{Failure, Outcome, remark};
 use crate::permits::{Permit, Permits};
 use crate::reactor;
-use crate::together::within;
 
 /// Descriptors that belong to no connection: standard streams, the reactor and its reserve, the served one.
 const DESCRIPTORS_RESERVE: usize = 48;

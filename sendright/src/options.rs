@@ -135,9 +135,8 @@ pub enum Command {
     Mv(files::Change),
 
     /// Give a file one more name where a directory is served, or make a symbolic link
-    #[command(
-        override_usage = "sendright ln [OPTIONS] LOCATOR FROM TO\n       sendright ln -s [OPTIONS] LOCATOR TARGET PATH"
-    )]
+    #[command(override_usage = "sendright ln [OPTIONS] LOCATOR FROM TO\n       \
+                          sendright ln -s [OPTIONS] LOCATOR TARGET PATH")]
     Ln(files::Ln),
 
     /// Change permissions where a directory is served

@@ -20,8 +20,7 @@ use crate::files::client::{Directory, Meter};
 use crate::files::wire::{self, Admission, Entrance, NotAdmitted};
 use crate::options::files::Source;
 use crate::output::{Failure, printable, remark};
-use crate::reactor;
-use crate::together::within;
+use crate::reactor::{self, within};
 
 /// Where introduction servers are, with a colon between, if no option says so.
 pub const VIA_VARIABLE: &str = "SENDRIGHT_VIA";

@@ -1,24 +1,10 @@
-//! Futures side by side: one against the clock, or many at a time.
+//! Many futures side by side.
 //!
 //! It owns the polling. It knows nothing of what is waited for.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
-
-use ring::Reactor;
-
-/// What `future` comes to, or `None` when `time` has passed first.
-pub async fn within<F: Future>(reactor: &Reactor, time: Duration, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut timeout = pin!(reactor.sleep(time));
-    poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => timeout.as_mut().poll(context).map(|()| None),
-    })
-    .await
-}
 
 /// What all of them come to, in their order.
 pub async fn all_of<F: Future>(futures: Vec<F>) -> Vec<F::Output> {

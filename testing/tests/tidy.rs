@@ -26,9 +26,8 @@ const IO_URING_FILE: &str = "ring/src/driver/uring.rs";
 const BELOW_THE_LINE: [&str; 7] = ["driver", "request", "envelope", "buffer", "message", "fd", "sys"];
 
 /// Modules that only say what bytes mean.
-const WIRE_MODULES: [&str; 7] = [
+const WIRE_MODULES: [&str; 6] = [
     "/src/wire",
-    "sendright/src/files/wire",
     "introduction/src/syrup",
     "introduction/src/locator",
     "introduction/src/record",

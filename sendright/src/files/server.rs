@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
-use ring::{Executor, Message, Reactor, Spawner};
+use ring::{Executor, Fd, Message, Reactor, Spawner};
 use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 use seqpacket::{Mailbox, MailboxOptions, ObjectOptions, PlainMailbox};
@@ -257,7 +257,7 @@ impl Service {
             Request::Content { access, path } => {
                 let (opened, stat) = opener.open_file(here, path.path(), access)?;
                 let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-                Ok(Message::new(wire::content(size_bytes)).with_descriptor(opened))
+                Ok(Message::new(wire::content(size_bytes)).with_descriptor(given(opened)))
             }
             Request::Create { mode, onto, path } => self.create(directory, mode, onto, path),
             Request::MakeDirectory { mode, path } => {
@@ -379,7 +379,7 @@ impl Service {
             }
             _ => return Err(Refused::plainly(Refusal::WrongKind)),
         };
-        Ok(Message::new(wire::opened(kind)).with_descriptor(object))
+        Ok(Message::new(wire::opened(kind)).with_descriptor(given(object)))
     }
 
     fn answer_file(&self, file: &File, request: &[u8]) -> Result<Message, Refused> {
@@ -401,7 +401,7 @@ impl Service {
                     return Err(Refused::plainly(Refusal::Changed));
                 }
                 let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-                Ok(Message::new(wire::content(size_bytes)).with_descriptor(opened))
+                Ok(Message::new(wire::content(size_bytes)).with_descriptor(given(opened)))
             }
             FileRequest::Stat => {
                 let (_, stat) = self.still_there(file, path)?;
@@ -453,7 +453,7 @@ impl Service {
             Ok(Message::new(wire::done()))
         })?;
         let mut message = Message::new(wire::done());
-        file.into_iter().chain([object]).for_each(|descriptor| message.push_descriptor(descriptor));
+        file.into_iter().chain([object]).for_each(|descriptor| message.push_descriptor(given(descriptor)));
         Ok(message)
     }
 
@@ -465,7 +465,7 @@ impl Service {
         };
         if !view.leashed {
             let address = self.address(fd, rights, &directory.lease)?;
-            return Ok(Message::new(wire::opened(Kind::Directory)).with_descriptor(address));
+            return Ok(Message::new(wire::opened(Kind::Directory)).with_descriptor(given(address)));
         }
         let lease = directory.lease.part();
         let room = self.room(&lease)?;
@@ -478,7 +478,7 @@ impl Service {
             drop(room);
         });
         let message = Message::new(wire::opened(Kind::Directory));
-        Ok(message.with_descriptor(address).with_descriptor(far))
+        Ok(message.with_descriptor(given(address)).with_descriptor(given(far)))
     }
 }
 
@@ -495,6 +495,12 @@ fn answer_link(held: &OwnedFd, request: &[u8]) -> Result<Message, Refused> {
         }
         Err(_) => Err(Refused::plainly(Refusal::BadRequest)),
     }
+}
+
+/// What is on its way to somebody else: opened or made here, so that it need not be asked what it is, and not
+/// the last copy, so that closing it is quick. By the closer threads, it costs six system calls more.
+fn given(descriptor: OwnedFd) -> Fd {
+    Fd::made_here(descriptor)
 }
 
 fn refuse(refused: Refused) -> Message {

@@ -212,7 +212,8 @@ on_each_driver! {
             answer.unwrap().take_descriptor().unwrap()
         };
         let sub = Object::from_fd(reactor, opened("sub")).unwrap();
-        assert_eq!(refusal_of(&stage.ask(&sub, Request::Unlink { path: place("two") }, None)), Refusal::ReadOnly);
+        let unlink = Request::Unlink { path: place("two") };
+        assert_eq!(refusal_of(&stage.ask(&sub, unlink, None)), Refusal::ReadOnly);
         let file = PlainObject::from_fd(reactor, opened("one")).unwrap();
         let of_files = [
             FileRequest::Open(Access::Write),
@@ -221,7 +222,8 @@ on_each_driver! {
             FileRequest::SetTimes(times),
         ];
         for request in of_files {
-            assert_eq!(refusal_of(&stage.ask_plain(&file, &request.encode())), Refusal::ReadOnly, "{request:?}");
+            let answer = stage.ask_plain(&file, &request.encode());
+            assert_eq!(refusal_of(&answer), Refusal::ReadOnly, "{request:?}");
         }
         assert_eq!(fs::read_to_string(stage.tree("one")).unwrap(), "first");
         drop((object, sub, file));
@@ -260,7 +262,8 @@ on_each_driver! {
             while lent.stat(Path::HERE).await.is_ok() {
                 reactor.sleep(std::time::Duration::from_millis(1)).await;
             }
-            let gone = |trouble: Trouble| matches!(trouble, Trouble::Call(CallError::Gone | CallError::Dropped));
+            let is_gone = |error: &CallError| matches!(error, CallError::Gone | CallError::Dropped);
+            let gone = |trouble: Trouble| matches!(trouble, Trouble::Call(error) if is_gone(&error));
             assert!(gone(sub.stat(Path::HERE).await.unwrap_err()));
             assert!(gone(file.open().await.unwrap_err()));
             root.stat(Path::HERE).await.unwrap();
@@ -272,9 +275,12 @@ on_each_driver! {
     fn a_grant_taken_back_takes_all_that_came_of_it_and_nothing_else(reactor: &Reactor) {
         let stage = Stage::new(reactor);
         let (anne, bert) = (stage.grant.below(8), stage.grant.below(8));
-        let give = |lease: &Lease| stage.service.give(&stage.root, Path::HERE, Rights::Writable, lease).unwrap();
+        let give = |lease: &Lease| {
+            stage.service.give(&stage.root, Path::HERE, Rights::Writable, lease).unwrap()
+        };
         let (annes, berts) = (stage.hold(give(&anne)), stage.hold(give(&bert)));
-        let Opened::Directory(sub) = stage.executor.block_on(annes.open(at("sub"))).unwrap() else { panic!() };
+        let opened = stage.executor.block_on(annes.open(at("sub"))).unwrap();
+        let Opened::Directory(sub) = opened else { panic!("{opened:?}") };
         let Opened::File(file) = stage.executor.block_on(sub.open(at("two"))).unwrap() else { panic!() };
         let draft = stage.executor.block_on(annes.create(place("half"), 0o644, Onto::Nothing)).unwrap();
         // A grant of its holder's own, by the library's way: it goes through the same object.
@@ -387,7 +393,8 @@ on_each_driver! {
         let stage = Stage::new(reactor);
         let root = stage.holder(Rights::Writable);
         let file = stage.open_file(&root, "one");
-        let mut answer = stage.executor.block_on(file.call(FileRequest::Open(Access::ReadWrite).encode())).unwrap();
+        let request = FileRequest::Open(Access::ReadWrite).encode();
+        let mut answer = stage.executor.block_on(file.call(request)).unwrap();
         assert_eq!(wire::parse_content(answer.bytes()), Ok(Ok(5)));
         File::from(answer.take_descriptor().unwrap()).write_all(b"FIRST").unwrap();
         assert_eq!(fs::read_to_string(stage.tree("one")).unwrap(), "FIRST");
@@ -396,7 +403,8 @@ on_each_driver! {
         let accessed = NewTime::At(Moment::new(1, 2));
         let times = FileRequest::SetTimes(NewTimes { accessed, modified: NewTime::Unchanged });
         assert_eq!(wire::parse_done(&stage.ask_plain(&file, &times.encode())), Ok(Ok(())));
-        let told = wire::parse_attributes(&stage.ask_plain(&file, &FileRequest::Stat.encode())).unwrap().unwrap();
+        let told = stage.ask_plain(&file, &FileRequest::Stat.encode());
+        let told = wire::parse_attributes(&told).unwrap().unwrap();
         let is = fs::metadata(stage.tree("one")).unwrap();
         assert_eq!((told.kind, told.mode, told.inode), (Kind::File, 0o640, is.ino()));
         assert_eq!((told.accessed, told.size_bytes), (Moment::new(1, 2), 5));
@@ -448,7 +456,8 @@ on_each_driver! {
         rustix::fs::mknodat(CWD, stage.tree("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
         let _listener = std::os::unix::net::UnixListener::bind(stage.tree("socket")).unwrap();
         let null = rustix::fs::makedev(1, 3);
-        let device = rustix::fs::mknodat(CWD, stage.tree("device"), FileType::CharacterDevice, Mode::RWXU, null);
+        let kind = FileType::CharacterDevice;
+        let device = rustix::fs::mknodat(CWD, stage.tree("device"), kind, Mode::RWXU, null);
         let mut odd = vec!["pipe", "socket"];
         // Only root may make one.
         odd.extend(device.is_ok().then_some("device"));
@@ -463,7 +472,8 @@ on_each_driver! {
                 assert!(root.stat(at(name)).await.is_ok(), "{name} can be looked at");
             });
         }
-        assert_eq!(refusal(stage.executor.block_on(root.content(place("sub"), Access::Read))), Refusal::WrongKind);
+        let content = stage.executor.block_on(root.content(place("sub"), Access::Read));
+        assert_eq!(refusal(content), Refusal::WrongKind);
         drop(root);
         stage.ends();
     }
@@ -516,7 +526,8 @@ on_each_driver! {
         assert_eq!(fs::read_to_string(stage.tree("sub/deep/zwei")).unwrap(), "second");
         fs::write(stage.tree("sub/three"), "third").unwrap();
         let link = Request::Link { from: place("three"), to: place("drei") };
-        assert_eq!(wire::parse_done(&stage.ask(&sub, link, Some(deep_again.try_clone().unwrap()))), Ok(Ok(())));
+        let answer = stage.ask(&sub, link, Some(deep_again.try_clone().unwrap()));
+        assert_eq!(wire::parse_done(&answer), Ok(Ok(())));
         assert_eq!(fs::read_to_string(stage.tree("sub/deep/drei")).unwrap(), "third");
 
         // What may not be written to is no place for anything; nor is what is not of this service, or gone.

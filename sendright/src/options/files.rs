@@ -20,7 +20,12 @@ pub struct Source {
     pub fd: Option<i32>,
 
     /// Give up on a call that is not answered in so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub timeout: u64,
 }
 
@@ -104,9 +109,8 @@ pub enum GrantsAction {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "sendright ls [OPTIONS] LOCATOR [PATH]...\n       sendright ls [OPTIONS] --fd N [PATH]..."
-)]
+#[command(override_usage = "sendright ls [OPTIONS] LOCATOR [PATH]...\n       \
+                      sendright ls [OPTIONS] --fd N [PATH]...")]
 pub struct Ls {
     #[command(flatten)]
     pub source: Source,
@@ -136,9 +140,8 @@ pub struct Ls {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "sendright cat [OPTIONS] LOCATOR PATH...\n       sendright cat [OPTIONS] --fd N PATH..."
-)]
+#[command(override_usage = "sendright cat [OPTIONS] LOCATOR PATH...\n       \
+                      sendright cat [OPTIONS] --fd N PATH...")]
 pub struct Cat {
     #[command(flatten)]
     pub source: Source,
@@ -153,9 +156,8 @@ pub struct Cat {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "sendright put [OPTIONS] LOCAL|- LOCATOR PATH\n       sendright put [OPTIONS] --fd N LOCAL|- PATH"
-)]
+#[command(override_usage = "sendright put [OPTIONS] LOCAL|- LOCATOR PATH\n       \
+                      sendright put [OPTIONS] --fd N LOCAL|- PATH")]
 pub struct Put {
     #[command(flatten)]
     pub source: Source,
@@ -181,9 +183,8 @@ pub struct Put {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "sendright stat [OPTIONS] LOCATOR [PATH]...\n       sendright stat [OPTIONS] --fd N [PATH]..."
-)]
+#[command(override_usage = "sendright stat [OPTIONS] LOCATOR [PATH]...\n       \
+                      sendright stat [OPTIONS] --fd N [PATH]...")]
 pub struct Stat {
     #[command(flatten)]
     pub source: Source,
@@ -197,9 +198,8 @@ pub struct Stat {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    override_usage = "sendright find [OPTIONS] LOCATOR [PATH]...\n       sendright find [OPTIONS] --fd N [PATH]..."
-)]
+#[command(override_usage = "sendright find [OPTIONS] LOCATOR [PATH]...\n       \
+                      sendright find [OPTIONS] --fd N [PATH]...")]
 pub struct Find {
     #[command(flatten)]
     pub source: Source,
@@ -252,6 +252,7 @@ pub enum FoundKind {
 
 #[derive(Debug, Args)]
 #[command(override_usage = "sendright forward [OPTIONS] LOCATOR -- PROGRAM [ARGUMENT]...\n       \
+                      \
                       sendright forward [OPTIONS] --fd N -- PROGRAM [ARGUMENT]...")]
 pub struct Forward {
     #[command(flatten)]

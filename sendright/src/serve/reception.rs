@@ -15,7 +15,7 @@ use ring::{Message, Reactor, Spawner};
 use super::desk::Desk;
 use crate::files::wire::{Admission, Entrance, NotAdmitted};
 use crate::permits::{Permit, Permits};
-use crate::together::within;
+use crate::reactor::within;
 
 /// Strangers at a time. Others wait with the netlayer, which refuses them when their time is over.
 pub const STRANGERS_MAX: usize = 32;
