@@ -617,8 +617,8 @@ on_each_driver! {
     fn each_command_explains_itself(_reactor: &Reactor) {
         let world = World::new();
         let commands = [
-            "serve", "grants", "ls", "cat", "put", "stat", "find", "mkdir", "rmdir", "rm", "mv", "ln", "chmod",
-            "touch", "forward",
+            "serve", "grants", "ls", "cat", "put", "stat", "find", "mkdir", "rmdir", "rm", "mv", "ln",
+            "chmod", "touch", "forward",
         ];
         for command in commands {
             assert!(world.says([command, "--help"]).contains("Usage:"), "{command}");
