@@ -55,7 +55,7 @@ use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::fork::{self, Generation};
 use crate::message::{Credentials, Message, PACKET_BYTES_MAX};
 use crate::sys::{self, Half, SocketOption, errno, ready};
-use crate::wait::{Spinner, WaitPolicy};
+use crate::wait::{LOOKS_PER_YIELD, Spinner, WaitPolicy};
 
 /// The most parts one message is sent in.
 pub const PARTS_MAX: usize = 8;
@@ -571,6 +571,7 @@ impl Inbox {
     ) -> Option<io::Result<Taken>> {
         let start = Instant::now();
         let until = deadline.map_or(start + look, |deadline| deadline.min(start + look));
+        let mut looks = 0_u32;
         loop {
             match envelope::receive(socket.as_fd(), &mut self.buffer, socket.room()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -582,7 +583,12 @@ impl Inbox {
             if Instant::now() >= until {
                 break;
             }
-            std::hint::spin_loop();
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_PER_YIELD) {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
         }
         self.spinner.miss();
         None

@@ -26,7 +26,7 @@ use crate::remote::{Bell, Remote};
 use crate::stats::Stats;
 use crate::task::{TaskId, Tasks};
 use crate::timer::Alarm;
-use crate::wait::{Spinner, WaitPolicy};
+use crate::wait::{LOOKS_PER_YIELD, Spinner, WaitPolicy};
 
 /// How a reactor is to be made.
 #[derive(Clone, Debug)]
@@ -52,10 +52,6 @@ impl Default for Config {
 
 /// The most receive buffers a reactor takes.
 pub const BUFFERS_MAX: u16 = 4096;
-
-/// After so many looks whoever waits for this CPU may have it: the kernel likes to put those who answer each
-/// other on one, and then looking on is what keeps the answer from coming.
-const LOOKS_PER_YIELD: u32 = 16;
 
 /// The longest [`Reactor::sleep`]: thirty years.
 pub const SLEEP_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);

@@ -53,6 +53,10 @@ pub const SPIN_DEFAULT: Duration = Duration::from_micros(50);
 /// The longest look that can be asked for. Beyond it the machine does better with the CPU.
 pub const SPIN_MAX: Duration = Duration::from_millis(1);
 
+/// After so many looks whoever waits for this CPU may have it: the kernel likes to put those who answer each
+/// other on one, and then looking on is what keeps the answer from coming.
+pub(crate) const LOOKS_PER_YIELD: u32 = 16;
+
 /// The shortest look: less than a few looks tells nothing.
 const SPIN_MIN: Duration = Duration::from_micros(2);
 

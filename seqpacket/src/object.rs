@@ -87,8 +87,7 @@ pub struct ObjectOptions {
     /// for.
     pub answer_descriptors_together: usize,
     /// How long a large answer may stand still before all of it has arrived. Then the session is ended, and
-    /// its calls with it. Default 10 seconds. For reactors: a [blocking](crate::blocking) caller has its
-    /// deadlines.
+    /// its calls with it. Default 10 seconds. With a [blocking](crate::blocking) object by whoever waits.
     pub large_stall: Duration,
 }
 

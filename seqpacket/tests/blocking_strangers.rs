@@ -227,6 +227,36 @@ in_own_process! {
         server.join().unwrap();
     }
 
+    fn a_large_answer_that_stands_still_ends_the_session() {
+        let (address, bound) = testing::packet_pair();
+        let server = thread::spawn(move || {
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, _) = peer.hear_call();
+            peer.say(&large_answer(number, 70_000, 0));
+            peer.say(&part(number, &[7; 65_520]));
+            peer.hear_the_end();
+        });
+        let options = ObjectOptions { large_stall: SHORT, ..ObjectOptions::default() };
+        let object = Object::from_fd_with(address, options).unwrap();
+        let error = object.call_with("large", large_room()).unwrap_err();
+        assert!(matches!(error, CallError::Malformed(_)), "{error:?}");
+        server.join().unwrap();
+    }
+
+    fn a_large_answer_that_goes_on_slowly_does_not() {
+        let (address, bound) = testing::packet_pair();
+        let server = thread::spawn(move || {
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, _) = peer.hear_call();
+            peer.answer_large(number, &patterned(200_000));
+        });
+        let options = ObjectOptions { large_stall: LONG, ..ObjectOptions::default() };
+        let object = Object::from_fd_with(address, options).unwrap();
+        let answer = object.call_with("large", large_room()).unwrap();
+        assert_eq!(answer.into_bytes(), patterned(200_000));
+        server.join().unwrap();
+    }
+
     fn small_answers_come_between_the_parts_of_large_ones() {
         let (object, server) = served_by(|bound| {
             let peer = Peer::accept(&bound, Hello::default());

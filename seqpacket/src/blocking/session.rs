@@ -80,6 +80,10 @@ struct Session {
     under_way: usize,
     /// Descriptors reserved for answers under way.
     awaited: usize,
+    /// How many large answers have begun and are not complete.
+    arriving: usize,
+    /// When the server last said something, if it is in the middle of one.
+    heard: Option<Instant>,
     /// The server takes no more calls.
     leaving: bool,
 }
@@ -127,6 +131,8 @@ struct Assembly {
 enum End {
     Gone,
     Malformed,
+    /// A large answer stood still.
+    Stalled,
     /// The kernel's number for it.
     Io(i32),
 }
@@ -137,6 +143,7 @@ impl End {
         match self {
             End::Gone => CallError::Dropped,
             End::Malformed => CallError::Malformed("the server has broken the protocol"),
+            End::Stalled => CallError::Malformed("the server has stopped in the middle of an answer"),
             End::Io(errno) => CallError::Io(std::io::Error::from_raw_os_error(errno)),
         }
     }
@@ -466,6 +473,8 @@ impl Caller {
             spare: Packet::default(),
             under_way: 0,
             awaited: 0,
+            arriving: 0,
+            heard: None,
             leaving,
         });
         // One that says goodbye with its hello takes nothing.
@@ -486,7 +495,16 @@ impl Caller {
     fn hear(&mut self, deadline: Option<Instant>) -> Result<(), Stopped> {
         self.send_waiting(deadline)?;
         let Some(session) = &mut self.session else { return Err(Stopped::Over) };
-        let heard = self.inbox.receive(&session.socket, deadline);
+        // In the middle of a large answer nobody waits for longer than it may stand still.
+        let stalled = session.heard.and_then(|heard| heard.checked_add(self.options.large_stall));
+        let until = deadline.into_iter().chain(stalled).min();
+        let heard = self.inbox.receive(&session.socket, until);
+        if let Err(ReceiveError::Deadline) = heard
+            && in_time(deadline).is_ok()
+        {
+            self.end(End::Stalled);
+            return Err(Stopped::Over);
+        }
         let filed = session.file_result(heard, &mut self.calls);
         self.settle(filed)?;
         in_time(deadline)
@@ -514,7 +532,7 @@ impl Caller {
     /// The session is over: each call under way is told, once.
     fn end(&mut self, end: End) {
         let Some(session) = self.session.take() else { return };
-        if let End::Malformed = end {
+        if let End::Malformed | End::Stalled = end {
             session.socket.shut_down();
         }
         drop(session);
@@ -806,6 +824,7 @@ impl Session {
             self.hello.admits(&frame.opening())?;
             self.frame(frame.from_server()?, &mut descriptors, calls)?;
         }
+        self.heard = (self.arriving > 0).then(Instant::now);
         Ok(())
     }
 
@@ -841,6 +860,7 @@ impl Session {
                         self.over(number, lost.map_or(Ok(answer), Err), calls);
                     }
                     Body::Large { total } => {
+                        self.arriving += 1;
                         under_way.answer = Some(Assembly {
                             total: total as usize,
                             arrived: 0,
@@ -859,6 +879,7 @@ impl Session {
                 let wanted = !under_way.withdrawn;
                 if assembly.add(payload, self.hello.payload_bytes_max() as usize, wanted)? {
                     let assembly = under_way.answer.take().expect("just added to");
+                    self.arriving -= 1;
                     self.over(number, assembly.whole(), calls);
                 }
             }
@@ -910,6 +931,7 @@ impl Session {
         let key = number as usize;
         let Stage::UnderWay(under_way) = &calls[key] else { unreachable!("found before") };
         self.under_way -= 1;
+        self.arriving -= usize::from(under_way.answer.is_some());
         self.awaited -= under_way.opening.answer().descriptors();
         self.account.release(under_way.cost);
         if under_way.withdrawn {
