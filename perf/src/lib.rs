@@ -32,12 +32,15 @@
 
 #![forbid(unsafe_code)]
 
+mod bars;
 pub mod connect;
 pub mod fds;
 pub mod floor;
 pub mod large;
 mod place;
 pub mod process;
+pub mod readme;
+pub mod record;
 mod recorder;
 mod row;
 pub mod run;

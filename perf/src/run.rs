@@ -22,6 +22,9 @@ pub const ROUND_TIME: Duration = Duration::from_millis(10);
 /// The fewest rounds.
 pub const ROUNDS_MIN: u32 = 3;
 
+/// What is said of a row behind its name, where somebody else had a descriptor in flight.
+pub const PARKED: &str = ", one in flight";
+
 /// How much longer than its rows a group takes, in hundredths: calls that warm up, and the last batch of each
 /// round.
 const EXTRA: u32 = 12;
@@ -116,8 +119,11 @@ pub fn run(
     let mut beside: Option<Recorder> = None;
     for task in tasks {
         outcomes.push(match task {
-            Ok(Turns { head, running, recorder, .. }) => {
+            Ok(Turns { mut head, running, recorder, .. }) => {
                 running.end()?;
+                if group.parked {
+                    head.name.push_str(PARKED);
+                }
                 let floor = beside.get_or_insert_with(|| recorder.clone());
                 let row = Row::new(&settings.suite, head, &recorder, floor);
                 Outcome::Measured(Box::new(Measured { row, recorder }))

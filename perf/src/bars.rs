@@ -1,0 +1,279 @@
+//! What calls may cost: the bars this project has set itself, each beside what was measured last.
+//!
+//! It owns the list. It does not measure anything, and a bar that is missed is shown like any other.
+
+use std::fmt::Write;
+
+use crate::fds;
+use crate::record::Records;
+use crate::row::Row;
+
+/// A bar: what it is for, how high it is, and where in the records its figure is.
+struct Bar {
+    what: &'static str,
+    limit: Limit,
+    measured: fn(&Records) -> Option<f64>,
+}
+
+/// Which side of it is good.
+#[derive(Clone, Copy)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+const BARS: &[Bar] = &[
+    Bar {
+        what: "session call, 1 at a time, one CPU: × raw ping-pong",
+        limit: Limit::AtMost(1.30),
+        measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "uring", 1, 0)),
+    },
+    Bar {
+        what: "the same with the blocking client",
+        limit: Limit::AtMost(1.10),
+        measured: |records| {
+            ratio(records, "quick", false, |row| is(row, "session", "blocking", "uring", 1, 0))
+        },
+    },
+    Bar {
+        what: "session call, 1 at a time, two CPUs: × raw spinning ping-pong",
+        limit: Limit::AtMost(1.30),
+        measured: |records| ratio(records, "quick", true, |row| is(row, "session", "async", "uring", 1, 0)),
+    },
+    Bar {
+        what: "the same with the blocking client",
+        limit: Limit::AtMost(1.15),
+        measured: |records| {
+            ratio(records, "quick", true, |row| is(row, "session", "blocking", "uring", 1, 0))
+        },
+    },
+    Bar {
+        what: "session calls, 32 together, one CPU: millions per second",
+        limit: Limit::AtLeast(1.5),
+        measured: |records| {
+            let row = find(records, "quick", false, |row| is(row, "session", "async", "uring", 32, 0))?;
+            Some(1e3 / row.p50_ns as f64)
+        },
+    },
+    Bar {
+        what: "plain call, pairs made ahead: × raw five steps",
+        limit: Limit::AtMost(1.0),
+        measured: |records| ratio(records, "quick", false, |row| is(row, "plain", "async", "uring", 1, 0)),
+    },
+    Bar {
+        what: "plain call, pairs returned: × raw five steps",
+        limit: Limit::AtMost(0.75),
+        measured: |records| ratio(records, "quick", false, |row| is(row, "returned", "async", "uring", 1, 0)),
+    },
+    Bar {
+        what: "session call with 1 descriptor each way: × raw descriptor ping-pong",
+        limit: Limit::AtMost(1.25),
+        measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "uring", 1, 1)),
+    },
+    Bar {
+        what: "one more descriptor in a transfer, 1 to 8: × raw",
+        limit: Limit::AtMost(1.10),
+        measured: |records| Some(slope(records, "connected", "uring")? / slope(records, "raw", "none")?),
+    },
+    Bar {
+        what: "connect, accept and close by replacement, 32 together: × as many per second as raw \
+               listen, connect and accept",
+        limit: Limit::AtLeast(1.0),
+        measured: |records| {
+            ratio(records, "connect", false, |row| is(row, "replacement", "async", "uring", 32, 0))
+                .map(f64::recip)
+        },
+    },
+    Bar {
+        what: "the same, confirmed",
+        limit: Limit::AtLeast(0.8),
+        measured: |records| {
+            ratio(records, "connect", false, |row| is(row, "confirmed", "async", "uring", 32, 0))
+                .map(f64::recip)
+        },
+    },
+    Bar {
+        what: "a descriptor in flight elsewhere: pairs made ahead, × raw five steps in that state",
+        limit: Limit::AtMost(0.8),
+        measured: |records| {
+            ratio(records, "pairs", false, |row| {
+                is_parked(row) && row.name.contains("made ahead") && is_uring(row)
+            })
+        },
+    },
+    Bar {
+        what: "… pairs returned, × without it",
+        limit: Limit::AtMost(1.05),
+        measured: |records| parked(records, "returned"),
+    },
+    Bar {
+        what: "… session call, × without it",
+        limit: Limit::AtMost(1.05),
+        measured: |records| parked(records, "session"),
+    },
+    Bar {
+        what: "a call of 1 MiB: × the raw copy rate",
+        limit: Limit::AtLeast(0.8),
+        measured: |records| copy_rate(records, 1 << 20),
+    },
+    Bar {
+        what: "a call of 64 MiB: × the raw copy rate",
+        limit: Limit::AtLeast(0.9),
+        measured: |records| copy_rate(records, 64 << 20),
+    },
+    Bar {
+        what: "a small call during a transfer of 64 MiB: its p99, × that of a raw pair under the same load",
+        limit: Limit::AtMost(2.0),
+        measured: |records| {
+            let ours =
+                find(records, "large", false, |row| row.name.starts_with("small call") && is_uring(row))?;
+            let raw = find(records, "large", false, |row| row.name == "raw pair, same load")?;
+            Some(ours.p99_ns as f64 / raw.p99_ns as f64)
+        },
+    },
+    Bar {
+        what: "a call to one of 10,000 objects, in turn: × that to the only one",
+        limit: Limit::AtMost(1.3),
+        measured: |records| {
+            let of = |count: &str| {
+                let row = find(records, "scale", false, |row| {
+                    is_uring(row)
+                        && row.name.starts_with(&format!("{count} objects"))
+                        && row.name.ends_with("in turn")
+                });
+                row.map(|row| row.p50_ns as f64)
+            };
+            Some(of("10000")? / of("1")?)
+        },
+    },
+    Bar {
+        what: "epoll: session call, 1 at a time, one CPU: × raw ping-pong",
+        limit: Limit::AtMost(1.45),
+        measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "epoll", 1, 0)),
+    },
+    Bar {
+        what: "epoll: session calls, 32 together: × io_uring",
+        limit: Limit::AtMost(1.5),
+        measured: |records| {
+            let of = |driver| {
+                let row = find(records, "quick", false, |row| is(row, "session", "async", driver, 32, 0));
+                row.map(|row| row.p50_ns as f64)
+            };
+            Some(of("epoll")? / of("uring")?)
+        },
+    },
+];
+
+/// The bars whose figures were recorded, as a table; empty if there are none.
+pub fn table(records: &Records) -> String {
+    let mut lines = String::new();
+    for bar in BARS {
+        let Some(measured) = (bar.measured)(records) else { continue };
+        let limit = match bar.limit {
+            Limit::AtMost(limit) => format!("≤ {limit:.2}"),
+            Limit::AtLeast(limit) => format!("≥ {limit:.2}"),
+        };
+        let shown =
+            if bar.limit.holds(measured) { format!("{measured:.2}") } else { format!("**{measured:.2}**") };
+        let _ = writeln!(lines, "| {} | {limit} | {shown} |", bar.what);
+    }
+    match lines.is_empty() {
+        true => lines,
+        false => format!("| what (in bold: missed) | bar | measured |\n|---|---|---|\n{lines}"),
+    }
+}
+
+impl Limit {
+    fn holds(self, measured: f64) -> bool {
+        match self {
+            // What is shown is what counts.
+            Limit::AtMost(limit) => (measured * 100.0).round() <= (limit * 100.0).round(),
+            Limit::AtLeast(limit) => (measured * 100.0).round() >= (limit * 100.0).round(),
+        }
+    }
+}
+
+fn find<'a>(
+    records: &'a Records,
+    suite: &str,
+    is_apart: bool,
+    is_it: impl Fn(&Row) -> bool,
+) -> Option<&'a Row> {
+    records.find(suite, is_apart)?.rows.iter().find(|row| is_it(row))
+}
+
+fn ratio(records: &Records, suite: &str, is_apart: bool, is_it: impl Fn(&Row) -> bool) -> Option<f64> {
+    find(records, suite, is_apart, is_it).map(|row| row.ratio).filter(|ratio| *ratio > 0.0)
+}
+
+fn is(row: &Row, way: &str, client: &str, driver: &str, depth: usize, fds: usize) -> bool {
+    row.way == way && row.client == client && row.driver == driver && row.depth == depth && row.fds == fds
+}
+
+fn is_uring(row: &Row) -> bool {
+    row.driver == "uring"
+}
+
+fn is_parked(row: &Row) -> bool {
+    row.name.ends_with(crate::run::PARKED)
+}
+
+fn parked(records: &Records, way: &str) -> Option<f64> {
+    let of = |state: bool| {
+        let is_it = |row: &Row| is(row, way, "async", "uring", 1, 0) && is_parked(row) == state;
+        find(records, "pairs", false, is_it).map(|row| row.p50_ns as f64)
+    };
+    Some(of(true)? / of(false)?)
+}
+
+fn copy_rate(records: &Records, bytes: usize) -> Option<f64> {
+    let is_it = |row: &Row| is(row, "call", "async", "uring", 1, 0) && row.payload == bytes;
+    ratio(records, "large", false, is_it).map(f64::recip)
+}
+
+/// What one more descriptor costs.
+fn slope(records: &Records, way: &str, driver: &str) -> Option<f64> {
+    let costs = (1..=fds::PAPER_US.len()).map(|count| {
+        find(records, "fds", false, |row| row.way == way && row.driver == driver && row.fds == count)
+            .map(|row| row.p50_ns as f64)
+    });
+    costs.collect::<Option<Vec<_>>>().map(|costs| fds::slope(&costs))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::record::tests::{record, row, surroundings};
+    use crate::record::{Record, Records};
+
+    #[test]
+    fn a_bar_stands_beside_what_was_measured_and_says_if_it_was_missed() {
+        let table = |p50_ns| table(&Records::of(vec![record("2026-11-21T12:00:00Z", p50_ns)]));
+        assert!(table(13_000).contains("one CPU: × raw ping-pong | ≤ 1.30 | 1.30 |"), "{}", table(13_000));
+        assert!(
+            table(13_100).contains("one CPU: × raw ping-pong | ≤ 1.30 | **1.31** |"),
+            "{}",
+            table(13_100)
+        );
+    }
+
+    #[test]
+    fn without_records_there_are_no_bars() {
+        assert_eq!(table(&Records::default()), "");
+    }
+
+    #[test]
+    fn one_more_descriptor_is_compared_with_one_more_raw_one() {
+        let mut rows = Vec::new();
+        for count in 1..=8_u64 {
+            let raw =
+                Row { fds: count as usize, ..row("fds", "raw transfer", "raw", "none", 1_000 + count * 500) };
+            let ours = row("fds", "transfer", "connected", "uring", 2_000 + count * 600);
+            rows.extend([raw, Row { fds: count as usize, ..ours }]);
+        }
+        let records = Records::of(vec![Record::of(rows, surroundings("2026-11-21T12:00:00Z")).unwrap()]);
+        assert!(table(&records).contains("1 to 8: × raw | ≤ 1.10 | **1.20** |"), "{}", table(&records));
+    }
+}
