@@ -117,7 +117,7 @@ impl Contest {
         let (mut server, end) = Child::start(peer, terms, cpus)?;
         let calls = match peer::call(peer, terms, end, &server) {
             Ok(calls) => calls,
-            Err(error) => return Err(server.explained(error)),
+            Err(error) => return Err(server.blame(error)),
         };
         let caller = Caller::Peer { calls, server };
         let mut contestant = contestant(peer.to_string(), "none", "peer", peer.client(), wait, caller);
@@ -230,7 +230,7 @@ impl Contestant {
         match &mut self.caller {
             Caller::Ours(workload) => Ok(workload.round(batches * depth, recorder)?),
             Caller::Peer { calls, server } => {
-                calls(batches, recorder).map_err(|error| server.explained(error))
+                calls(batches, recorder).map_err(|error| server.blame(error))
             }
         }
     }

@@ -20,7 +20,6 @@ mod peer;
 mod table;
 mod versions;
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -28,7 +27,7 @@ use perf::Cpus;
 
 use contest::{Contest, Setting};
 
-type Failure = Box<dyn Error + Send + Sync>;
+type Failure = perf::process::Failure;
 
 /// The same 64-byte call on sendright and on its peers, taking turns in one run.
 #[derive(Parser)]
@@ -56,6 +55,9 @@ struct Options {
     versions: bool,
 }
 
+/// How many descriptors this process would have.
+const DESCRIPTORS: u64 = 65_536;
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds.is_finite() && seconds > 0.0 && seconds <= 3600.0 => Ok(seconds),
@@ -64,8 +66,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 fn main() -> ExitCode {
-    perf::serve_if_asked();
-    child::serve_if_asked();
+    perf::process::serve_if_asked_as(&[child::PART]);
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -80,7 +81,8 @@ fn run(options: &Options) -> Result<(), Failure> {
         println!("{}", versions::all().join("\n"));
         return Ok(());
     }
-    perf::server::raise_descriptor_limit()?;
+    // As `sendright bench`: what the kernel may be lent depends on it.
+    perf::process::descriptors_allowed(DESCRIPTORS);
     let mut rows = Vec::new();
     for setting in settings(options)? {
         let contest = Contest::start(&setting, &options.names);
