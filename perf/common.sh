@@ -3,8 +3,8 @@
 #
 # Which program is looked at: $SENDRIGHT if it is set (a path), else the one of this checkout, built in the
 # release profile. What is looked at: `sendright bench only`, which makes so many calls of one kind between two
-# processes and looks at no clock. Everything is run for N calls and for twice as many, and what is said is the
-# difference for each call, so that starting and ending cancel out.
+# processes and looks at no clock. What counts runs N calls and twice as many, and says the difference for each
+# call, so that starting and ending cancel out.
 
 set -euo pipefail
 

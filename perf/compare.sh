@@ -3,8 +3,8 @@
 # whatever the machine does meanwhile it does to both.
 #
 # perf/compare.sh BEFORE [AFTER] [--rounds N] [--calls N] [OPTIONS OF sendright bench only]
-# AFTER is what lies in the checkout, unless a commit is named. What is said is the time for each call by the
-# best rounds of each, its ratio, and how many of the rounds AFTER won: whoever wins nine of ten is faster.
+# AFTER is what lies in the checkout, unless a commit is named. What is said is the time for each call in the
+# best round of each, its ratio, and how many of the rounds AFTER won: whoever wins nine of ten is faster.
 
 set -euo pipefail
 . "${0%"${0##*/}"}common.sh"
@@ -70,21 +70,23 @@ time_us() {
 shorter() { if [ "$1" = 0 ] || [ "$2" -lt "$1" ]; then printf '%d' "$2"; else printf '%d' "$1"; fi; }
 
 look() {
-    local name=$1 round won=0 before once_before=0 once_after=0 twice_before=0 twice_after=0
+    local name=$1 round which turns won=0 before=0 after=0
+    local start_before=0 start_after=0 best_before=0 best_after=0
     shift
     for ((round = 0; round < ROUNDS; round++)); do
-        time_us "$SCRATCH/sendright.before" "$CALLS" "$@"
-        once_before=$(shorter "$once_before" "$TOOK")
-        time_us "$SCRATCH/sendright.after" "$CALLS" "$@"
-        once_after=$(shorter "$once_after" "$TOOK")
-        time_us "$SCRATCH/sendright.before" "$((CALLS * 2))" "$@"
-        before=$TOOK
-        twice_before=$(shorter "$twice_before" "$before")
-        time_us "$SCRATCH/sendright.after" "$((CALLS * 2))" "$@"
-        twice_after=$(shorter "$twice_after" "$TOOK")
-        if [ "$TOOK" -lt "$before" ]; then won=$((won + 1)); fi
+        # Whoever comes second finds what the first has warmed.
+        if ((round % 2)); then turns='after before'; else turns='before after'; fi
+        for which in $turns; do
+            local -n now=$which start=start_$which best=best_$which
+            time_us "$SCRATCH/sendright.$which" 1 "$@"
+            start=$(shorter "$start" "$TOOK")
+            time_us "$SCRATCH/sendright.$which" "$CALLS" "$@"
+            now=$TOOK
+            best=$(shorter "$best" "$TOOK")
+        done
+        if [ "$after" -lt "$before" ]; then won=$((won + 1)); fi
     done
-    awk -v name="$name" -v before="$((twice_before - once_before))" -v after="$((twice_after - once_after))" \
+    awk -v name="$name" -v before="$((best_before - start_before))" -v after="$((best_after - start_after))" \
         -v calls="$CALLS" -v won="$won" -v rounds="$ROUNDS" 'BEGIN {
         if (before <= 0 || after <= 0) {
             printf "%-50s too few calls to tell from starting: give more with --calls\n", name

@@ -229,9 +229,7 @@ impl Contestant {
     fn calls(&mut self, batches: usize, depth: usize, recorder: &mut Recorder) -> Result<(), Failure> {
         match &mut self.caller {
             Caller::Ours(workload) => Ok(workload.round(batches * depth, recorder)?),
-            Caller::Peer { calls, server } => {
-                calls(batches, recorder).map_err(|error| server.blame(error))
-            }
+            Caller::Peer { calls, server } => calls(batches, recorder).map_err(|error| server.blame(error)),
         }
     }
 

@@ -56,7 +56,7 @@ struct Options {
 }
 
 /// How many descriptors this process would have.
-const DESCRIPTORS: u64 = 65_536;
+const DESCRIPTORS: u64 = 20_480;
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
