@@ -271,7 +271,7 @@ impl Server {
                     let time = Timespec::try_from(time).ok()?;
                     rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&time)).ok()?;
                 }
-                // Nobody tells when it ends: valgrind, under which calls are counted, has no such descriptors.
+                // Nobody tells when it ends: valgrind, under which calls are counted, knows no pidfd.
                 Err(_) => {
                     let asked_until = Instant::now() + time;
                     while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < asked_until {
