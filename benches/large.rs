@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use benches::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, Way};
+use benches::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, UNSEEN, Way};
 use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
@@ -130,7 +130,7 @@ fn raw_beside(
     let servers = vec![
         Server::start(perf::serving::ECHO, "", driver, cpus, vec![echo])?,
         Server::start(LOAD, &bytes.to_string(), driver, cpus, vec![far, address])?,
-        Server::start(LOOKER, "", driver, cpus, vec![bound])?,
+        Server::start(LOOKER, UNSEEN, driver, cpus, vec![bound])?,
     ];
     let client = RawBeside::new(socket, control);
     Ok(Box::new(UnderLoad { client, taken: Rc::clone(taken), servers }))
@@ -163,7 +163,7 @@ fn beside(
     taken: &Taken,
 ) -> Result<Box<dyn Subject>, Failure> {
     let (address, bound) = packet_pair()?;
-    let mut server = Server::start(LOOKER, "", driver, cpus, vec![bound])?;
+    let mut server = Server::start(LOOKER, UNSEEN, driver, cpus, vec![bound])?;
     let reactor = Reactor::with_config(Config { driver, ..Config::default() })?;
     let client = Beside::new(&reactor, address, bytes).map_err(|error| server.blame(error))?;
     Ok(Box::new(OnOneSession { client, taken: Rc::clone(taken), server }))

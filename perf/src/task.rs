@@ -371,7 +371,7 @@ impl<'a> Start<'a> {
 
     fn beside(&self, bytes: usize) -> Result<Running, Failure> {
         let (address, bound) = floor::packet_pair()?;
-        let mut looker = self.server(large::LOOKER, "", vec![bound])?;
+        let mut looker = self.server(large::LOOKER, large::UNSEEN, vec![bound])?;
         if self.side.driver.is_some() {
             let beside = large::Beside::new(&self.reactor()?, address, bytes);
             let beside = beside.map_err(|error| looker.blame(error))?;
