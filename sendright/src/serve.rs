@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use introduction::{Identity, Keyring, Locator, Netlayer, NetlayerOptions, Proof, SturdyRef};
@@ -76,7 +76,7 @@ pub fn run(options: &Serve) -> Result<Outcome, Failure> {
     let netlayer = Rc::new(Netlayer::with_options(&reactor, identity, netlayer_options));
     let office = Rc::new_cyclic(|office: &Weak<Office>| {
         let office = office.clone();
-        let registration = Registration::begin(netlayer.clone(), keyring, vias, move || {
+        let registration = Registration::new(netlayer.clone(), keyring, vias, move || {
             if let Some(office) = office.upgrade() {
                 office.tell_locators();
             }
@@ -288,7 +288,7 @@ pub fn grants(options: &Grants) -> Result<Outcome, Failure> {
 }
 
 /// A service that has just been started has its book and does not listen yet.
-fn by_asking(control: &PathBuf, ask: &Ask) -> Result<Answer, Failure> {
+fn by_asking(control: &Path, ask: &Ask) -> Result<Answer, Failure> {
     const TRIES: u32 = 20;
     let mut last = String::new();
     for _ in 0..TRIES {

@@ -13,7 +13,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::{Child, Command, Stdio};
 
-use ring::Reactor;
+use introduction::{Expect, Identity, Netlayer};
+use ring::{Reactor, ReceiveError};
 use rustix::fs::{CWD, FileType, Mode};
 use serde_json::Value;
 use testing::{on_each_driver, wait_until};
@@ -361,6 +362,36 @@ on_each_driver! {
         assert!(wrong.contains("opens nothing"), "{wrong}");
         assert!(!wrong.contains(&flipped), "a secret is not printed");
         world.says(["ls", anne]);
+    }
+
+    /// Four of one key may stand at the door. They are sent away in the end, and keep nobody else out.
+    fn strangers_who_say_nothing_keep_nobody_out(reactor: &Reactor) {
+        let world = World::new();
+        let service = world.serve(&[]);
+        let reference: introduction::SturdyRef = service.locator().parse().unwrap();
+        testing::settle(reactor, async {
+            let netlayer = Netlayer::new(reactor, Identity::generate().unwrap());
+            let line = daemon::line(reactor, &world.file("socket")).await;
+            let _gone = netlayer.add_server(line, Expect::default()).await.unwrap();
+            let mut silent = Vec::new();
+            for _ in 0..6 {
+                let connection = netlayer.connect(&reference.locator).await.unwrap();
+                silent.push(connection.into_seqpacket().unwrap());
+            }
+            assert_eq!(world.says(["ls", service.locator()]), "one\nsub\n");
+            for connection in &silent {
+                assert!(matches!(connection.receive().await, Err(ReceiveError::Closed)));
+            }
+            // Nonsense is answered as a wrong secret is.
+            for nonsense in [&b"GET / HTTP/1.1"[..], b"SRF1", b"SRF1wrong", &[b'x'; 60_000]] {
+                let connection = netlayer.connect(&reference.locator).await.unwrap();
+                let connection = connection.into_seqpacket().unwrap();
+                connection.send(nonsense).await.unwrap();
+                assert_eq!(connection.receive().await.unwrap().bytes(), [1]);
+                assert!(matches!(connection.receive().await, Err(ReceiveError::Closed)));
+            }
+        });
+        assert_eq!(world.says(["ls", service.locator()]), "one\nsub\n");
     }
 
     fn a_mistake_in_a_locator_is_told(_reactor: &Reactor) {

@@ -671,7 +671,7 @@ on_each_driver! {
 
     fn a_directory_that_others_may_not_enter_is_refused(reactor: &Reactor) {
         let stage = Stage::new(reactor);
-        fs::set_permissions(stage.tree("sub"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(stage.tree("sub"), fs::Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(stage.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         testing::become_nobody();
         let root = stage.holder(Rights::Writable);

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -16,7 +17,6 @@ use introduction::{
 use ring::{Kind, Reactor, Socket, Spawner};
 
 use crate::output::{printable, remark};
-use std::os::unix::ffi::OsStrExt;
 
 /// The first pause before a server is tried again; each that follows is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -37,9 +37,9 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Registers with each server and stays so. `changed` is called when everybody has been tried, and each
-    /// time after that when we can be found elsewhere than before.
-    pub fn begin(
+    /// With these servers, once it is [started](Registration::start). `changed` is called when each has been
+    /// tried, and after that each time one was met.
+    pub fn new(
         netlayer: Rc<Netlayer>,
         keyring: Option<Keyring>,
         vias: Vec<PathBuf>,
@@ -55,7 +55,7 @@ impl Registration {
         Rc::new(Registration { netlayer, keyring, vias, keys, tried, changed })
     }
 
-    /// Starts the tasks.
+    /// Registers with each server, and stays so.
     pub fn start(self: &Rc<Self>, spawner: &Spawner, reactor: &Reactor) {
         for via in &self.vias {
             let (registration, via, reactor) = (Rc::clone(self), via.clone(), reactor.clone());
@@ -105,7 +105,6 @@ impl Registration {
 
     fn met(&self, via: &Path, key: PublicKey) {
         let before = self.keys.borrow_mut().insert(via.to_owned(), key);
-        let others = self.keys.borrow().len() < self.vias.len();
         if before != Some(key) {
             if before.is_some() {
                 remark(format_args!("{}: this is another server than before: {key}", shown(via)));
@@ -116,8 +115,6 @@ impl Registration {
                 remark(format_args!("the server's key could not be remembered: {error}"));
             }
         }
-        // What was known before and is as it was has been told, unless nothing was told so far.
-        let _ = others;
         if self.has_tried_all() {
             (self.changed)();
         }

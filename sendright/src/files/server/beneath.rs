@@ -151,6 +151,8 @@ pub fn stat(fd: impl AsFd) -> Result<Stat, Refused> {
 }
 
 /// The same in the words of the wire.
+// Elsewhere than on x86-64 the kernel counts links in 32 bits.
+#[allow(clippy::useless_conversion)]
 pub fn attributes(stat: &Stat) -> Attributes {
     let moment =
         |seconds: i64, nanoseconds: u64| Moment::new(seconds, u32::try_from(nanoseconds).unwrap_or_default());
@@ -285,4 +287,63 @@ pub fn refused(errno: Errno) -> Refused {
         _ => Refusal::Failed,
     };
     Refused { refusal, errno: errno.raw_os_error().unsigned_abs() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn at(path: &str) -> Path<'_> {
+        Path::new(path.as_bytes()).unwrap()
+    }
+
+    /// On a kernel without `openat2` there is no difference that anybody could see.
+    #[test]
+    fn both_ways_to_open_reach_and_refuse_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path().join("tree");
+        fs::create_dir_all(tree.join("sub/deep")).unwrap();
+        fs::write(tree.join("sub/file"), "text").unwrap();
+        fs::write(folder.path().join("secret"), "").unwrap();
+        symlink("..", tree.join("up")).unwrap();
+        symlink("sub", tree.join("inside")).unwrap();
+        symlink("../../secret", tree.join("sub/out")).unwrap();
+        let root = rustix::fs::open(&tree, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let paths = [
+            "",
+            "sub",
+            "sub/deep",
+            "sub/file",
+            "sub/file/x",
+            "no",
+            "no/x",
+            "up",
+            "up/secret",
+            "inside/file",
+            "sub/out",
+            "inside",
+            "sub/deep/no",
+        ];
+        for path in paths {
+            let told = |opener: Opener| {
+                let seen = |fd: OwnedFd| Identity::of(&stat(fd).unwrap());
+                let refusal = |refused: Refused| refused.refusal;
+                (
+                    opener.hold(&root, at(path)).map(seen).map_err(refusal),
+                    opener.hold_directory(&root, at(path)).map(seen).map_err(refusal),
+                    opener.open_file(&root, at(path), Access::Read).map(|(fd, _)| seen(fd)).map_err(refusal),
+                )
+            };
+            assert_eq!(told(Opener::Beneath), told(Opener::LeafByLeaf), "{path:?}");
+        }
+        let leaf_by_leaf = Opener::LeafByLeaf;
+        assert_eq!(leaf_by_leaf.hold(&root, at("up/secret")).unwrap_err().refusal, Refusal::Link);
+        assert_eq!(leaf_by_leaf.hold_directory(&root, at("inside")).unwrap_err().refusal, Refusal::Link);
+        assert!(leaf_by_leaf.hold(&root, at("sub/deep")).is_ok());
+    }
 }

@@ -37,18 +37,21 @@ impl Draft {
                 Err(errno) => return Err(refused(errno)),
             }
         }
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let (file, meanwhile) = match rustix::fs::openat(&directory, ".", flags | OFlags::TMPFILE, mode) {
-            Ok(file) => (file, None),
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE;
+        match rustix::fs::openat(&directory, ".", flags, mode) {
+            Ok(file) => Ok(Draft { directory, name: name.bytes().to_vec(), onto, file, meanwhile: None }),
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {
-                let create = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-                let (file, name) =
-                    with_fresh_name(|fresh| rustix::fs::openat(&directory, fresh, create, mode))?;
-                (file, Some(name))
+                Draft::with_a_name(directory, name, mode, onto)
             }
-            Err(errno) => return Err(refused(errno)),
-        };
-        Ok(Draft { directory, name: name.bytes().to_vec(), onto, file, meanwhile })
+            Err(errno) => Err(refused(errno)),
+        }
+    }
+
+    /// For file systems that know no files without names.
+    fn with_a_name(directory: OwnedFd, name: Leaf<'_>, mode: Mode, onto: Onto) -> Result<Draft, Refused> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let (file, meanwhile) = with_fresh_name(|fresh| rustix::fs::openat(&directory, fresh, flags, mode))?;
+        Ok(Draft { directory, name: name.bytes().to_vec(), onto, file, meanwhile: Some(meanwhile) })
     }
 
     /// The file, for whoever writes it.
@@ -120,4 +123,48 @@ fn with_fresh_name<T>(mut attempt: impl FnMut(&[u8]) -> Result<T, Errno>) -> Res
         }
     }
     Err(refused(Errno::EXIST))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs::{self, File};
+    use std::io::Write;
+
+    use super::*;
+
+    fn names(folder: &tempfile::TempDir) -> Vec<String> {
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn draft(folder: &tempfile::TempDir, onto: Onto) -> Draft {
+        let directory = File::open(folder.path()).unwrap().into();
+        let draft = Draft::with_a_name(directory, Leaf::new(b"name").unwrap(), Mode::RWXU, onto).unwrap();
+        File::from(draft.share().unwrap()).write_all(b"new").unwrap();
+        draft
+    }
+
+    #[test]
+    fn where_there_are_no_files_without_names_a_draft_leaves_nothing_either() {
+        let folder = tempfile::tempdir().unwrap();
+        let given_up = draft(&folder, Onto::Nothing);
+        assert!(names(&folder)[0].starts_with(".sendright-"));
+        drop(given_up);
+        assert_eq!(names(&folder), [""; 0]);
+
+        draft(&folder, Onto::Nothing).keep().unwrap();
+        assert_eq!(names(&folder), ["name"]);
+
+        fs::write(folder.path().join("name"), "old").unwrap();
+        let refused = draft(&folder, Onto::Nothing).keep().unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Exists);
+        assert_eq!(fs::read_to_string(folder.path().join("name")).unwrap(), "old");
+        draft(&folder, Onto::Anything).keep().unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("name")).unwrap(), "new");
+        assert_eq!(names(&folder), ["name"]);
+    }
 }
