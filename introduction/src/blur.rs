@@ -1,5 +1,5 @@
-//! How long exactly something is kept that nobody answers: a little longer each time, and never as long as the
-//! last time.
+//! How long exactly something is kept that nobody answers: a little longer each time, and never as long as
+//! the last time.
 //!
 //! Somebody who is not there is let go by the server, and somebody who refuses by whoever refuses, one
 //! delivery later. That delivery takes tens of microseconds, and whoever asked could measure it. So both draw
@@ -12,8 +12,8 @@ use crate::identity::random;
 /// What is added is at most so much of the time: a tenth.
 const PART: u32 = 10;
 
-/// So many draws are added up. One alone has sharp ends, and the earliest of some thousand attempts would show
-/// where they are; the sum of four hardly ever comes near them.
+/// So many draws are added up. One alone has sharp ends, and the earliest of some thousand attempts would
+/// show where they are; the sum of four hardly ever comes near them.
 const DRAWS: u32 = 4;
 
 /// The time, and up to a tenth more.

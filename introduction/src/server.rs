@@ -73,8 +73,8 @@ pub struct ServerOptions {
     /// How long a peer may leave its queue full. Default 10 s.
     pub write_time: Duration,
     /// How long an introduction is kept, whether anybody takes it or not, and up to a tenth more, which is
-    /// drawn each time: what is closed here because nobody is there shall not be told by the clock from what a
-    /// peer closes that has refused. Default 10 s.
+    /// drawn each time: what is closed here because nobody is there shall not be told by the clock from what
+    /// a peer closes that has refused. Default 10 s.
     pub introduction_time: Duration,
     /// How the server's signature is written. Default: as Goblins reads it.
     pub form: Form,
