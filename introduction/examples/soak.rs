@@ -217,7 +217,7 @@ fn in_one_process(arguments: &Arguments) -> Anything<Outcome> {
         let mut crowd = Crowd::gather(&reactor, &server, arguments.peers, arguments.proof()).await?;
         let mut siege = match arguments.hostile {
             0 => None,
-            count => Some(Siege::begin(&reactor, &server, count, crowd.somebody())?),
+            count => Some(Siege::begin(&reactor, &server, count).await?),
         };
         crowd.stays = siege.as_ref().is_some_and(|siege| !siege.is_anothers);
         let raw = Forwarding::new(&reactor)?;
@@ -271,16 +271,22 @@ struct Siege {
     is_over: Rc<Cell<bool>>,
     is_anothers: bool,
     _folder: tempfile::TempDir,
-    _serving: Companion,
-    _watching: Companion,
+    /// One lets in whoever comes, one sees that the attack is over, and one is asked for by the attackers and
+    /// takes what it gets.
+    _tasks: [Companion; 3],
 }
 
 impl Siege {
-    fn begin(reactor: &Reactor, server: &Rc<Server>, count: usize, victim: PublicKey) -> Anything<Siege> {
+    async fn begin(reactor: &Reactor, server: &Rc<Server>, count: usize) -> Anything<Siege> {
+        let victim = Netlayer::new(reactor, Identity::generate()?);
+        let (near, far) = Socket::pair(reactor, Kind::Stream)?;
+        server.admit(far)?;
+        let line = near.into_fd().map_err(|_| "a fresh socket is idle")?;
+        let _gone = victim.add_server(line, Expect::key(server.key())).await?;
         let (folder, path, serving) = listen(reactor, server)?;
         let is_anothers = rustix::process::geteuid().is_root();
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("attack").arg(path).arg(count.to_string()).arg(victim.to_string());
+        command.arg("attack").arg(path).arg(count.to_string()).arg(victim.key().to_string());
         if is_anothers {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -293,7 +299,13 @@ impl Siege {
             let _ = near.receive().await;
             seen.set(true);
         });
-        Ok(Siege { child, is_over, is_anothers, _folder: folder, _serving: serving, _watching: watching })
+        let taking = reactor.companion(async move {
+            loop {
+                drop(victim.incoming().await.accept());
+            }
+        });
+        let _tasks = [serving, watching, taking];
+        Ok(Siege { child, is_over, is_anothers, _folder: folder, _tasks })
     }
 
     fn end(&mut self) -> Anything<()> {

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join as both;
 use introduction::{
-    Connection, Disconnected, Expect, Identity, Netlayer, NetlayerOptions, Proof, PublicKey, Server,
-    ServerOptions,
+    Connection, Disconnected, Expect, Identity, Netlayer, NetlayerOptions, Proof, Server, ServerOptions,
 };
 use ring::{Fd, Kind, Message, Reactor, Socket};
 
@@ -104,11 +103,6 @@ impl<'a> Crowd<'a> {
             crowd.come(place).await?;
         }
         Ok(crowd)
-    }
-
-    /// One of them.
-    pub fn somebody(&self) -> PublicKey {
-        self.members[0].identity.key()
     }
 
     /// One introduction, and who comes and goes with it. Says how long it took, if both were here.
