@@ -30,7 +30,13 @@ pub const SERVER_NAME_BYTES_MAX: usize = 128;
 
 const LABEL: &str = "sendright-keyring";
 
-/// A private Ed25519 key. Wiped from memory when dropped.
+/// A private Ed25519 key. Wiped from memory when dropped. [`Keyring`] keeps one in a file.
+///
+/// ```
+/// use introduction::Identity;
+/// assert_ne!(Identity::generate()?.key(), Identity::generate()?.key());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Identity(SigningKey);
 

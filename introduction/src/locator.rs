@@ -93,6 +93,19 @@ pub enum Proof {
 /// A peer and the secret that names something there. Knowing it is the right to use it.
 ///
 /// Printed (with the secret) and read as a URI, `ocapn://…/s/SWISS?…`.
+///
+/// ```
+/// use introduction::{Identity, Locator, SturdyRef, Swiss};
+///
+/// let locator = Locator::new(Identity::generate()?.key());
+/// let reference = SturdyRef { locator, swiss: Swiss::new(b"whatever was drawn".to_vec())? };
+/// let uri = reference.to_string();
+/// assert!(uri.contains("/s/"));
+/// assert_eq!(uri.parse::<SturdyRef>()?, reference);
+/// // A locator is what is left when the secret is taken away, and never read with one.
+/// assert!(uri.parse::<Locator>().is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SturdyRef {
     /// Where.

@@ -82,6 +82,18 @@ impl Default for NetlayerOptions {
 }
 
 /// What is expected of a server.
+///
+/// ```
+/// use introduction::{Expect, Identity};
+///
+/// let key = Identity::generate()?.key();
+/// // This server, and nothing signed that another could use.
+/// let expect = Expect::key(key).bound();
+/// assert!(expect.key == Some(key) && expect.bound);
+/// // Whoever it is, one of Goblins included.
+/// assert_eq!(Expect::default().key, None);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Expect {
@@ -306,6 +318,26 @@ struct Arrived {
 }
 
 /// A connection that somebody has asked for. Dropped, it is refused.
+///
+/// ```no_run
+/// # async fn serve(netlayer: introduction::Netlayer, friend: introduction::PublicKey) {
+/// use introduction::Connection;
+///
+/// loop {
+///     let incoming = netlayer.incoming().await;
+///     if incoming.from().key != friend {
+///         // It is closed after a while, as if nobody were here.
+///         incoming.refuse();
+///         continue;
+///     }
+///     match incoming.accept() {
+///         Connection::SeqPacket(socket) => println!("messages and descriptors over {socket:?}"),
+///         Connection::Stream(socket) => println!("bytes over {socket:?}"),
+///         other => println!("something new: {other:?}"),
+///     }
+/// }
+/// # }
+/// ```
 pub struct Incoming {
     shared: Rc<Shared>,
     arrived: Option<Arrived>,
@@ -418,6 +450,20 @@ impl Netlayer {
 
     /// As [`connect`](Netlayer::connect), and waits until the server says that the peer has taken the
     /// connection.
+    ///
+    /// ```no_run
+    /// # async fn find(netlayer: introduction::Netlayer, locator: introduction::Locator) {
+    /// use introduction::ConnectError;
+    ///
+    /// match netlayer.connect_confirmed(&locator).await {
+    ///     Ok(connection) => println!("taken: {connection:?}"),
+    ///     Err(ConnectError::Unconfirmed(connection)) => println!("as good as any: {connection:?}"),
+    ///     // Not there, not willing or busy: nobody can tell.
+    ///     Err(ConnectError::Unanswered) => println!("nobody"),
+    ///     Err(error) => println!("{error}"),
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// See [`ConnectError`]. With a server that does not confirm, `Unconfirmed` has the connection.

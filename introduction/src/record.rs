@@ -373,6 +373,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::locator::Proof;
 
     // What follows is put together by hand from the table of the protocol, not by what it tests.
     const KEY: &str = "25njqamcweflpvkl73j4szahhihoc4xt3ktcgjnpaingr5yhkena";
@@ -573,7 +574,68 @@ mod tests {
         assert_eq!(Record::read(&bytes), Ok(record));
     }
 
+    fn locators() -> impl Strategy<Value = Locator> {
+        (any::<[u8; 32]>(), prop::collection::btree_set(any::<[u8; 32]>(), 0..4), any::<[bool; 3]>())
+            .prop_map(|(key, servers, [seqpacket, proof, extension])| {
+                let mut locator = Locator::new(PublicKey(key));
+                locator.hints.servers = servers.into_iter().map(PublicKey).collect();
+                (locator.hints.seqpacket, locator.hints.extension) = (seqpacket, extension);
+                locator.hints.proof = if proof { Proof::Required } else { Proof::None };
+                locator
+            })
+    }
+
+    fn challenges() -> impl Strategy<Value = Challenge> {
+        prop::collection::vec(any::<u8>(), CHALLENGE_BYTES_MIN..=CHALLENGE_BYTES)
+            .prop_map(|bytes| Challenge::new(&bytes).unwrap())
+    }
+
+    fn signatures() -> impl Strategy<Value = SignatureBytes> {
+        prop::collection::vec(any::<u8>(), 64).prop_map(|bytes| bytes.try_into().unwrap())
+    }
+
+    /// Any record but a server's response, whose form is part of it.
+    fn records() -> impl Strategy<Value = Record> {
+        let outcomes = Outcome::ALL.map(|(outcome, _)| outcome).to_vec();
+        prop_oneof![
+            (locators(), challenges())
+                .prop_map(|(locator, challenge)| Record::Register { locator, challenge }),
+            (challenges(), signatures())
+                .prop_map(|(payload, signature)| Record::Signature { payload, signature }),
+            (locators(), locators(), any::<Option<u64>>())
+                .prop_map(|(from, to, number)| Record::NewConnection { from, to, number }),
+            any::<(u64, bool)>().prop_map(|(number, accepted)| Record::Verdict { number, accepted }),
+            (any::<u64>(), prop::sample::select(outcomes))
+                .prop_map(|(number, outcome)| Record::Outcome { number, outcome }),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn what_is_written_is_read(record in records()) {
+            for form in [Form::Goblins, Form::Draft] {
+                prop_assert_eq!(Record::read(&record.to_bytes(form)).unwrap(), record.clone());
+            }
+        }
+
+        #[test]
+        fn a_written_response_is_read(
+            key in any::<[u8; 32]>(),
+            challenge in challenges(),
+            signed in challenges(),
+            signature in signatures(),
+            version in 0_u64..3,
+        ) {
+            let key = PublicKey(key);
+            let said = |form| Record::ServerResponse {
+                key, challenge: challenge.clone(), signature, form, version,
+            };
+            let bare = said(Form::Goblins);
+            prop_assert_eq!(Record::read(&bare.to_bytes(Form::Goblins)).unwrap(), bare);
+            let wrapped = Record::draft_response(&key, &challenge, &signed, &signature, version);
+            prop_assert_eq!(Record::read(&wrapped).unwrap(), said(Form::Draft));
+        }
+
         #[test]
         fn any_bytes_are_read_or_refused(
             before in 0_usize..300,

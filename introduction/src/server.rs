@@ -44,6 +44,14 @@ const ACCEPT_ROOM: usize = 8;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Limits of a server. All are tested on both sides.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let mut options = introduction::ServerOptions::default();
+/// options.connections_max = 1000;
+/// options.introduction_time = Duration::from_secs(30);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ServerOptions {
@@ -259,6 +267,24 @@ impl Server {
     }
 
     /// A server that asks first.
+    ///
+    /// ```
+    /// use introduction::{Identity, Peer, Policy, Server, ServerOptions};
+    ///
+    /// struct OneUser(u32);
+    ///
+    /// impl Policy for OneUser {
+    ///     fn may_register(&self, peer: &Peer) -> bool {
+    ///         peer.credentials.uid == self.0
+    ///     }
+    /// }
+    ///
+    /// let reactor = ring::Reactor::new()?;
+    /// let (identity, options) = (Identity::generate()?, ServerOptions::default());
+    /// let server = Server::with_policy(&reactor, identity, options, OneUser(1000));
+    /// assert_eq!(server.stats().registrations, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn with_policy(
         reactor: &Reactor,
         identity: Identity,

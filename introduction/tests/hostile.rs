@@ -244,6 +244,31 @@ on_each_driver! {
         });
     }
 
+    fn so_many_records_of_one_connection_are_looked_at_in_a_turn_and_no_more(reactor: &Reactor) {
+        const SAID: usize = 100;
+        // With none nothing would ever be looked at.
+        for (allowed, given) in [(0, 1..=1), (1, 1..=1), (7, 7..=7), (2 * SAID, SAID..=SAID + 1)] {
+            let server = server(reactor, |options| options.turn_records_max = allowed);
+            settle(reactor, async {
+                let (peer, far) = RawPeer::new(reactor, 1);
+                server.admit(far).unwrap();
+                peer.register_bound().await;
+                let near = peer.ask_for(&peer.designator()).await;
+                let record = introduction(&peer.designator(), &peer.designator()).len() + b"0+".len();
+                peer.stream.take(record).await;
+                drop((near, peer.stream.take_descriptor().await));
+                peer.stream.socket.try_send(b"<17'sendright:verdict0+t>".repeat(SAID)).unwrap();
+                // What is said after it is heard after it.
+                let other = peer.ask_for(&peer.designator()).await;
+                peer.stream.take(b"<17'sendright:outcome0+8'accepted>".len() + record).await;
+                drop((other, peer.stream.take_descriptor().await));
+            });
+            let stats = server.stats();
+            assert!(given.contains(&(stats.most_records_in_a_turn as usize)), "{allowed}: {stats:?}");
+            assert_eq!(stats.violations, 0);
+        }
+    }
+
     fn a_flood_gets_one_introduction_a_turn(reactor: &Reactor) {
         const FLOODERS: u8 = 3;
         let server = server(reactor, |options| options.held_max = 200);
