@@ -84,7 +84,9 @@ pub fn serve(mut order: Order) -> Result<(), Failure> {
         loop {
             for _ in 0..BATCH {
                 match connection.receive().await {
-                    Ok(message) => drop(message),
+                    // Taken, as by a program that wants them: of what is left in a message each is asked
+                    // whether closing it could take long.
+                    Ok(mut message) => drop(message.take_descriptors()),
                     Err(ring::ReceiveError::Closed) => return Ok(()),
                     Err(error) => return Err(error.into()),
                 }

@@ -3,7 +3,7 @@
 //! Nothing here keeps state and nothing here knows what a call is for. `RawFd` lives here so that it need not
 //! live elsewhere: what goes in is a `BorrowedFd`, what comes out is an `OwnedFd` with close-on-exec set.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -557,8 +557,8 @@ pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
     if !has_seals(fd) {
         return is_nameless_pipe(fd);
     }
-    let is_small = stat(fd).is_ok_and(|stat| stat.st_blocks as i64 <= SMALL);
-    is_small && file_system(fd) == Some(libc::TMPFS_MAGIC as i64)
+    // In tmpfs, or in large pages, of which so few bytes are a few at most: nothing else has seals.
+    stat(fd).is_ok_and(|stat| stat.st_blocks as i64 <= SMALL)
 }
 
 /// Whether it is a file of tmpfs, or one of large pages. The first question about a file of which nothing is
@@ -570,8 +570,17 @@ fn has_seals(fd: BorrowedFd<'_>) -> bool {
 
 /// The same for pipes. Where there is no /proc nobody can tell, and none is.
 fn is_nameless_pipe(fd: BorrowedFd<'_>) -> bool {
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    std::fs::read_link(link).is_ok_and(|name| name.as_os_str().as_bytes().starts_with(b"pipe:["))
+    // Asked of each descriptor that nobody has taken, and so without memory of its own.
+    const PIPE: &[u8] = b"pipe:[";
+    let mut link = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+    if write!(&mut link["/proc/self/fd/".len()..], "{}\0", fd.as_raw_fd()).is_err() {
+        return false;
+    }
+    let mut name = [0_u8; PIPE.len()];
+    // SAFETY: `link` ends in a zero, and `name` has as many bytes as the kernel may write.
+    // Kept honest by `closing.rs::what_closes_at_once_is_closed_here`.
+    let length = unsafe { libc::readlink(link.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
+    length == PIPE.len() as isize && name == PIPE
 }
 
 /// The magic number of the file system a descriptor is on.
