@@ -91,14 +91,20 @@ pub(crate) struct Terms {
     pub(crate) hello: Hello,
     /// How long a large message may stand still.
     pub(crate) stall: Duration,
-    pub(crate) memory: Rc<Memory>,
+    /// For large calls of all sessions together.
+    large_bytes: usize,
+    memory: OnceCell<Rc<Memory>>,
     spares: OnceCell<Box<RefCell<Spares>>>,
 }
 
 impl Terms {
     pub(crate) fn new(hello: Hello, stall: Duration, large_bytes_together: usize) -> Rc<Terms> {
-        let memory = Memory::new(large_bytes_together);
-        Rc::new(Terms { hello, stall, memory, spares: OnceCell::new() })
+        let (memory, spares) = (OnceCell::new(), OnceCell::new());
+        Rc::new(Terms { hello, stall, large_bytes: large_bytes_together, memory, spares })
+    }
+
+    fn memory(&self) -> &Rc<Memory> {
+        self.memory.get_or_init(|| Memory::new(self.large_bytes))
     }
 
     fn spares(&self) -> RefMut<'_, Spares> {
@@ -474,7 +480,7 @@ impl Session {
         } else if self.is_leaving() {
             Err(RefusedReason::Leaving)
         } else {
-            let claim = Memory::claim(&self.terms.memory, total as usize);
+            let claim = Memory::claim(self.terms.memory(), total as usize);
             let begun = claim.and_then(|claim| Some((Assembly::begin(total, descriptors, now).ok()?, claim)));
             begun.ok_or(RefusedReason::OutOfMemory)
         };

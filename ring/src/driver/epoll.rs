@@ -52,9 +52,39 @@ struct Watch {
     /// False once a receive has found it empty, until the next event.
     readable: bool,
     /// Who waits for an event.
-    parked: Vec<Token>,
+    parked: Parked,
     /// Writing as well, since somebody waits for it.
     what: Watched,
+}
+
+/// Those who wait for an event: mostly one, a receive.
+#[derive(Default)]
+struct Parked {
+    first: Option<Token>,
+    others: Vec<Token>,
+}
+
+impl Parked {
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.others.is_empty()
+    }
+
+    fn push(&mut self, token: Token) {
+        if self.is_empty() {
+            self.first = Some(token);
+        } else {
+            self.others.push(token);
+        }
+    }
+
+    fn remove(&mut self, token: Token) {
+        self.first = self.first.filter(|parked| *parked != token);
+        self.others.retain(|parked| *parked != token);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Token> {
+        self.first.iter().chain(&self.others).copied()
+    }
 }
 
 enum Attempt {
@@ -215,16 +245,16 @@ impl Epoll {
             if event.mask & ready::WRITE != 0 && watch.what == Watched::ReadingAndWriting {
                 self.watch_for_reading_only(event.data as usize, &woken, requests);
             }
-            for token in woken {
+            for token in woken.iter() {
                 self.attempt(token, requests, home);
             }
         }
     }
 
     /// There is room to write: whoever waits for more of it says so again.
-    fn watch_for_reading_only(&mut self, number: usize, woken: &[Token], requests: &mut Requests) {
+    fn watch_for_reading_only(&mut self, number: usize, woken: &Parked, requests: &mut Requests) {
         let Some(fd) =
-            woken.iter().find_map(|token| requests.find(*token).map(|request| request.fd().clone()))
+            woken.iter().find_map(|token| requests.find(token).map(|request| request.fd().clone()))
         else {
             return;
         };
@@ -245,7 +275,7 @@ impl Epoll {
             let Some(request) = requests.find(token) else { continue };
             let outcome = request.failed(io::Error::from_raw_os_error(errno::ECANCELED));
             if let Some(number) = request.fd().watch().get() {
-                self.watches[number as usize].parked.retain(|parked| *parked != token);
+                self.watches[number as usize].parked.remove(token);
             }
             home.push(Completion { token, outcome, last: true });
         }
@@ -317,7 +347,7 @@ impl Epoll {
             None => {
                 // Readable until a receive has found it empty *after* it was added: what arrived between the
                 // two made no event. Adding a readable descriptor does make one, at once.
-                let number = self.watches.insert(Watch { readable: true, parked: Vec::new(), what });
+                let number = self.watches.insert(Watch { readable: true, parked: Parked::default(), what });
                 if let Err(error) = sys::epoll_add(self.epoll.as_fd(), fd.as_fd(), number as u64, what) {
                     self.watches.remove(number);
                     return Err(error);
