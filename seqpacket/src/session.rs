@@ -264,12 +264,8 @@ impl Session {
         // The slot's key is the number: free again when the slot is, which is after the final frame.
         outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
         entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
-        let mut woken = Vec::new();
-        // Mostly nothing is queued and there is room: then it need not be queued either.
-        let waits = !state.queued.is_empty() || state.waits(key, &self.options, &mut woken);
-        if waits {
-            state.queued.with_memory().push_back(key);
-        }
+        state.queued.with_memory().push_back(key);
+        let woken = state.advance(&self.options);
         drop(state);
         wake(woken);
         Ok(key)
@@ -605,36 +601,29 @@ impl State {
             self.large.as_mut().and_then(|large| large.queued.pop_front());
         }
         while let Some(&key) = self.queued.front() {
-            if let Stage::Void = self.calls[key].stage {
-                self.voids -= 1;
-                self.calls.remove(key);
-            } else if self.waits(key, options, &mut woken) {
-                break;
+            let verdict = match &self.calls[key].stage {
+                Stage::Queued(outgoing) => self.judge(outgoing.number, outgoing.asked, options),
+                Stage::Void => {
+                    self.voids -= 1;
+                    self.queued.pop_front();
+                    self.calls.remove(key);
+                    continue;
+                }
+                _ => unreachable!("what is queued has not been sent"),
+            };
+            match verdict {
+                Verdict::Later => break,
+                Verdict::LaterLarge => self.large().queued.push_back(key),
+                // Large calls do not overtake one another.
+                Verdict::Now(under_way) if under_way.cost.large_bytes() > 0 && self.queued_large() > 0 => {
+                    self.large().queued.push_back(key);
+                }
+                Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
+                Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.queued.pop_front();
-            if self.queued.is_empty() {
-                self.queued = Queue::new();
-            }
         }
         woken
-    }
-
-    /// Whether a call waits in the queue, with all behind it. Otherwise it is sent, or ends, or waits apart.
-    fn waits(&mut self, key: usize, options: &ObjectOptions, woken: &mut Vec<Waker>) -> bool {
-        let Stage::Queued(outgoing) = &self.calls[key].stage else {
-            unreachable!("what is queued has not been sent")
-        };
-        match self.judge(outgoing.number, outgoing.asked, options) {
-            Verdict::Later => return true,
-            Verdict::LaterLarge => self.large().queued.push_back(key),
-            // Large calls do not overtake one another.
-            Verdict::Now(under_way) if under_way.cost.large_bytes() > 0 && self.queued_large() > 0 => {
-                self.large().queued.push_back(key);
-            }
-            Verdict::Now(under_way) => self.send(key, under_way, woken),
-            Verdict::Never(error) => self.never(key, error, woken),
-        }
-        false
     }
 
     fn large(&mut self) -> &mut Large {
