@@ -32,6 +32,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::census::Census;
+use crate::introduce;
 use crate::latency::{Latencies, Way};
 use crate::options::Demo;
 use crate::output::{self, Failure, Outcome};
@@ -56,8 +57,11 @@ const HERE_IS_A_DIRECTORY: &[u8] = b"directory";
 /// How long the service may take to register with the introduction server.
 const READY_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Connections that the introduction server is to take, and introductions.
+const STRANGERS: usize = 2;
+
 /// Descriptors for which the introduction server insists on room.
-const SERVER_DESCRIPTORS: u64 = 68;
+const SERVER_DESCRIPTORS: usize = introduce::DESCRIPTORS_RESERVE + 2 * STRANGERS;
 
 /// Findings of direct reading, handed over so many at a time.
 const BATCH: usize = 256;
@@ -138,7 +142,7 @@ fn enough_descriptors(options: &Demo) -> Result<(), Failure> {
         )));
     }
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    if let Some(hard) = hard.filter(|hard| *hard < SERVER_DESCRIPTORS && !options.inherited) {
+    if let Some(hard) = hard.filter(|hard| *hard < SERVER_DESCRIPTORS as u64 && !options.inherited) {
         return Err(Failure::new(format_args!(
             "the hard RLIMIT_NOFILE is {hard}, and an introduction server needs {SERVER_DESCRIPTORS}: raise \
              it, or do without with --inherited"
@@ -259,12 +263,18 @@ impl Stage {
     /// Starts an introduction server in a private place, which the processes need not reach: each gets a line
     /// that is connected already. Gives the server's key and the lines.
     fn start_server(&mut self, options: &Demo) -> Result<(String, [OwnedFd; 2]), Failure> {
-        let place = tempfile::Builder::new().prefix("sendright-demo-").tempdir().map_err(not_started)?;
+        let place = tempfile::Builder::new().prefix("sendright-demo-").tempdir();
+        let place = place.map_err(|error| {
+            Failure::new(format_args!(
+                "no place for the introduction server: {error} (TMPDIR says where, --inherited does without)"
+            ))
+        })?;
         let path = place.path().join("introduce");
         let mut command = program("introduce", options);
         command.arg("--socket").arg(&path).args(["--mode", "0600", "--fresh-key", "--with-parent"]);
-        command.args(["--max-connections", "2", "--max-connections-per-user", "2"]);
-        command.args(["--max-introductions", "2", "--log", "error"]);
+        let most = STRANGERS.to_string();
+        command.args(["--max-connections", &most, "--max-connections-per-user", &most]);
+        command.args(["--max-introductions", &most, "--log", "error"]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(not_started)?;
         let stdout = child.stdout.take();
         self.actors.push(Actor { role: Role::Server, child, report: None, status: None });

@@ -42,7 +42,7 @@ use systemd::{HandedOver, Supervisor};
 
 /// Descriptors that belong to no peer: standard streams, the reactor and its reserve, listeners, locks,
 /// signals, directories, readers of the counters.
-const DESCRIPTORS_RESERVE: usize = 64;
+pub const DESCRIPTORS_RESERVE: usize = 64;
 
 /// Descriptors that a peer that does not read keeps in flight, which the kernel counts for the server's user.
 const IN_FLIGHT_OF_PEER: usize = 5;
