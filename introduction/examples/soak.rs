@@ -31,7 +31,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crowd::{Crowd, Forwarding, descriptors, descriptors_max};
 use hdrhistogram::Histogram;
 use introduction::{
-    Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Proof, PublicKey, Server, ServerStats,
+    Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Proof, PublicKey, Server,
+    ServerOptions, ServerStats,
 };
 use ring::{Companion, Executor, Kind, Reactor, ReceiveError, Socket};
 use serde_json::json;
@@ -58,7 +59,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1)]
     processes: usize,
     /// Hostile connections meanwhile, of another user where that is possible; it goes on until they are made.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "processes")]
     hostile: usize,
     #[arg(long)]
     json: bool,
@@ -123,22 +124,22 @@ impl Times {
         Ok(self.0.record(u64::try_from(time.as_nanos())?)?)
     }
 
-    /// One after the other.
-    fn per_second(&self) -> f64 {
-        1e9 / self.0.mean()
+    /// One after the other, in each process.
+    fn per_second(&self, processes: usize) -> f64 {
+        1e9 / self.0.mean() * processes.max(1) as f64
     }
 
-    fn text(&self, what: &str) -> String {
+    fn text(&self, what: &str, processes: usize) -> String {
         let at = |part| Duration::from_nanos(self.0.value_at_quantile(part));
         let (p50, p99, p999) = (at(0.5), at(0.99), at(0.999));
-        let (count, rate) = (self.0.len(), self.per_second());
+        let (count, rate) = (self.0.len(), self.per_second(processes));
         format!("{count} {what}: {rate:.0} a second; p50 {p50:?}, p99 {p99:?}, p99.9 {p999:?}")
     }
 
-    fn json(&self) -> serde_json::Value {
+    fn json(&self, processes: usize) -> serde_json::Value {
         let at = |part| self.0.value_at_quantile(part);
         json!({
-            "count": self.0.len(), "per_second": self.per_second(), "max_ns": self.0.max(),
+            "count": self.0.len(), "per_second": self.per_second(processes), "max_ns": self.0.max(),
             "p50_ns": at(0.5), "p99_ns": at(0.99), "p99_9_ns": at(0.999),
         })
     }
@@ -148,29 +149,35 @@ struct Outcome {
     driver: String,
     introductions: Times,
     forwarding: Times,
+    descriptors: Descriptors,
+    to_the_absent: usize,
+    returns: usize,
+    stats: ServerStats,
+}
+
+/// How many were open in the server's process.
+struct Descriptors {
     before: usize,
     most: usize,
     allowed: usize,
     after: usize,
-    to_the_absent: usize,
-    returns: usize,
-    stats: ServerStats,
-    records_allowed: u64,
 }
 
 impl Outcome {
     /// Says it, and whether all is well.
     fn tell(&self, arguments: &Arguments) -> ExitCode {
-        let Outcome { before, most, allowed, after, .. } = *self;
+        let Descriptors { before, most, allowed, after } = self.descriptors;
         let Outcome { to_the_absent, returns, ref stats, .. } = *self;
+        let processes = arguments.processes;
         let (reads, records) = (stats.most_reads_in_a_turn, stats.most_records_in_a_turn);
         if arguments.json {
             let counters: serde_json::Map<_, _> =
                 stats.counters().map(|counter| (counter.name.to_owned(), counter.count.into())).collect();
             let told = json!({
-                "driver": self.driver, "peers": arguments.peers, "processes": arguments.processes,
+                "driver": self.driver, "peers": arguments.peers, "processes": processes,
                 "proof": arguments.mode == Mode::Proof, "hostile": arguments.hostile,
-                "introductions": self.introductions.json(), "forwarding": self.forwarding.json(),
+                "introductions": self.introductions.json(processes),
+                "forwarding": self.forwarding.json(processes),
                 "to_the_absent": to_the_absent, "returns": returns,
                 "descriptors": { "before": before, "most": most, "allowed": allowed, "after": after },
                 "most_reads_in_a_turn": reads, "most_records_in_a_turn": records, "server": counters,
@@ -178,8 +185,8 @@ impl Outcome {
             println!("{told}");
         } else {
             println!("{}", self.driver);
-            println!("{}", self.introductions.text("introductions"));
-            println!("{}", self.forwarding.text("descriptors passed on over two hops"));
+            println!("{}", self.introductions.text("introductions", processes));
+            println!("{}", self.forwarding.text("descriptors passed on over two hops", processes));
             println!("peers came back {returns} times, and were asked for {to_the_absent} times while away");
             println!("descriptors: {before} before, {most} at most of {allowed} allowed, {after} after");
             println!("of one connection in one turn: at most {reads} reads and {records} records");
@@ -188,7 +195,7 @@ impl Outcome {
         let is_well = most <= allowed
             && after == before
             && reads <= 1
-            && records <= self.records_allowed
+            && records <= ServerOptions::default().turn_records_max as u64
             && (arguments.hostile > 0 || stats.violations + stats.late + stats.evicted + stats.lost == 0);
         if is_well {
             ExitCode::SUCCESS
@@ -210,7 +217,7 @@ fn in_one_process(arguments: &Arguments) -> Anything<Outcome> {
     let server = Rc::new(match arguments.hostile {
         0 => crowd::server(&reactor, arguments.peers)?,
         // As it is by default: its limits are what keeps the hostile within bounds.
-        _ => Server::new(&reactor, Identity::generate()?, introduction::ServerOptions::default()),
+        _ => Server::new(&reactor, Identity::generate()?, ServerOptions::default()),
     });
     let (mut most, mut to_the_absent, mut returns) = (0, 0, 0);
     executor.block_on(async {
@@ -246,23 +253,11 @@ fn in_one_process(arguments: &Arguments) -> Anything<Outcome> {
     ring::closer_idle();
     let after = descriptors()?;
     // Connections and introductions that are not ours count against the server's own limits.
-    let of_others = introduction::ServerOptions::default();
+    let of_others = ServerOptions::default();
     let of_others = of_others.connections_max + of_others.introductions_max;
     let allowed = if arguments.hostile > 0 { limit + of_others } else { limit };
-    let records_allowed = introduction::ServerOptions::default().turn_records_max as u64;
-    Ok(Outcome {
-        driver,
-        introductions,
-        forwarding,
-        before,
-        most,
-        allowed,
-        after,
-        to_the_absent,
-        returns,
-        stats,
-        records_allowed,
-    })
+    let descriptors = Descriptors { before, most, allowed, after };
+    Ok(Outcome { driver, introductions, forwarding, descriptors, to_the_absent, returns, stats })
 }
 
 /// Those who attack, in a process of their own.
@@ -389,21 +384,10 @@ fn in_several(arguments: &Arguments) -> Anything<Outcome> {
     ring::closer_idle();
     let after = descriptors()?;
     let allowed = descriptors_max(before, arguments.peers) + 2 * arguments.processes;
-    let records_allowed = introduction::ServerOptions::default().turn_records_max as u64;
+    // From another process nobody can see who is away.
     let to_the_absent = 0;
-    Ok(Outcome {
-        driver,
-        introductions,
-        forwarding,
-        before,
-        most,
-        allowed,
-        after,
-        to_the_absent,
-        returns,
-        stats,
-        records_allowed,
-    })
+    let descriptors = Descriptors { before, most, allowed, after };
+    Ok(Outcome { driver, introductions, forwarding, descriptors, to_the_absent, returns, stats })
 }
 
 /// One of all peers, as each process knows it.

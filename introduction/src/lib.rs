@@ -43,8 +43,8 @@
 //!
 //! # Limits
 //!
-//! Records of 4,096 bytes; 256 connections, 16 introductions of each peer and 256 in all, each for 10 s. See
-//! [`ServerOptions`] and [`NetlayerOptions`].
+//! Records of 4,096 bytes, 16 of one connection in a turn; 256 connections, 16 introductions of each peer and
+//! 256 in all, each for 10 s and up to a tenth more. See [`ServerOptions`] and [`NetlayerOptions`].
 //!
 //! It does not connect to servers by name, does not relay what is said, does not speak CapTP over the
 //! connections it makes, does not encrypt (nobody but the kernel is between the two), and does not hide from
