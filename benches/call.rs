@@ -14,10 +14,10 @@
 //! cargo bench --bench call -- 'every.*plain, 8 deep, 4096 bytes, 4 fds/async, ahead, uring'
 //! ```
 
-use benches::process::{Failure, descriptors_allowed};
 use benches::subject::Calls;
 use benches::suite::{Suite, asked_for, drivers, run};
 use criterion::Throughput;
+use perf::process::{Failure, descriptors_allowed};
 use perf::{Client, Cpus, Options, Pairs, Way};
 use ring::DriverChoice;
 

@@ -11,12 +11,12 @@
 
 use std::os::fd::OwnedFd;
 
-use benches::connect::{ACCEPTOR, Client, RAW_ACCEPTOR, RawClient, Way, ends, told};
-use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run, timed};
 use criterion::Throughput;
 use perf::Cpus;
+use perf::connect::{ACCEPTOR, Client, RAW_ACCEPTOR, RawClient, Way, ends, told};
+use perf::process::{Failure, Server, serve_if_asked};
 use ring::{Config, DriverChoice, Reactor};
 
 fn main() {

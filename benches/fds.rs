@@ -11,12 +11,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use benches::fds::{BATCH, PAPER_US, RECEIVER, Sender, Way, slope};
-use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
 use criterion::Throughput;
 use perf::Cpus;
+use perf::fds::{BATCH, PAPER_US, RECEIVER, Sender, Way, slope};
+use perf::process::{Failure, Server, serve_if_asked};
 use ring::{Config, DriverChoice, Reactor};
 
 fn main() {

@@ -8,10 +8,10 @@
 //! cargo bench --bench floor
 //! ```
 
-use benches::process::Failure;
 use benches::subject::Calls;
 use benches::suite::{Group, Suite, run};
 use criterion::Throughput;
+use perf::process::Failure;
 use perf::{Cpus, Floor, FloorOptions};
 
 fn main() {

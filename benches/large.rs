@@ -13,12 +13,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use benches::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, UNSEEN, Way};
-use benches::process::{Failure, Server, serve_if_asked};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
 use criterion::Throughput;
 use perf::floor::packet_pair;
+use perf::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, UNSEEN, Way};
+use perf::process::{Failure, Server, serve_if_asked};
 use perf::{Cpus, Recorder};
 use ring::{Config, DriverChoice, Reactor};
 

@@ -13,12 +13,12 @@
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use benches::process::{Failure, Part, Server, serve_if_asked_as};
 use benches::service::{Client, Protocol, Request, serve};
 use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run, timed};
 use criterion::Throughput;
 use perf::Cpus;
+use perf::process::{Failure, Part, Server, serve_if_asked_as};
 use ring::{Config, DriverChoice, Reactor};
 
 const PARTS: [Part; 1] = [("service", serve)];

@@ -12,12 +12,12 @@
 //! cargo bench --bench scale -- memory
 //! ```
 
-use benches::process::{Failure, Server, descriptors_allowed, serve_if_asked};
-use benches::scale::{Called, Control, Holder, Kind, MANY, Memory, SCALES, attachable, descriptors_needed};
 use benches::subject::{Calls, Served};
 use benches::suite::{Subject, Suite, drivers, is_wanted, run};
 use criterion::Throughput;
 use perf::floor::packet_pair;
+use perf::process::{Failure, Server, descriptors_allowed, serve_if_asked};
+use perf::scale::{Called, Control, Holder, Kind, MANY, Memory, SCALES, attachable, descriptors_needed};
 use perf::{Cpus, Floor, FloorOptions};
 use ring::{Config, DriverChoice, Reactor};
 

@@ -1,7 +1,9 @@
-//! What the benchmark suites share: servers, placement, baselines, and the ratio to what was measured beside.
+//! What the benchmark suites share: how one runs, the ratio to what was measured beside, and Plash's own
+//! protocol as a baseline.
 //!
-//! It does not decide which combinations are worth measuring (the suites do), measure what it was not asked
-//! to, or use anything of the libraries that a program of a user could not use.
+//! Workloads, floors and servers are those of `perf`. It does not decide which combinations are worth
+//! measuring (the suites do), measure what it was not asked to, or use anything of the libraries that a
+//! program of a user could not use.
 #![forbid(unsafe_code)]
 
 pub mod plash;
@@ -11,7 +13,6 @@ pub mod suite;
 
 use std::os::fd::OwnedFd;
 
-pub use perf::{connect, fds, large, process, scale};
 use rustix::fs::{Mode, OFlags};
 
 /// Opens a file, as each file service of the suites does.

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use perf::Wait;
 use perf::floor::{FDS_MAX, packet_pair, receive_with, send_with};
+use perf::process::{Failure, Order};
 use ring::{Executor, Message, Reactor};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use seqpacket::{Mailbox, Object, PlainMailbox, PlainObject, blocking};
 
 use crate::plash::{self, Caller};
-use crate::process::{Failure, Order};
 
 /// How it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

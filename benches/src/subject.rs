@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
+use perf::process::{Failure, Server};
 use perf::{FloorOptions, Options, Recorder, Workload};
 
-use crate::process::{Failure, Server};
 use crate::suite::{Subject, timed};
 
 /// Calls, or floors, that the measuring library knows.

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
+use perf::process::Failure;
 use ring::{Config, DriverChoice, Reactor};
-
-use crate::process::Failure;
 
 /// How many rounds a sample is made of, if it has that many calls.
 const ROUNDS: u64 = 8;

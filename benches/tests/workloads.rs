@@ -4,13 +4,13 @@
 
 use std::os::fd::OwnedFd;
 
-use benches::connect::{self, RawClient};
-use benches::fds::{self, Sender};
-use benches::large::{self, Beside, Mover, RawBeside, RawMover};
-use benches::process::Order;
-use benches::scale::{self, Called, Control, Holder, Kind, Memory};
 use benches::service::{self, Client, Protocol, Request};
+use perf::connect::{self, RawClient};
+use perf::fds::{self, Sender};
 use perf::floor::packet_pair;
+use perf::large::{self, Beside, Mover, RawBeside, RawMover};
+use perf::process::Order;
+use perf::scale::{self, Called, Control, Holder, Kind, Memory};
 use ring::Reactor;
 use testing::{helper, helper_argument, in_own_process, on_each_driver, start_helper};
 
