@@ -361,9 +361,12 @@ impl Uring {
     }
 
     /// Under DEFER_TASKRUN the kernel receives inside an enter and nowhere else. Before that it says that
-    /// there is work, and an empty completion queue says that none of it is done.
+    /// there is work, and that none of it is done: nothing in the completion queue, nor in the list behind it.
     pub(crate) fn holds_back(&mut self) -> bool {
-        self.ring.submission().taskrun() && self.ring.completion().is_empty()
+        let submission = self.ring.submission();
+        let waiting = submission.taskrun() && !submission.cq_overflow();
+        drop(submission);
+        waiting && self.ring.completion().is_empty()
     }
 
     /// What arrives for a receive that the kernel has makes work at once, and there is none.
