@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use introduction::{ConnectError, Expect, Identity, Locator, LocatorError, Netlayer, SturdyRef};
+use introduction::{ConnectError, Expect, Identity, Locator, LocatorError, Netlayer, Proof, SturdyRef};
 use ring::{Executor, Kind, Reactor, Socket};
 use seqpacket::Pairs;
 
@@ -128,6 +128,12 @@ fn read_locator(word: &OsString) -> Result<SturdyRef, Failure> {
 
 /// Is introduced, presents the secret, and is given the address.
 async fn enter(reactor: &Reactor, reference: &SturdyRef, vias: &[PathBuf]) -> Result<OwnedFd, Failure> {
+    if reference.locator.hints.proof != Proof::Required {
+        // Services always demand it. Somebody has taken it out, to be told the secret in the service's place.
+        return Err(Failure::usage(
+            "the locator demands no proof of who the service is: its secret could go to anybody",
+        ));
+    }
     let netlayer = Netlayer::new(reactor, Identity::generate().map_err(Failure::new)?);
     register(reactor, &netlayer, &reference.locator, vias).await?;
     let connection = netlayer.connect(&reference.locator).await.map_err(|error| match error {

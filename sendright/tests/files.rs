@@ -74,7 +74,7 @@ on_each_driver! {
         assert_eq!(world.says(["ls", "-d", locator, "sub"]), "sub\n");
         assert_eq!(world.says(["ls", locator, "sub", "."]), "sub:\ndeep\ntwo\n\n.:\nlink\none\nsub\n");
         let long = world.says(["ls", "-l", locator]);
-        assert!(long.starts_with("lrwxrwxrwx 1 "), "{long}");
+        assert!(long.starts_with("total ") && long.contains("\nlrwxrwxrwx 1 "), "{long}");
         assert!(long.contains(" link -> one\n") && long.contains("-rw-r--r-- 1 "), "{long}");
         let rows = rows(&world.says(["ls", "--json", locator]));
         assert_eq!((&rows[0]["target"], &rows[1]["size_bytes"]), (&"one".into(), &6.into()));
@@ -89,9 +89,7 @@ on_each_driver! {
         fs::set_permissions(world.tree("big"), fs::Permissions::from_mode(0o4751)).unwrap();
         let service = world.serve(&[]);
         let Some(theirs) = told_by("ls", &["-lAn"], &world.tree("")) else { return };
-        let theirs: Vec<&str> = theirs.lines().skip(1).collect();
-        let ours = world.says(["ls", "-lA", service.locator()]);
-        assert_eq!(ours.lines().collect::<Vec<_>>(), theirs);
+        assert_eq!(world.says(["ls", "-lA", service.locator()]), theirs);
     }
 
     fn files_are_read(_reactor: &Reactor) {
@@ -317,7 +315,8 @@ on_each_driver! {
         fs::create_dir_all(&deep).unwrap();
         let service = world.serve(&[]);
         assert_eq!(world.says(["ls", service.locator(), "sub/deep"]).lines().count(), 3_000);
-        assert_eq!(world.says(["ls", "-l", service.locator(), "sub/deep"]).lines().count(), 3_000);
+        // And the line with the total.
+        assert_eq!(world.says(["ls", "-l", service.locator(), "sub/deep"]).lines().count(), 3_001);
         assert_eq!(world.says(["find", service.locator(), "down"]).lines().count(), 201);
     }
 
@@ -404,8 +403,12 @@ on_each_driver! {
         assert!(world.fails(2, ["ls", "sub"]).contains("ocapn://"));
         assert!(world.fails(2, ["ls", &locator.replace("unix-domain-socket", "tcp")]).contains("transport"));
         assert!(world.fails(2, ["ls"]).contains("LOCATOR"));
-        let unhinted = locator.split_once('?').unwrap().0;
-        assert!(world.fails(2, ["ls", unhinted]).contains("no introduction server"));
+        let unhinted = locator.split_once('?').unwrap().0.to_owned();
+        let told = world.fails(2, ["ls", &(unhinted.clone() + "?proof=1")]);
+        assert!(told.contains("no introduction server"), "{told}");
+        let unproved = locator.replace("&proof=1", "");
+        assert_ne!(unproved, locator);
+        assert!(world.fails(2, ["ls", &unproved]).contains("demands no proof"));
         let other = locator.split_once('?').unwrap().0.to_owned()
             + "?beeqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeqscijbeeq=t&proof=1&seqpacket=t";
         let told = world.fails(1, ["ls", &other]);

@@ -95,8 +95,7 @@ fn names_in(reached: &Reached, found: &Found) -> Result<Vec<Listed>, Trouble> {
 }
 
 fn is_wanted(found: &Found, options: &Find) -> bool {
-    let name = found.printed.trim_ascii_end();
-    let name = name.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty()).unwrap_or(b"/");
+    let name = found.printed.rsplit(|&byte| byte == b'/').find(|part| !part.is_empty()).unwrap_or(b"/");
     let of_kind = options.kind.is_none_or(|kind| kind_of(kind) == found.kind);
     let is_named = options.name.as_ref().is_none_or(|pattern| is_like(name, pattern.as_bytes()));
     of_kind && is_named && found.depth >= options.mindepth

@@ -29,6 +29,14 @@ struct Row {
     target: Option<Vec<u8>>,
 }
 
+/// What is to be printed about one path.
+struct Listing {
+    rows: Vec<Row>,
+    troubles: Vec<(Vec<u8>, Trouble)>,
+    /// The rows are what is in a directory, and not something itself.
+    is_inside: bool,
+}
+
 /// Lists.
 pub fn ls(options: &Ls) -> Result<Outcome, Failure> {
     let mut words = options.words.clone();
@@ -38,19 +46,17 @@ pub fn ls(options: &Ls) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::Good;
     for (index, word) in words.iter().enumerate() {
         let path = reach::path(word)?;
-        let rows = reached.executor.block_on(rows(&reached.directory, path, options, is_asked_about));
-        let rows = match rows {
-            Ok((rows, troubles)) => {
-                for (name, trouble) in troubles {
-                    outcome = complain_of(&name, trouble);
-                }
-                rows
-            }
+        let asked = listing(&reached.directory, path, options, is_asked_about);
+        let listing = match reached.executor.block_on(asked) {
+            Ok(listing) => listing,
             Err(trouble) => {
                 outcome = complain_of(word.as_bytes(), trouble);
                 continue;
             }
         };
+        for (name, trouble) in &listing.troubles {
+            outcome = complain_of(name, trouble);
+        }
         let mut text = Vec::new();
         if words.len() > 1 && !options.directory && !options.form.json && !options.form.tsv {
             if index > 0 {
@@ -59,29 +65,28 @@ pub fn ls(options: &Ls) -> Result<Outcome, Failure> {
             text.extend_from_slice(&shown(word.as_bytes(), &stdout()));
             text.extend_from_slice(b":\n");
         }
-        text.extend(laid_out(&rows, options));
+        text.extend(laid_out(&listing, options));
         say_bytes(&text)?;
     }
     Ok(outcome)
 }
 
-type Troubles = Vec<(Vec<u8>, Trouble)>;
-
-async fn rows(
+async fn listing(
     directory: &Directory,
     path: Path<'_>,
     options: &Ls,
     is_asked_about: bool,
-) -> Result<(Vec<Row>, Troubles), Trouble> {
+) -> Result<Listing, Trouble> {
+    let itself = |row| Listing { rows: vec![row], troubles: Vec::new(), is_inside: false };
     let name_or_dot = |path: Path<'_>| if path.is_here() { b".".to_vec() } else { path.bytes().to_vec() };
     if options.directory {
         let row = row_of(directory, name_or_dot(path), path).await?;
-        return Ok((vec![row], Vec::new()));
+        return Ok(itself(row));
     }
     let listed = match list(directory, path).await {
         // No directory: then it is itself what is listed.
         Err(trouble) if !path.is_here() => match row_of(directory, name_or_dot(path), path).await {
-            Ok(row) if row.kind != Kind::Directory => return Ok((vec![row], Vec::new())),
+            Ok(row) if row.kind != Kind::Directory => return Ok(itself(row)),
             _ => return Err(trouble),
         },
         listed => listed?,
@@ -91,7 +96,8 @@ async fn rows(
     if !is_asked_about {
         let plain =
             |listed: Listed| Row { name: listed.name, kind: listed.kind, attributes: None, target: None };
-        return Ok((listed.into_iter().map(plain).collect(), Vec::new()));
+        let rows = listed.into_iter().map(plain).collect();
+        return Ok(Listing { rows, troubles: Vec::new(), is_inside: true });
     }
     let (mut rows, mut troubles) = (Vec::new(), Vec::new());
     for some in listed.chunks(ASKED_MAX) {
@@ -108,7 +114,7 @@ async fn rows(
             }
         }
     }
-    Ok((rows, troubles))
+    Ok(Listing { rows, troubles, is_inside: true })
 }
 
 async fn row_of(directory: &Directory, name: Vec<u8>, path: Path<'_>) -> Result<Row, Trouble> {
@@ -125,7 +131,8 @@ pub(super) async fn target_of(directory: &Directory, place: Place<'_>) -> Option
     directory.read_link(place).await.ok()
 }
 
-fn laid_out(rows: &[Row], options: &Ls) -> Vec<u8> {
+fn laid_out(listing: &Listing, options: &Ls) -> Vec<u8> {
+    let rows = &listing.rows;
     if options.form.json {
         return rows.iter().flat_map(|row| json(row).into_bytes()).collect();
     }
@@ -133,7 +140,13 @@ fn laid_out(rows: &[Row], options: &Ls) -> Vec<u8> {
         return rows.iter().flat_map(|row| tsv(row).into_bytes()).collect();
     }
     if options.long {
-        return long(rows);
+        let blocks = rows.iter().filter_map(|row| row.attributes).map(|attributes| attributes.blocks);
+        let total = match listing.is_inside {
+            // Of 1,024 bytes each, as always.
+            true => format!("total {}\n", blocks.sum::<u64>().div_ceil(2)),
+            false => String::new(),
+        };
+        return [total.into_bytes(), long(rows)].concat();
     }
     if stdout().is_terminal() && !options.one {
         let width = rustix::termios::tcgetwinsize(stdout()).map_or(0, |size| usize::from(size.ws_col));

@@ -87,9 +87,14 @@ impl Registration {
             }
             match registered {
                 Ok(disconnected) => {
-                    (pause, has_complained) = (PAUSE_MIN, false);
+                    let since = reactor.now();
+                    has_complained = false;
                     self.met(via, disconnected.server());
                     disconnected.await;
+                    // A server that lets us in and turns us out again is asked less and less often.
+                    if reactor.now().saturating_duration_since(since) > PAUSE_MAX {
+                        pause = PAUSE_MIN;
+                    }
                     remark(format_args!("{}: the server is gone; waiting for it", shown(via)));
                 }
                 Err(sentence) if !has_complained => {
