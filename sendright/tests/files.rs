@@ -163,6 +163,8 @@ on_each_driver! {
         symlink("x", world.tree("link")).unwrap();
         let service = world.serve(&[]);
         for name in ["one", "sub", "link", "."] {
+            // Reading a link is an access, the first of which is noted.
+            world.says(["stat", service.locator(), name]);
             let tsv = world.says(["stat", "--tsv", service.locator(), name]);
             let format = "%n\t%a\t%h\t%u\t%g\t%s\t%X\t%Y\t%Z";
             let Some(theirs) = told_by("stat", &["-c", format, name], &world.tree("")) else { return };
