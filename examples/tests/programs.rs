@@ -62,7 +62,7 @@ on_each_driver! {
     }
 
     fn a_word_that_a_program_does_not_know_is_not_passed_over(_reactor: &Reactor) {
-        for example in ["round_trip", "round_trip_blocking", "waiting", "older_ways", "million_calls"] {
+        for example in ["waiting", "older_ways", "million_calls"] {
             let output = run(example, &["nonsense"]);
             assert!(!output.status.success(), "{example} has done something all the same");
             assert!(!output.stderr.is_empty(), "{example} does not say what is wrong");
@@ -91,13 +91,6 @@ on_each_driver! {
         assert!(shown.contains("answered: 5,000\nlost: 0\nduplicated: 0\nwrong: 0\n"), "{shown}");
     }
 
-    fn the_table_has_a_row_for_each_way_to_call(_reactor: &Reactor) {
-        let shown = succeeds("round_trip", &[]);
-        for way in ["raw ping-pong", "raw five steps", "session call ", "plain call", "session call, 32"] {
-            assert!(shown.lines().any(|row| row.starts_with(way)), "{way}:\n{shown}");
-        }
-    }
-
     fn a_client_without_a_loop_waits_where_it_calls(_reactor: &Reactor) {
         let shown = succeeds("blocking_client", &[]);
         assert!(shown.contains("one answer: 2 words"), "{shown}");
@@ -105,15 +98,6 @@ on_each_driver! {
         assert!(shown.contains("of a pipe: 7 words"), "{shown}");
         assert!(shown.contains("too late: the deadline"), "{shown}");
         assert!(shown.contains("and there: 3 words"), "{shown}");
-    }
-
-    fn the_blocking_table_has_a_row_for_each_way_to_call(_reactor: &Reactor) {
-        let shown = succeeds("round_trip_blocking", &[]);
-        for way in ["raw ping-pong", "raw five steps", "session call ", "plain call", "session call, 32"] {
-            let rows = shown.lines().filter(|row| row.starts_with(way)).count();
-            let is_short = shown.contains("skipped: there is one CPU only");
-            assert_eq!(rows, if is_short { 1 } else { 2 }, "{way}:\n{shown}");
-        }
     }
 
     fn one_loop_serves_a_clock_and_a_guest(_reactor: &Reactor) {
@@ -157,19 +141,6 @@ on_each_driver! {
         for (connection, number) in clients {
             assert_eq!(http_answer(&mut BufReader::new(connection)).1, format!("{}\n", number + 1));
         }
-    }
-
-    /// On this driver alone; the program shows both where nobody chooses.
-    fn the_other_table_has_a_row_for_each_way_to_come_by_a_pair(_reactor: &Reactor) {
-        let shown = succeeds("round_trip", &["pairs"]);
-        for title in ["pairs of a plain call", "… a descriptor in flight"] {
-            let (_, table) = shown.split_once(title).unwrap_or_else(|| panic!("{title}:\n{shown}"));
-            for way in ["raw five steps", "raw returned", "fresh, ", "ahead, ", "returned, "] {
-                assert!(table.lines().skip(1).take(5).any(|row| row.starts_with(way)), "{way}:\n{shown}");
-            }
-        }
-        let output = run("round_trip", &["pairs", "returned", "10"]);
-        assert!(String::from_utf8_lossy(&output.stdout).contains(": 10 calls"), "{output:?}");
     }
 
     fn each_way_to_wait_has_a_row(_reactor: &Reactor) {

@@ -149,12 +149,16 @@ impl Recorder {
 
     /// One measurement made elsewhere: what so many calls took together.
     pub fn record(&mut self, took: Duration, calls: usize) {
-        self.depth = calls.max(1) as u64;
-        self.calls += self.depth;
+        let calls = calls.max(1) as u64;
         self.busy += took;
+        self.record_many(took.as_nanos() as u64 / calls, calls);
+    }
+
+    /// So many calls that took so long each, as another recorder [tells](Recorder::recorded) them.
+    pub fn record_many(&mut self, latency_ns: u64, calls: u64) {
+        self.calls += calls;
         if let Some(histogram) = &mut self.histogram {
-            let each_ns = took.as_nanos() as u64 / self.depth;
-            histogram.saturating_record_n(each_ns.clamp(1, LATENCY_NS_MAX), self.depth);
+            histogram.saturating_record_n(latency_ns.clamp(1, LATENCY_NS_MAX), calls);
         }
     }
 

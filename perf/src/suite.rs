@@ -39,6 +39,8 @@ pub enum Suite {
     Floor,
     /// How a plain call comes by its pair, quiet and with a descriptor in flight elsewhere.
     Pairs,
+    /// What a deadline adds to a call.
+    Deadlines,
     /// Connecting, accepting and closing.
     Connect,
     /// 256 KiB to 64 MiB, and small calls beside them.
@@ -67,11 +69,12 @@ pub struct Group {
 
 impl Suite {
     /// All of them.
-    pub const ALL: [Suite; 8] = [
+    pub const ALL: [Suite; 9] = [
         Suite::Quick,
         Suite::Full,
         Suite::Floor,
         Suite::Pairs,
+        Suite::Deadlines,
         Suite::Connect,
         Suite::Large,
         Suite::Fds,
@@ -85,6 +88,7 @@ impl Suite {
             Suite::Full => "full",
             Suite::Floor => "floor",
             Suite::Pairs => "pairs",
+            Suite::Deadlines => "deadlines",
             Suite::Connect => "connect",
             Suite::Large => "large",
             Suite::Fds => "fds",
@@ -98,7 +102,7 @@ impl Suite {
         Duration::from_millis(match self {
             Suite::Quick => 900,
             Suite::Full => 200,
-            Suite::Floor | Suite::Pairs | Suite::Connect | Suite::Large => 1_000,
+            Suite::Floor | Suite::Pairs | Suite::Deadlines | Suite::Connect | Suite::Large => 1_000,
             Suite::Fds | Suite::Scale => 500,
         })
     }
@@ -110,6 +114,7 @@ impl Suite {
             Suite::Full => calls(cpus, drivers, &PAYLOADS, &DEPTHS, &FDS),
             Suite::Floor => floors(cpus),
             Suite::Pairs => [false, true].map(|parked| pairs(cpus, drivers, parked)).into(),
+            Suite::Deadlines => vec![deadlines(cpus, drivers)],
             Suite::Connect => [1, 32].map(|depth| connections(cpus, drivers, depth)).into(),
             Suite::Large => sizes(cpus, drivers),
             Suite::Fds => (1..=fds::PAPER_US.len()).map(|count| transfers(cpus, drivers, count)).collect(),
@@ -119,7 +124,7 @@ impl Suite {
 
     /// Whether its calls can be due at a rate.
     pub fn has_rate(self) -> bool {
-        matches!(self, Suite::Quick | Suite::Full | Suite::Floor | Suite::Pairs)
+        matches!(self, Suite::Quick | Suite::Full | Suite::Floor | Suite::Pairs | Suite::Deadlines)
     }
 }
 
@@ -222,6 +227,21 @@ fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
         true => "64 bytes, 1 at a time, with a descriptor in flight elsewhere".to_owned(),
     };
     Group { title, tasks, parked }
+}
+
+fn deadlines(cpus: &Cpus, drivers: &[DriverChoice]) -> Group {
+    let mut tasks = vec![Task::Floor(FloorOptions::on(Floor::PingPong, cpus))];
+    for client in [Client::Async, Client::Blocking] {
+        for within in [None, Some(Duration::from_secs(10))] {
+            let on = |driver: &DriverChoice| Options { client, driver: *driver, within, ..Options::on(cpus) };
+            tasks.extend(drivers.iter().map(on).map(Task::Call));
+        }
+    }
+    Group {
+        title: "64 bytes, 1 at a time, without and with 10 s to be answered".to_owned(),
+        tasks,
+        parked: false,
+    }
 }
 
 /// The floor is how two programs connect that know no better: by a name.

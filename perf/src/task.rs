@@ -71,6 +71,7 @@ impl Task {
             },
             Task::Call(call) => Head {
                 name: match call.way {
+                    Way::Session if call.within.is_some() => "session call with a deadline",
                     Way::Session => "session call",
                     Way::Plain(Pairs::Fresh) => "plain call, fresh pairs",
                     Way::Plain(Pairs::Ahead) => "plain call, pairs made ahead",

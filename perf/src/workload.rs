@@ -7,10 +7,13 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use ring::blocking::Outgoing;
 use ring::{Config, DriverChoice, Executor, Fd, Message, Reactor, StartError};
-use seqpacket::{Answer, Call, CallError, ObjectOptions, PlainCall, ReturnTrust, WrapError, blocking};
+use seqpacket::{
+    Answer, Call, CallError, CallOptions, ObjectOptions, PlainCall, ReturnTrust, WrapError, blocking,
+};
 use thiserror::Error;
 
 use crate::floor::{self, Floor, FloorOptions, RawCaller};
@@ -87,6 +90,8 @@ pub struct Options {
     pub payload: usize,
     /// Descriptors of a call, and of its answer: 16 at most.
     pub fds: usize,
+    /// How long a session call may take. It is answered long before, but somebody looks at the clock.
+    pub within: Option<Duration>,
 }
 
 impl Options {
@@ -102,11 +107,16 @@ impl Options {
             depth: 1,
             payload: 64,
             fds: 0,
+            within: None,
         }
     }
 
-    /// Whether there is such a client: a blocking one makes each pair as it calls.
+    /// Whether there is such a client: a blocking one makes each pair as it calls, and only session calls
+    /// bring their deadline along.
     pub fn exists(&self) -> bool {
+        if self.within.is_some() && self.way != Way::Session {
+            return false;
+        }
         match (self.client, self.way) {
             (Client::Async, _) | (Client::Blocking, Way::Session | Way::Plain(Pairs::Fresh)) => true,
             (Client::Blocking, Way::Plain(Pairs::Ahead) | Way::Returned) => false,
@@ -138,7 +148,10 @@ pub enum MeasureError {
     #[error(transparent)]
     Driver(#[from] StartError),
     /// There is no such client.
-    #[error("a blocking client makes its pairs as it calls: there is none with pairs made ahead or returned")]
+    #[error(
+        "there is no such client: a blocking one makes its pairs as it calls, and never ahead or returned; \
+         only session calls have a deadline"
+    )]
     NoSuchClient,
     /// The server process cannot be started.
     #[error("a server cannot be started: {0}")]
@@ -199,6 +212,7 @@ struct Said {
     bytes: Vec<u8>,
     passed: Fd,
     fds: usize,
+    options: CallOptions,
 }
 
 impl Workload {
@@ -323,6 +337,7 @@ impl Side {
             bytes: vec![7; options.payload.max(1)],
             passed: Fd::made_here(floor::something_to_pass()?),
             fds: options.fds,
+            options: CallOptions { within: options.within, ..CallOptions::default() },
         };
         let config = Config { driver: options.driver, wait: options.wait.policy(), ..Config::default() };
         let mut object_options = ObjectOptions::default();
@@ -365,7 +380,7 @@ impl Side {
         match self {
             Side::Raw(caller) => wait_for_batches(batches, recorder, || Ok(caller.batch()?)),
             Side::Session { executor, object, said, calls } => {
-                let begin = || object.call(said.message());
+                let begin = || object.call_with(said.message(), said.options);
                 let all = await_batches(executor.reactor(), batches, depth, recorder, said, begin, calls);
                 executor.block_on(all)
             }
@@ -375,11 +390,15 @@ impl Side {
                 executor.block_on(all)
             }
             Side::BlockingSession { object, said } if depth == 1 => {
-                wait_for_batches(batches, recorder, || said.answered(object.call(said.outgoing())?))
+                wait_for_batches(batches, recorder, || {
+                    said.answered(object.call_with(said.outgoing(), said.options)?)
+                })
             }
             Side::BlockingSession { object, said } => wait_for_batches(batches, recorder, || {
-                let answers = object.call_many((0..depth).map(|_| said.outgoing()));
-                answers.into_iter().try_for_each(|answer| said.answered(answer?))
+                let begun = (0..depth).map(|_| object.begin_with(said.outgoing(), said.options));
+                // As `call_many` does, which knows no deadlines.
+                let begun: Vec<_> = begun.collect();
+                begun.into_iter().try_for_each(|pending| said.answered(pending?.finish()?))
             }),
             Side::BlockingPlain { object, said } if depth == 1 => {
                 wait_for_batches(batches, recorder, || said.answered(object.call(said.outgoing())?))
@@ -458,7 +477,7 @@ fn wait_for_batches(
 ) -> Result<(), MeasureError> {
     for _ in 0..batches {
         if let Some(due) = recorder.pause() {
-            std::thread::sleep(due.saturating_duration_since(std::time::Instant::now()));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         let began = recorder.begin();
         batch()?;

@@ -56,6 +56,17 @@ on_each_driver! {
         }
     }
 
+    fn calls_with_a_deadline_are_answered_in_time(_reactor: &Reactor) {
+        for client in [Client::Async, Client::Blocking] {
+            for depth in [1, 8] {
+                let within = Some(std::time::Duration::from_secs(30));
+                answers(&Options { client, depth, within, ..options() }, 16);
+            }
+        }
+        let plain = Options { way: Way::Plain(Pairs::Ahead), within: Some(std::time::Duration::MAX), ..options() };
+        assert!(matches!(Workload::start(&plain), Err(MeasureError::NoSuchClient)));
+    }
+
     fn descriptors_go_there_and_come_back(_reactor: &Reactor) {
         for way in WAYS {
             for fds in [1, 16] {

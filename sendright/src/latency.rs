@@ -1,16 +1,10 @@
 //! How long calls took, by the way they went.
 //!
-//! It owns the histograms and their precision. It must never know what a call was for.
+//! It owns what is asked of them, in microseconds. It must never know what a call was for.
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
-/// Two significant digits: enough for a quantile anybody acts on, and small enough to send whole.
-const DIGITS: u8 = 2;
-
-/// Longer is recorded as this.
-const LATENCY_NS_MAX: u64 = 600 * 1_000_000_000;
+use perf::Recorder;
 
 /// How a call travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,50 +17,42 @@ pub enum Way {
 
 /// Latencies of one way.
 #[derive(Debug)]
-pub struct Latencies(Option<Histogram<u64>>);
+pub struct Latencies(Recorder);
 
 impl Latencies {
     /// Nothing recorded yet.
     pub fn new() -> Latencies {
-        // The bounds are constants that satisfy the histogram's conditions.
-        Latencies(Histogram::new_with_bounds(1, LATENCY_NS_MAX, DIGITS).ok())
+        Latencies(Recorder::closed())
     }
 
     /// One call.
     pub fn record(&mut self, latency: Duration) {
-        self.record_many(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX), 1);
+        self.0.record(latency, 1);
     }
 
     /// So many calls of one latency.
     pub fn record_many(&mut self, latency_ns: u64, calls: u64) {
-        if let Some(histogram) = &mut self.0 {
-            histogram.saturating_record_n(latency_ns.clamp(1, LATENCY_NS_MAX), calls);
-        }
+        self.0.record_many(latency_ns, calls);
     }
 
     /// How many calls were recorded.
     pub fn calls(&self) -> u64 {
-        self.0.as_ref().map_or(0, Histogram::len)
+        self.0.calls()
     }
 
     /// The quantiles people ask for.
     pub fn quantiles(&self) -> Quantiles {
-        let micros = |quantile| match &self.0 {
-            Some(histogram) if !histogram.is_empty() => {
-                let latency_us = histogram.value_at_quantile(quantile) as f64 / 1_000.0;
-                // A tenth of a microsecond is below what the histogram resolves.
-                (latency_us * 10.0).round() / 10.0
-            }
-            _ => 0.0,
+        let micros = |quantile| {
+            let latency_us = self.0.quantile_ns(quantile) as f64 / 1_000.0;
+            // Nobody acts on less than a tenth of a microsecond.
+            (latency_us * 10.0).round() / 10.0
         };
         Quantiles { p50_us: micros(0.5), p99_us: micros(0.99), p99_9_us: micros(0.999), max_us: micros(1.0) }
     }
 
     /// Each latency that was recorded, in nanoseconds, and how many calls took it.
     pub fn recorded(&self) -> Vec<(u64, u64)> {
-        let Some(histogram) = &self.0 else { return Vec::new() };
-        let values = histogram.iter_recorded();
-        values.map(|value| (value.value_iterated_to(), value.count_since_last_iteration())).collect()
+        self.0.recorded()
     }
 }
 

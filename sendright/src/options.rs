@@ -267,6 +267,10 @@ pub struct Only {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = count(0..=16))]
     pub fds: u64,
 
+    /// How many seconds a session call may take
+    #[arg(long, value_name = "S", value_parser = count(1..=1_000_000))]
+    pub within: Option<u64>,
+
     /// As for `bench`
     #[arg(long, value_name = "N[,M]")]
     pub cpus: Option<String>,

@@ -111,6 +111,7 @@ fn what_cannot_be_measured_is_told() {
         (&["bench", "--driver", "kqueue"], "epoll"),
         (&["bench", "only", "--calls", "0"], "0"),
         (&["bench", "only", "--fds", "17"], "16"),
+        (&["bench", "only", "--way", "plain", "--within", "5"], "only session calls have a deadline"),
         (&["bench", "only", "--way", "returned", "--client", "blocking"], "pairs as it calls"),
     ];
     for (arguments, words) in mistakes {
@@ -145,8 +146,8 @@ fn at_a_rate_there_are_no_more_calls_than_that() {
 }
 
 #[test]
-fn suites_without_calls_have_rows_of_ours_beside_bare_ones() {
-    for (suite, ours) in [("connect", "replacement"), ("fds", "typed")] {
+fn each_small_suite_has_rows_of_ours_beside_bare_ones() {
+    for (suite, ours) in [("connect", "replacement"), ("fds", "typed"), ("deadlines", "session")] {
         let rows = rows(&run(["bench", "--suite", suite, "--seconds", MOMENT, "--json"]));
         let of = |way: &str| rows.iter().filter(|row| row["way"] == way).count();
         assert!(of("raw") > 0 && of(ours) > 0, "{suite}: {rows:?}");
@@ -174,6 +175,9 @@ fn calls_alone_are_made_for_whoever_counts() {
             &["bench", "only", "--way", way, "--client", "blocking", "--calls", "10", "--fds", "2"],
             "10 calls",
         );
+    }
+    for client in ["async", "blocking"] {
+        says(&["bench", "only", "--client", client, "--calls", "10", "--within", "5"], "10 calls");
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! It must never do anything beside the calls that grows with their number, nor look at a clock.
 
+use std::time::Duration;
+
 use perf::{Client, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Way, Workload};
 
 use crate::bench::{cpus, driver};
@@ -30,7 +32,9 @@ pub fn run(only: &Only) -> Result<Outcome, Failure> {
     let workload = match way {
         Ok(way) => {
             let client = if only.client == "blocking" { Client::Blocking } else { Client::Async };
-            Workload::start(&Options { way, client, driver, depth, payload, fds, ..Options::on(&cpus) })
+            let within = only.within.map(Duration::from_secs);
+            let options = Options { way, client, driver, depth, payload, fds, within, ..Options::on(&cpus) };
+            Workload::start(&options)
         }
         Err(floor) => {
             Workload::floor(&FloorOptions { depth, payload, fds, ..FloorOptions::on(floor, &cpus) })
