@@ -1,6 +1,8 @@
 //! Each workload calls, is answered, and leaves neither a process nor a descriptor behind.
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use perf::process::Program;
 use perf::{
     Client, Cpus, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Side, Task, Wait, Way,
@@ -59,11 +61,12 @@ on_each_driver! {
     fn calls_with_a_deadline_are_answered_in_time(_reactor: &Reactor) {
         for client in [Client::Async, Client::Blocking] {
             for depth in [1, 8] {
-                let within = Some(std::time::Duration::from_secs(30));
+                let within = Some(Duration::from_secs(30));
                 answers(&Options { client, depth, within, ..options() }, 16);
             }
         }
-        let plain = Options { way: Way::Plain(Pairs::Ahead), within: Some(std::time::Duration::MAX), ..options() };
+        let within = Some(Duration::MAX);
+        let plain = Options { way: Way::Plain(Pairs::Ahead), within, ..options() };
         assert!(matches!(Workload::start(&plain), Err(MeasureError::NoSuchClient)));
     }
 
