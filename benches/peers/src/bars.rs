@@ -24,8 +24,8 @@ enum Kind {
 
 const BARS: [Bar; 7] = [
     time("session, async, uring", "tokio-seqpacket", 0.75),
-    time("session, blocking", "ipc-channel, duplex", 1.0),
-    time("session, blocking", "std UnixStream", 1.0),
+    time("session, blocking, uring", "ipc-channel, duplex", 1.0),
+    time("session, blocking, uring", "std UnixStream", 1.0),
     time("plain, returned, async, uring", "ipc-channel, reply sender", 0.5),
     time("plain, ahead, async, uring", "raw five steps", 1.0),
     calls("tarpc", &[32], 6.0),

@@ -95,8 +95,8 @@ impl Contest {
     }
 
     fn ours(&self, options: &Options) -> Result<Contestant, Failure> {
+        // Of each side that has a reactor: where the client has none, of the server.
         let driver = match options.driver {
-            _ if options.client == Client::Blocking => "none",
             DriverChoice::Uring => "uring",
             _ => "epoll",
         };
@@ -167,9 +167,9 @@ fn ours(setting: &Setting) -> Vec<Options> {
         for way in [Way::Session, Way::Plain(Pairs::Ahead), Way::Returned] {
             ours.push(Options { driver, way, ..base.clone() });
         }
-    }
-    for way in [Way::Session, Way::Plain(Pairs::Fresh)] {
-        ours.push(Options { client: Client::Blocking, driver: DriverChoice::Auto, way, ..base.clone() });
+        for way in [Way::Session, Way::Plain(Pairs::Fresh)] {
+            ours.push(Options { client: Client::Blocking, driver, way, ..base.clone() });
+        }
     }
     ours
 }
@@ -181,10 +181,7 @@ fn name_of(options: &Options) -> String {
         Way::Plain(Pairs::Ahead) => "plain, ahead",
         _ => "plain, returned",
     };
-    match (options.client, options.driver) {
-        (Client::Blocking, _) => format!("{way}, blocking"),
-        (Client::Async, driver) => format!("{way}, async, {driver}"),
-    }
+    format!("{way}, {}, {}", options.client, options.driver)
 }
 
 fn contestant(

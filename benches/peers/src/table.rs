@@ -13,14 +13,14 @@ pub fn print(setting: &Setting, rows: &[Row]) {
     let fds = if setting.fds == 0 { "" } else { ", a descriptor each way" };
     println!("\n64 bytes, {cpus}, {depth}{fds}");
     println!(
-        "{:30} {:>6} {:>9} {:>9} {:>9} {:>9} {:>12} {:>7}",
+        "{:32} {:>6} {:>9} {:>9} {:>9} {:>9} {:>12} {:>7}",
         "", "wait", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "calls/s", "× raw"
     );
     for row in rows {
         let [p50, p99, p999, max] =
             [row.p50_ns, row.p99_ns, row.p999_ns, row.max_ns].map(|ns| ns as f64 / 1_000.0);
         println!(
-            "{:30} {:>6} {p50:9.2} {p99:9.2} {p999:9.2} {max:9.0} {:12.0} {:7.2}",
+            "{:32} {:>6} {p50:9.2} {p99:9.2} {p999:9.2} {max:9.0} {:12.0} {:7.2}",
             row.name, row.wait, row.calls_per_s, row.ratio
         );
     }
