@@ -49,18 +49,17 @@ pub struct Contest {
 }
 
 impl Contest {
-    /// Starts everybody who can do this and is wanted. Who cannot be started is named on standard error and
-    /// left out.
-    pub fn start(setting: &Setting, names: &[String]) -> Contest {
+    /// Starts everybody who can do this and is wanted, after the floor that all are compared with. Who else
+    /// cannot be started is named on standard error and left out.
+    pub fn start(setting: &Setting, names: &[String]) -> Result<Contest, Failure> {
         let mut contest = Contest { setting: setting.clone(), contestants: Vec::new() };
         let is_wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
-        for (index, floor) in floors(setting).into_iter().enumerate() {
-            let name = floor.to_string();
-            // The first is what all are compared with.
-            if index == 0 || is_wanted(&name) {
-                let started = contest.floor(floor);
-                contest.add(&name, started);
-            }
+        contest.contestants.push(contest.floor(Floor::PingPong)?);
+        if let Some(floor) = second_floor(setting)
+            && is_wanted(&floor.to_string())
+        {
+            let started = contest.floor(floor);
+            contest.add(&floor.to_string(), started);
         }
         for ours in ours(setting) {
             let name = name_of(&ours);
@@ -76,7 +75,7 @@ impl Contest {
                 contest.add(&name, started);
             }
         }
-        contest
+        Ok(contest)
     }
 
     fn add(&mut self, name: &str, started: Result<Contestant, Failure>) {
@@ -149,12 +148,12 @@ impl Contest {
     }
 }
 
-/// The bare system calls of a table, with what all are compared with first.
-fn floors(setting: &Setting) -> Vec<Floor> {
+/// The bare system calls that are in a table beside the ping-pong.
+fn second_floor(setting: &Setting) -> Option<Floor> {
     match (setting.depth, setting.fds) {
-        (1, 0) => vec![Floor::PingPong, Floor::FiveSteps],
-        (1, _) => vec![Floor::PingPong],
-        _ => vec![Floor::PingPong, Floor::Coalesced],
+        (1, 0) => Some(Floor::FiveSteps),
+        (1, _) => None,
+        _ => Some(Floor::Coalesced),
     }
 }
 

@@ -85,7 +85,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     perf::process::descriptors_allowed(DESCRIPTORS);
     let mut rows = Vec::new();
     for setting in settings(options)? {
-        let contest = Contest::start(&setting, &options.names);
+        let contest = Contest::start(&setting, &options.names)?;
         let here = contest.run(options.seconds)?;
         if !options.json {
             table::print(&setting, &here);
