@@ -1,14 +1,12 @@
 //! How many more descriptors may arrive.
 //!
-//! The process's limit, less what is open, less a reserve for everybody else in the process, less what the
-//! kernel may install at any moment into receives already armed (by any reactor of the process). It is an
+//! The process's limit, less what is open, less a reserve for everybody else in the process. It is an
 //! estimate that is never too small for long: descriptors received are counted, their closing is not, and
-//! when that says there is no room left the truth is asked for. What the rest of the process opens is noticed
-//! some turns later; the reserve is for that. It knows no socket.
+//! when that says there is no room left the truth is asked for. What the rest of the process opens, other
+//! reactors included, is noticed some turns later; the reserve is for that. It knows no socket.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
@@ -23,19 +21,12 @@ const TURNS_MAX: u32 = 64;
 /// How long receives wait for as many descriptors as they want before they make do with fewer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the kernel may install without asking anybody, for all reactors of this process.
-static EXPOSED: AtomicUsize = AtomicUsize::new(0);
-
 pub(crate) struct Budget {
     clock: Clock,
     directory: Option<OwnedFd>,
     reserve: usize,
     limit: Cell<usize>,
     used: Cell<usize>,
-    /// This reactor's part of `EXPOSED`.
-    exposed: Cell<usize>,
-    /// The kernel has the buffers, but no receive that could use them.
-    unused: Cell<bool>,
     /// Since the truth was asked for.
     turns: Cell<u32>,
     /// Since when receives have found less than they want.
@@ -52,8 +43,6 @@ impl Budget {
             reserve,
             limit: Cell::new(0),
             used: Cell::new(0),
-            exposed: Cell::new(0),
-            unused: Cell::new(false),
             turns: Cell::new(0),
             short_since: Cell::new(None),
             starved: Cell::new(0),
@@ -115,42 +104,8 @@ impl Budget {
         self.left() >= count && closer::backlog() < closer::QUEUE_MAX
     }
 
-    /// Whether the kernel may be allowed to install so many more without asking us.
-    ///
-    /// No reactor exposes more than it leaves to others and to receives that look before they take, or many
-    /// reactors in one process would starve each other. Two receives' worth it may have in any case.
-    pub(crate) fn may_expose(&self, count: usize) -> bool {
-        let own = self.exposed.get();
-        let left = self.free().saturating_sub(EXPOSED.load(Ordering::Relaxed));
-        let fair = own + 2 * count <= left;
-        let few = own < 2 * count && left >= 2 * count;
-        (fair || few) && closer::backlog() < closer::QUEUE_MAX
-    }
-
-    /// Whether this reactor has let the kernel install more than can be: others have opened descriptors, or
-    /// lowered the limit.
-    pub(crate) fn is_overdrawn(&self) -> bool {
-        self.exposed.get() > self.limit.get().saturating_sub(self.used.get())
-    }
-
-    /// Whether nothing that is exposed can be made use of at the moment, because no receive is armed that
-    /// would. What it covers is then free for receives that look before they take: kept for nobody, it could
-    /// be all there is.
-    pub(crate) fn set_unused(&self, unused: bool) {
-        self.unused.set(unused);
-    }
-
-    /// What is free and nobody's.
-    fn left(&self) -> usize {
-        let exposed = if self.unused.get() { 0 } else { self.exposed.get() };
-        let free = self.free().saturating_sub(exposed);
-        let others = EXPOSED.load(Ordering::Relaxed).saturating_sub(self.exposed.get());
-        // Other reactors of the process, however many, leave us half; with so many the estimate may be wrong.
-        free - others.min(free / 2)
-    }
-
     /// What is not open and not kept in reserve.
-    fn free(&self) -> usize {
+    fn left(&self) -> usize {
         // With a very low limit the reserve gives way, or nothing would ever arrive.
         let reserve = self.reserve.min(self.limit.get() / 4);
         self.limit.get().saturating_sub(reserve + self.used.get())
@@ -159,19 +114,6 @@ impl Budget {
     /// So many have arrived.
     pub(crate) fn took(&self, count: usize) {
         self.used.set(self.used.get() + count);
-    }
-
-    /// The kernel may now install so many without asking us.
-    pub(crate) fn expose(&self, count: usize) {
-        self.exposed.set(self.exposed.get() + count);
-        EXPOSED.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// It may not any more.
-    pub(crate) fn cover(&self, count: usize) {
-        assert!(self.exposed.get() >= count);
-        self.exposed.set(self.exposed.get() - count);
-        EXPOSED.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// A turn begins.
@@ -197,12 +139,6 @@ impl Budget {
     }
 }
 
-impl Drop for Budget {
-    fn drop(&mut self) {
-        EXPOSED.fetch_sub(self.exposed.get(), Ordering::Relaxed);
-    }
-}
-
 /// Held by unit tests that count this process's descriptors, or open many of them.
 #[cfg(test)]
 pub(crate) static COUNTED: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -221,24 +157,5 @@ mod tests {
         // Other tests of this process may open or close one meanwhile.
         assert!(told.abs_diff(scanned) < 16, "{told} told, {scanned} scanned");
         assert!(scanned >= 3);
-    }
-
-    #[test]
-    fn what_is_exposed_is_not_given_twice() {
-        let budget = Budget::new(32, Clock::Real);
-        let before = budget.left();
-        budget.expose(100);
-        assert_eq!(budget.left(), before - 100);
-        let another = Budget::new(32, Clock::Real);
-        another.used.set(budget.used.get());
-        assert_eq!(another.left(), before - 100);
-        budget.expose(before);
-        assert_eq!(another.left(), before - before / 2);
-        budget.cover(before);
-        budget.cover(100);
-        assert_eq!(budget.left(), before);
-        budget.expose(50);
-        drop(budget);
-        assert_eq!(another.left(), before);
     }
 }

@@ -1,9 +1,8 @@
 //! Memory that others write to as well: receive buffers, which the kernel does, and mappings of files in
 //! memory, which other processes do.
 //!
-//! Receive buffers are one allocation, lent by number. One is in one of three places: on the free list, with
-//! the kernel (which may write to it at any time), or lent to somebody who reads it and gives it back by
-//! dropping the [`Lease`]. A [`Mapped`] file is seen as atomic words, because nothing keeps the other
+//! Receive buffers are one allocation, lent by number. One is on the free list, or lent to somebody who has it
+//! filled and reads it, and gives it back by dropping the [`Lease`]. A [`Mapped`] file is seen as atomic words, because nothing keeps the other
 //! processes from writing while we look. Neither knows messages.
 
 use std::alloc::{self, Layout};
@@ -19,13 +18,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::message::PACKET_BYTES_MAX;
 use crate::sys::{self, Access, seal};
-
-/// In front of a multishot's payload stand its own header and the control data, for which there is room as
-/// for the widest message.
-pub(crate) const HEAD_BYTES: usize = 1152;
-
-/// One buffer: the largest message, and the head.
-pub(crate) const BUFFER_BYTES: usize = PACKET_BYTES_MAX + HEAD_BYTES;
 
 const ALIGNMENT: usize = 64;
 
@@ -48,7 +40,7 @@ impl Pool {
     }
 
     fn layout(count: u16) -> Layout {
-        Layout::from_size_align(BUFFER_BYTES * usize::from(count), ALIGNMENT).expect("65,535 buffers fit")
+        Layout::from_size_align(PACKET_BYTES_MAX * usize::from(count), ALIGNMENT).expect("65,535 buffers fit")
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -76,12 +68,12 @@ impl Pool {
     pub(crate) fn address(&self, number: u16) -> NonNull<u8> {
         assert!(number < self.count);
         // SAFETY: within the allocation. Kept honest by `descriptors.rs::buffers_come_back`.
-        unsafe { self.memory.add(BUFFER_BYTES * usize::from(number)) }
+        unsafe { self.memory.add(PACKET_BYTES_MAX * usize::from(number)) }
     }
 
     /// Lends a buffer that is neither free nor the kernel's any more.
     pub(crate) fn lend(self: &Rc<Pool>, number: u16, range: Range<usize>) -> Lease {
-        assert!(range.end <= BUFFER_BYTES);
+        assert!(range.end <= PACKET_BYTES_MAX);
         assert!(range.start <= range.end);
         self.lent.set(self.lent.get() + 1);
         Lease { pool: Rc::clone(self), number, range }

@@ -367,7 +367,9 @@ impl Driver {
     pub(crate) fn hears_nothing(&mut self, token: Token, requests: &mut Requests) -> bool {
         match (self, requests.find(token)) {
             #[cfg(feature = "uring")]
-            (Driver::Uring(uring), Some(Request::Receive { armed, .. })) => uring.hears_nothing(armed),
+            (Driver::Uring(uring), Some(Request::Receive { want, .. })) => {
+                want.many && uring.hears_nothing(token)
+            }
             _ => false,
         }
     }
@@ -377,7 +379,7 @@ impl Driver {
     pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<bool> {
         match self {
             #[cfg(feature = "uring")]
-            Driver::Uring(uring) => Ok(uring.look()),
+            Driver::Uring(uring) => Ok(uring.look(requests, home)),
             Driver::Epoll(epoll) => epoll.look(requests, home),
             // Time does not pass while somebody looks.
             #[cfg(feature = "script")]
@@ -452,6 +454,16 @@ impl Driver {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.pair(kind),
             _ => sys::socketpair(kind),
+        }
+    }
+
+    /// Whether a message for a socket with none away is best sent with a plain call: there it costs less than
+    /// through the ring, and whoever sent it knows at once how it went.
+    pub(crate) fn sends_now(&mut self) -> bool {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.sends_now(),
+            _ => true,
         }
     }
 

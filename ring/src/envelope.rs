@@ -81,6 +81,19 @@ impl Envelope {
         self.sent = 0;
     }
 
+    /// Lets go of everything, but for the memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.piece = None;
+        self.descriptors.clear();
+        self.sent = 0;
+    }
+
+    /// How many bytes it has memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Lets go of the descriptors, which could not be sent.
     pub(crate) fn leave_descriptors(&mut self) {
         self.descriptors.clear();
@@ -402,49 +415,4 @@ pub(crate) fn is_empty(fd: BorrowedFd<'_>) -> bool {
         }
     }
     false
-}
-
-/// A `msghdr` for a one-shot or multishot receive through a ring, with the control area of a one-shot.
-#[cfg(feature = "uring")]
-pub(crate) struct ReceiveHeader {
-    header: libc::msghdr,
-    vector: libc::iovec,
-    control: [u64; CONTROL_WORDS_MAX],
-}
-
-#[cfg(feature = "uring")]
-impl ReceiveHeader {
-    pub(crate) fn new(room: Room, bytes_max: usize) -> Box<ReceiveHeader> {
-        // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
-        // `descriptors.rs::many_descriptors_arrive_in_order`.
-        let header: libc::msghdr = unsafe { mem::zeroed() };
-        let vector = libc::iovec { iov_base: ptr::null_mut(), iov_len: bytes_max };
-        let mut boxed = Box::new(ReceiveHeader { header, vector, control: [0; CONTROL_WORDS_MAX] });
-        assert!(room.bytes() <= mem::size_of_val(&boxed.control));
-        boxed.header.msg_iov = &raw mut boxed.vector;
-        boxed.header.msg_iovlen = 1;
-        boxed.header.msg_control = boxed.control.as_mut_ptr().cast();
-        boxed.header.msg_controllen = room.bytes() as _;
-        boxed
-    }
-
-    pub(crate) fn header(&self) -> &libc::msghdr {
-        &self.header
-    }
-
-    pub(crate) fn header_mut(&mut self) -> *mut libc::msghdr {
-        &raw mut self.header
-    }
-
-    /// What the kernel wrote beside the bytes of a one-shot receive.
-    pub(crate) fn control(&self) -> &[u8] {
-        let filled = (self.header.msg_controllen as usize).min(mem::size_of_val(&self.control));
-        // SAFETY: within the array, which is initialised throughout.
-        // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
-        unsafe { std::slice::from_raw_parts(self.control.as_ptr().cast::<u8>(), filled) }
-    }
-
-    pub(crate) fn flags(&self) -> libc::c_int {
-        self.header.msg_flags
-    }
 }

@@ -160,17 +160,16 @@ impl Descriptors {
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<OwnedFd> {
-        if self.0.is_empty() {
-            return Vec::new();
-        }
-        self.0.drain(..).collect()
+        std::mem::take(&mut self.0).into()
     }
 }
 
 impl Drop for Descriptors {
+    #[inline]
     fn drop(&mut self) {
+        // Most messages bring none.
         if !self.0.is_empty() {
-            self.0.drain(..).for_each(discard);
+            self.take_all().into_iter().for_each(discard);
         }
     }
 }

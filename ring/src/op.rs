@@ -25,7 +25,7 @@ use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
-use crate::request::{Armed, Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
 use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, SocketOption, errno, ready};
@@ -52,6 +52,18 @@ const LOOKS_MAX: usize = 16;
 
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
+/// How many letters of one socket are sent with plain calls in one turn before others have theirs.
+const LETTERS_MAX: usize = 16;
+
+/// So many sockets with something to send in one turn are each sent to with a plain call. For more of them
+/// one enter of the ring is cheaper than as many system calls.
+const DIRECT_SENDS_MAX: usize = 8;
+
+/// Envelopes kept to be used again, so that a message costs no allocation …
+const SPARE_ENVELOPES_MAX: usize = 32;
+
+/// … unless they have grown larger than this, in bytes.
+const SPARE_BYTES_MAX: usize = 4096;
 
 /// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that
 /// ends.
@@ -80,6 +92,8 @@ pub(crate) struct Core {
     /// Memory for the queues of those channels that are in use.
     spare_letters: Spare<Letter>,
     spare_arrivals: Spare<Result<Received, ReceiveError>>,
+    /// Empty envelopes.
+    spare_envelopes: Vec<Box<Envelope>>,
     hurried: bool,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
@@ -152,6 +166,15 @@ struct Lane {
     broken: bool,
     /// SO_SNDBUF has been raised for the letter that goes first.
     raised: bool,
+}
+
+/// How a letter goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// With a system call of its own.
+    Direct,
+    /// Through the driver, with all the others of the turn.
+    Submitted,
 }
 
 struct Letter {
@@ -266,6 +289,7 @@ impl Core {
             home: Vec::new(),
             spare_letters: Spare::default(),
             spare_arrivals: Spare::default(),
+            spare_envelopes: Vec::new(),
             hurried: false,
             taken_here: 0,
         }
@@ -545,7 +569,7 @@ impl Core {
                 self.stats.posts_joined += 1;
             }
             _ => {
-                let mut envelope = Envelope::new(Message::new(Vec::with_capacity(length)));
+                let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
                 parts.iter().for_each(|part| envelope.append(part));
                 envelope.attach(descriptors);
                 // With something to say instead, the packet is this post's alone.
@@ -619,38 +643,67 @@ impl Core {
     /// ten seconds behind a small one.
     fn flush(&mut self, woken: &mut Woken) -> bool {
         let mut behind = false;
-        for key in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let way = if dirty.len() > DIRECT_SENDS_MAX { Way::Submitted } else { Way::Direct };
+        for key in dirty.drain(..) {
             let Some(channel) = self.channels.get_mut(key) else { continue };
             channel.lane.dirty = false;
-            self.advance_lane(key, woken);
+            self.advance_lane(key, way, woken);
             behind |= self.channels.get(key).is_some_and(|channel| channel.lane.waits_behind_silence());
             // Of a closed socket whose peer is gone nothing went out, and nothing will come home.
             self.advance_if_closed(key);
         }
+        // Nothing was queued meanwhile but what is too much for one turn.
+        behind |= !self.dirty.is_empty();
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
         behind
     }
 
-    fn advance_lane(&mut self, key: usize, woken: &mut Woken) {
+    fn advance_lane(&mut self, key: usize, way: Way, woken: &mut Woken) {
+        let way = if self.driver.sends_now() { way } else { Way::Submitted };
+        for _ in 0..LETTERS_MAX {
+            let Some(letter) = self.next_letter(key, woken) else { return };
+            match way {
+                Way::Submitted => return self.submit_letter(key, letter),
+                Way::Direct => {
+                    let sent = self.driver.send_now(&self.channels[key].fd, &letter.envelope);
+                    self.sent(key, letter, sent, woken);
+                }
+            }
+        }
+        if !self.channels[key].lane.waiting.is_empty() {
+            self.mark_dirty(key);
+        }
+    }
+
+    /// The letter that goes next, sealed, if one can go.
+    fn next_letter(&mut self, key: usize, woken: &mut Woken) -> Option<Letter> {
         let lane = &mut self.channels[key].lane;
         if lane.away.is_some() {
-            return;
+            return None;
         }
         if lane.broken {
-            return self.fail_lane(key, woken);
+            self.fail_lane(key, woken);
+            return None;
         }
         if lane.blocked {
-            return;
+            return None;
         }
-        let Some(letter) = self.spare_letters.pop_front(&mut lane.waiting) else { return };
-        let Letter { mut envelope, slip } = letter;
-        envelope.seal();
+        let mut letter = self.spare_letters.pop_front(&mut lane.waiting)?;
+        letter.envelope.seal();
+        Some(letter)
+    }
+
+    fn submit_letter(&mut self, key: usize, letter: Letter) {
+        let Letter { envelope, slip } = letter;
+        let channel = &mut self.channels[key];
         let silent = slip.silent;
-        lane.current = Some(slip);
+        channel.lane.current = Some(slip);
         // A far end that is kept here hides the death of whoever has it too, an answered continuation is to
         // be closed, and what waits behind this letter goes when it is home.
-        let channel = &self.channels[key];
         let prompt = !envelope.descriptors().is_empty() || channel.closed || !channel.lane.waiting.is_empty();
-        let fd = self.channels[key].fd.clone();
+        let fd = channel.fd.clone();
         let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent, prompt });
         self.channels[key].lane.away = Some(token);
     }
@@ -663,17 +716,16 @@ impl Core {
         }
     }
 
-    fn sent(&mut self, key: usize, request: Request, result: io::Result<usize>, woken: &mut Woken) {
-        let Request::Send { mut envelope, .. } = request else { unreachable!("the lane sends") };
+    /// A letter has gone, or could not.
+    fn sent(&mut self, key: usize, mut letter: Letter, result: io::Result<usize>, woken: &mut Woken) {
         let channel = &mut self.channels[key];
-        channel.lane.away = None;
-        let slip = channel.lane.current.take().expect("a slip for what was away");
         match result {
-            Ok(count) if channel.kind == Kind::Stream && envelope.advance(count) => {
+            Ok(count) if channel.kind == Kind::Stream && letter.envelope.advance(count) => {
                 channel.lane.attempts = 0;
-                channel.lane.waiting.with_memory().push_front(Letter { envelope, slip });
+                channel.lane.waiting.with_memory().push_front(letter);
             }
             Ok(_) => {
+                let Letter { envelope, slip } = letter;
                 channel.lane.attempts = 0;
                 channel.lane.raised = false;
                 if channel.travels == Travels::Soon && channel.lane.waiting.is_empty() {
@@ -681,10 +733,18 @@ impl Core {
                 }
                 self.count_sent(&envelope);
                 self.settle(slip, Ok(()), woken);
+                self.keep_envelope(envelope);
             }
-            Err(error) => self.not_sent(key, Letter { envelope, slip }, SendError::from_kernel(error), woken),
+            Err(error) => self.not_sent(key, letter, SendError::from_kernel(error), woken),
         }
-        self.advance_lane(key, woken);
+    }
+
+    /// Empties an envelope, to be used again.
+    fn keep_envelope(&mut self, mut envelope: Box<Envelope>) {
+        envelope.clear();
+        if self.spare_envelopes.len() < SPARE_ENVELOPES_MAX && envelope.capacity() <= SPARE_BYTES_MAX {
+            self.spare_envelopes.push(envelope);
+        }
     }
 
     fn not_sent(&mut self, key: usize, mut letter: Letter, error: SendError, woken: &mut Woken) {
@@ -764,7 +824,7 @@ impl Core {
     fn try_blocked(&mut self, key: usize, woken: &mut Woken) {
         let Some(channel) = self.channels.get_mut(key) else { return };
         if std::mem::take(&mut channel.lane.blocked) {
-            self.advance_lane(key, woken);
+            self.advance_lane(key, Way::Direct, woken);
         }
     }
 
@@ -951,6 +1011,12 @@ impl Core {
         inbox.ended.then_some(Err(ReceiveError::Closed))
     }
 
+    /// Whether a message or the end is here.
+    pub(crate) fn has_arrived(&self, key: usize) -> bool {
+        let inbox = &self.channels[key].inbox;
+        !inbox.arrived.is_empty() || inbox.ended
+    }
+
     /// Whether neither a message nor the end is here, nor on its way here.
     pub(crate) fn is_quiet(&mut self, key: usize) -> bool {
         let Channel { inbox, fd, .. } = &self.channels[key];
@@ -996,8 +1062,8 @@ impl Core {
             channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
-        let want = Want { room, many };
-        let token = self.submit(key, Role::Inbox, Request::Receive { fd, want, armed: Armed::Plainly });
+        let want = Want { room, many, strange: !channel.made_here };
+        let token = self.submit(key, Role::Inbox, Request::Receive { fd, want });
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);
         inbox.cancelled = false;
@@ -1280,8 +1346,15 @@ impl Core {
                 self.arrived(key, result, last, woken);
             }
             (Role::Lane, Outcome::Sent(result)) => {
-                let request = request.expect("a send comes home once");
-                self.sent(key, request, result, woken);
+                let Some(Request::Send { envelope, fd, .. }) = request else {
+                    unreachable!("a send comes home once")
+                };
+                drop(fd);
+                let lane = &mut self.channels[key].lane;
+                lane.away = None;
+                let slip = lane.current.take().expect("a slip for what was away");
+                self.sent(key, Letter { envelope, slip }, result, woken);
+                self.advance_lane(key, Way::Submitted, woken);
                 self.advance_if_closed(key);
             }
             (Role::Unblock, Outcome::Ready(_)) => {

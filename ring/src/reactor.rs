@@ -97,6 +97,7 @@ pub(crate) struct Shared {
     /// In a host's loop: a turn is being taken, at the end of which everything is looked at.
     turning: Cell<bool>,
     spinner: RefCell<Spinner>,
+    woken: Cell<Woken>,
     report: DriverReport,
 }
 
@@ -144,7 +145,8 @@ impl Reactor {
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
         let spinner = RefCell::new(Spinner::new(wait));
-        Reactor(Rc::new(Shared { core, companions, bell, place, turning: Cell::new(false), spinner, report }))
+        let (turning, woken) = (Cell::new(false), Cell::new(Woken::default()));
+        Reactor(Rc::new(Shared { core, companions, bell, place, turning, spinner, woken, report }))
     }
 
     /// Which driver runs, and why.
@@ -300,11 +302,12 @@ impl Reactor {
 
     /// One turn, whoever's it is.
     pub(crate) fn step(&self, sleep: driver::Sleep) -> io::Result<bool> {
-        let mut woken = Woken::default();
+        let mut woken = self.0.woken.take();
         let result = self.0.core.borrow_mut().turn(sleep, &mut woken);
         self.0.bell.awake();
         let any = !woken.wake.is_empty();
-        woken.finish();
+        // Empty now, and kept for its memory.
+        self.0.woken.set(woken.finish());
         let ran = self.0.companions.run();
         result.map(|home| home || any || ran)
     }
@@ -348,7 +351,9 @@ impl Reactor {
         if call {
             self.call_the_host();
         }
-        woken.finish();
+        if !woken.is_empty() {
+            woken.finish();
+        }
         result
     }
 
@@ -375,11 +380,15 @@ impl fmt::Debug for Reactor {
 }
 
 impl Woken {
-    fn finish(self) {
-        for waker in self.wake {
-            waker.wake();
-        }
-        drop(self.drop);
+    fn is_empty(&self) -> bool {
+        self.wake.is_empty() && self.drop.is_empty()
+    }
+
+    #[inline]
+    fn finish(mut self) -> Woken {
+        self.wake.drain(..).for_each(Waker::wake);
+        self.drop.clear();
+        self
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) enum Request {
     /// something is closed when it is home, and somebody may wait to see that.
     Send { fd: Fd, envelope: Box<Envelope>, silent: bool, prompt: bool },
     /// Receive: one message, or with `many` until told to stop.
-    Receive { fd: Fd, want: Want, armed: Armed },
+    Receive { fd: Fd, want: Want },
     /// Wait until `poll` would show one of these.
     Ready { fd: Fd, interest: u32 },
     /// Take one connection from a listener.
@@ -53,18 +53,8 @@ impl Request {
 pub(crate) struct Want {
     pub(crate) room: Room,
     pub(crate) many: bool,
-}
-
-/// How the driver went about a receive; its own business.
-pub(crate) enum Armed {
-    /// Not yet, or by waiting for readiness.
-    Plainly,
-    /// One message through the ring.
-    #[cfg(feature = "uring")]
-    Once(Box<crate::envelope::ReceiveHeader>),
-    /// Messages through the ring until it ends.
-    #[cfg(feature = "uring")]
-    Many(Box<crate::envelope::ReceiveHeader>),
+    /// Of what may be no connected socket at all readiness says nothing: it is asked before it is waited for.
+    pub(crate) strange: bool,
 }
 
 /// Which request a completion belongs to. A number is used again only with another generation.

@@ -443,6 +443,11 @@ impl Socket {
         self.reactor.with(|core, _| core.is_quiet(self.channel))
     }
 
+    /// Whether a message (or the end) has come that nobody has taken yet: the next receive does not wait.
+    pub fn has_arrived(&self) -> bool {
+        self.reactor.with(|core, _| core.has_arrived(self.channel))
+    }
+
     /// Whether the kernel takes more at this moment, or has something to say of the other end. A send that
     /// waits has gone then, or goes with the next turn, and is not kept waiting by the other end.
     pub fn takes_more(&self) -> bool {

@@ -15,6 +15,9 @@ use ring::{Credentials, Received};
 /// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it.
 const COPIED_MAX: usize = 1024;
 
+/// Up to this size they are copied into the parcel itself, so that a small call costs no allocation.
+const INSIDE_MAX: usize = 120;
+
 #[derive(Default)]
 pub(crate) struct Parcel {
     bytes: Bytes,
@@ -22,6 +25,7 @@ pub(crate) struct Parcel {
 }
 
 enum Bytes {
+    Inside([u8; INSIDE_MAX], u8),
     Copied(Vec<u8>),
     Shared(Rc<Received>, Range<usize>),
 }
@@ -29,6 +33,30 @@ enum Bytes {
 impl Default for Bytes {
     fn default() -> Bytes {
         Bytes::Copied(Vec::new())
+    }
+}
+
+/// A packet whose parts go to several parcels.
+pub(crate) enum Packet {
+    /// So small that all its parts are copied.
+    Small(Received),
+    Shared(Rc<Received>),
+}
+
+impl Packet {
+    pub(crate) fn new(packet: Received) -> Packet {
+        if packet.bytes().len() <= COPIED_MAX {
+            Packet::Small(packet)
+        } else {
+            Packet::Shared(Rc::new(packet))
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Packet::Small(packet) => packet.bytes(),
+            Packet::Shared(packet) => packet.bytes(),
+        }
     }
 }
 
@@ -49,11 +77,18 @@ impl Parcel {
     }
 
     /// A part of a packet.
-    pub(crate) fn part(packet: &Rc<Received>, range: Range<usize>) -> Parcel {
-        let bytes = if range.len() <= COPIED_MAX {
-            Bytes::Copied(packet.bytes()[range].to_vec())
-        } else {
-            Bytes::Shared(Rc::clone(packet), range)
+    pub(crate) fn part(packet: &Packet, range: Range<usize>) -> Parcel {
+        let bytes = match range.len() {
+            length @ 0..=INSIDE_MAX => {
+                let mut inside = [0; INSIDE_MAX];
+                inside[..length].copy_from_slice(&packet.bytes()[range]);
+                Bytes::Inside(inside, length as u8)
+            }
+            0..=COPIED_MAX => Bytes::Copied(packet.bytes()[range].to_vec()),
+            _ => match packet {
+                Packet::Shared(packet) => Bytes::Shared(Rc::clone(packet), range),
+                Packet::Small(_) => unreachable!("a part is no longer than its packet"),
+            },
         };
         Parcel { bytes, descriptors: VecDeque::new() }
     }
@@ -70,11 +105,14 @@ impl Parcel {
 
     /// Moves the descriptors of another parcel here.
     pub(crate) fn take_from(&mut self, other: &mut Parcel) {
-        self.descriptors.append(&mut other.descriptors);
+        if !other.descriptors.is_empty() {
+            self.descriptors.append(&mut other.descriptors);
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
+            Bytes::Inside(bytes, length) => &bytes[..usize::from(*length)],
             Bytes::Copied(bytes) => bytes,
             Bytes::Shared(packet, range) => &packet.bytes()[range.clone()],
         }
@@ -82,6 +120,7 @@ impl Parcel {
 
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {
         match std::mem::take(&mut self.bytes) {
+            Bytes::Inside(bytes, length) => bytes[..usize::from(length)].to_vec(),
             Bytes::Copied(bytes) => bytes,
             Bytes::Shared(packet, range) => packet.bytes()[range].to_vec(),
         }
@@ -110,7 +149,7 @@ impl Parcel {
     }
 
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        self.descriptors.drain(..).collect()
+        std::mem::take(&mut self.descriptors).into()
     }
 
     /// The bytes as plain data of exactly this size.
@@ -129,7 +168,11 @@ impl fmt::Debug for Parcel {
 }
 
 impl Drop for Parcel {
+    #[inline]
     fn drop(&mut self) {
-        self.descriptors.drain(..).for_each(ring::discard);
+        // Most have none.
+        if !self.descriptors.is_empty() {
+            self.take_descriptors().into_iter().for_each(ring::discard);
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::numbered::Numbered;
-use crate::parcel::Parcel;
+use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::stats::{Counters, SessionStats};
 use crate::waiting::wake;
@@ -261,9 +261,12 @@ impl Session {
         if let Err(over) = self.file(packet, cut) {
             return Poll::Ready(over);
         }
-        // One packet, then the others have theirs.
-        context.waker().wake_by_ref();
-        Poll::Pending
+        // One packet, then the others have theirs. With nothing here this only waits for the next.
+        if self.socket.has_arrived() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.poll_over(context)
     }
 
     /// Sends the next part of a large answer, and receives the next packet; `None` if a large message stands
@@ -349,7 +352,7 @@ impl Session {
             false => Arrived::Whole(descriptors.descriptors()),
             true => Arrived::Cut(descriptors.descriptors()),
         };
-        let packet = Rc::new(packet);
+        let packet = Packet::new(packet);
         let mut result = Ok(());
         let (mut frames, came) = (0, descriptors.descriptors());
         for frame in wire::frames(packet.bytes(), arrived) {
@@ -373,7 +376,7 @@ impl Session {
         &self,
         said: FromClient<'_>,
         opening: &Opening,
-        packet: &Rc<Received>,
+        packet: &Packet,
         descriptors: &mut Parcel,
     ) -> Result<(), Over> {
         match said {

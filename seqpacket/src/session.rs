@@ -19,10 +19,10 @@ use slab::Slab;
 use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
-use crate::parcel::Parcel;
+use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
 use crate::stats::Counters;
-use crate::waiting::{Place, Waiting, wake};
+use crate::waiting::{Place, Waiting, Woken, wake};
 use crate::wire::{
     self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
     RefusedReason, Resource, Size, Windows,
@@ -259,11 +259,21 @@ impl Session {
         if state.queued.len() - state.voids + state.queued_large() >= CALLS_QUEUED_MAX {
             return Err(CallError::WouldBlock);
         }
-        let entry = state.calls.vacant_entry();
-        let key = entry.key();
+        let key = state.calls.vacant_key();
         // The slot's key is the number: free again when the slot is, which is after the final frame.
         outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
-        entry.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
+        if state.queued.is_empty() && state.queued_large() == 0 {
+            // Nothing waits before it, so mostly it goes now.
+            if let Verdict::Now(under_way) = state.judge(outgoing.number, outgoing.asked, &self.options) {
+                state.calls.insert(Slot { stage: Stage::Sent(under_way), waker: None, arriving: None });
+                let mut woken = Woken::default();
+                state.send(key, under_way, outgoing, &mut woken);
+                drop(state);
+                wake(woken);
+                return Ok(key);
+            }
+        }
+        state.calls.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
         state.queued.with_memory().push_back(key);
         let woken = state.advance(&self.options);
         drop(state);
@@ -444,7 +454,8 @@ impl Session {
         state.counters.opened();
         state.counters.received(1, packet.bytes().len(), 0);
         state.phase = Phase::Open { socket: Rc::clone(socket), hello, account };
-        let mut woken = state.attaching.take_all();
+        let mut woken = Woken::default();
+        woken.extend(state.attaching.take_all());
         woken.extend(state.advance(&self.options));
         drop(state);
         wake(woken);
@@ -458,9 +469,9 @@ impl Session {
             false => Arrived::Whole(descriptors.descriptors()),
             true => Arrived::Cut(descriptors.descriptors()),
         };
-        let packet = Rc::new(packet);
+        let packet = Packet::new(packet);
         let mut state = self.state.borrow_mut();
-        let mut woken = Vec::new();
+        let mut woken = Woken::default();
         let mut result = Ok(());
         let (mut frames, came) = (0, descriptors.descriptors());
         for frame in wire::frames(packet.bytes(), arrived) {
@@ -498,7 +509,8 @@ impl Session {
         let phase = std::mem::replace(&mut state.phase, Phase::Over(end));
         // What this session could not send another may.
         let unsent = if let Phase::Open { .. } = phase { End::Gone } else { end };
-        let mut woken = state.attaching.take_all();
+        let mut woken = Woken::default();
+        woken.extend(state.attaching.take_all());
         let sendings = std::mem::take(&mut state.sendings);
         state.queued = Queue::new();
         state.voids = 0;
@@ -549,9 +561,22 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         let old = if known { None } else { state.waker.replace(context.waker().clone()) };
-        let mut sendings = std::mem::take(&mut state.sendings);
+        // Calls that wait may have been given room by one that could not be sent.
+        let quiet = state.sendings.is_empty() && state.large.is_none() && state.queued.is_empty();
         drop(state);
         drop(old);
+        if !quiet {
+            self.look_after_sends(socket, context);
+        }
+        // What has arrived counts before what has not.
+        if let Poll::Ready(received) = socket.poll_receive(context) {
+            return Poll::Ready(Some(received));
+        }
+        self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context).map(|()| None)
+    }
+
+    fn look_after_sends(&self, socket: &Socket, context: &mut Context<'_>) {
+        let mut sendings = std::mem::take(&mut self.state.borrow_mut().sendings);
         let mut failed = Vec::new();
         sendings.retain_mut(|(key, sending)| match Pin::new(sending).poll(context) {
             Poll::Pending => true,
@@ -564,7 +589,7 @@ impl Session {
         let mut state = self.state.borrow_mut();
         sendings.append(&mut state.sendings);
         state.sendings = sendings;
-        let mut woken = Vec::new();
+        let mut woken = Woken::default();
         for (key, error) in failed {
             state.not_sent(key, error, &mut woken);
         }
@@ -575,11 +600,6 @@ impl Session {
         }
         drop(state);
         wake(woken);
-        // What has arrived counts before what has not.
-        if let Poll::Ready(received) = socket.poll_receive(context) {
-            return Poll::Ready(Some(received));
-        }
-        self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context).map(|()| None)
     }
 }
 
@@ -587,15 +607,18 @@ impl State {
     // -- towards the server -----------------------------------------------------------------------------
 
     /// Sends what is queued, in order, as far as there is room. Returns whom to wake.
-    fn advance(&mut self, options: &ObjectOptions) -> Vec<Waker> {
-        let mut woken = Vec::new();
+    fn advance(&mut self, options: &ObjectOptions) -> Woken {
+        let mut woken = Woken::default();
+        if self.queued.is_empty() && self.large.is_none() {
+            return woken;
+        }
         while let Some(key) = self.large.as_ref().and_then(|large| large.queued.front().copied()) {
             let Stage::Queued(outgoing) = &self.calls[key].stage else {
                 unreachable!("what is withdrawn is taken out")
             };
             match self.judge(outgoing.number, outgoing.asked, options) {
                 Verdict::Later | Verdict::LaterLarge => break,
-                Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
+                Verdict::Now(under_way) => self.send_queued(key, under_way, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.large.as_mut().and_then(|large| large.queued.pop_front());
@@ -618,7 +641,7 @@ impl State {
                 Verdict::Now(under_way) if under_way.cost.large_bytes() > 0 && self.queued_large() > 0 => {
                     self.large().queued.push_back(key);
                 }
-                Verdict::Now(under_way) => self.send(key, under_way, &mut woken),
+                Verdict::Now(under_way) => self.send_queued(key, under_way, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.queued.pop_front();
@@ -635,7 +658,7 @@ impl State {
         self.large.as_ref().map_or(0, |large| large.queued.len())
     }
 
-    fn never(&mut self, key: usize, error: CallError, woken: &mut Vec<Waker>) {
+    fn never(&mut self, key: usize, error: CallError, woken: &mut Woken) {
         let slot = &mut self.calls[key];
         slot.stage = Stage::Done(Err(error));
         woken.extend(slot.waker.take());
@@ -673,11 +696,14 @@ impl State {
         }
     }
 
-    fn send(&mut self, key: usize, under_way: UnderWay, woken: &mut Vec<Waker>) {
+    fn send_queued(&mut self, key: usize, under_way: UnderWay, woken: &mut Woken) {
         let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(under_way));
-        let Stage::Queued(Outgoing { bytes, descriptors, .. }) = stage else {
-            unreachable!("looked at before")
-        };
+        let Stage::Queued(outgoing) = stage else { unreachable!("looked at before") };
+        self.send(key, under_way, outgoing, woken);
+    }
+
+    fn send(&mut self, key: usize, under_way: UnderWay, outgoing: Outgoing, woken: &mut Woken) {
+        let Outgoing { bytes, descriptors, .. } = outgoing;
         let Phase::Open { account, .. } = &mut self.phase else { unreachable!("judged before") };
         account.try_reserve(under_way.cost).expect("judged before");
         self.awaited += under_way.opening.answer().descriptors();
@@ -705,7 +731,7 @@ impl State {
     }
 
     /// Sends the next part of the large calls. Says whether a call has come to its end by that.
-    fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Vec<Waker>) -> bool {
+    fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Woken) -> bool {
         let Phase::Open { hello, .. } = &self.phase else { return false };
         let Some(Large { outbox, .. }) = self.large.as_deref_mut() else { return false };
         let left = outbox.poll(socket, hello.payload_bytes_max() as usize, context);
@@ -781,7 +807,7 @@ impl State {
     }
 
     /// A call with descriptors could not be sent.
-    fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Vec<Waker>) {
+    fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Woken) {
         if let Some(under_way) = self.sent(key) {
             self.finish(under_way, Err(CallError::from_send(error)), woken);
         }
@@ -792,9 +818,9 @@ impl State {
     fn frame(
         &mut self,
         frame: FromServer<'_>,
-        packet: &Rc<Received>,
+        packet: &Packet,
         descriptors: &mut Parcel,
-        woken: &mut Vec<Waker>,
+        woken: &mut Woken,
     ) -> Result<(), Malformed> {
         match frame {
             FromServer::Answer { number, body, descriptors: declared, missing } => {
@@ -872,7 +898,7 @@ impl State {
     }
 
     /// The end of a call for the session, and not for its caller.
-    fn go_elsewhere(&mut self, under_way: UnderWay, near: Option<Socket>, woken: &mut Vec<Waker>) {
+    fn go_elsewhere(&mut self, under_way: UnderWay, near: Option<Socket>, woken: &mut Woken) {
         let key = under_way.opening.header.number as usize;
         let Some(near) = near else {
             return self.finish(under_way, Err(CallError::DescriptorsLost(Part::Answer)), woken);
@@ -901,7 +927,7 @@ impl State {
         total: u32,
         descriptors: Parcel,
         lost: bool,
-        woken: &mut Vec<Waker>,
+        woken: &mut Woken,
     ) {
         let number = under_way.opening.header.number;
         let Phase::Open { socket, .. } = &self.phase else { unreachable!("frames come later") };
@@ -928,7 +954,7 @@ impl State {
         }
     }
 
-    fn part(&mut self, number: u32, payload: &[u8], woken: &mut Vec<Waker>) -> Result<(), Malformed> {
+    fn part(&mut self, number: u32, payload: &[u8], woken: &mut Woken) -> Result<(), Malformed> {
         let under_way = self.under_way(number, Kind::Part)?;
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames come later") };
         let slot = &mut self.calls[number as usize];
@@ -989,12 +1015,12 @@ impl State {
     }
 
     /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
-    fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
+    fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Woken) {
         self.counters.ended(&result);
         self.conclude(under_way, result, woken);
     }
 
-    fn conclude(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Vec<Waker>) {
+    fn conclude(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Woken) {
         let UnderWay { opening, cost } = under_way;
         let key = opening.header.number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.

@@ -66,6 +66,35 @@ impl Waiting {
     }
 }
 
+/// Wakers taken out under a borrow, to be woken after it. Mostly there is one, which needs no memory of its
+/// own.
+#[derive(Default)]
+pub(crate) struct Woken {
+    first: Option<Waker>,
+    others: Vec<Waker>,
+}
+
+impl Extend<Waker> for Woken {
+    #[inline]
+    fn extend<T: IntoIterator<Item = Waker>>(&mut self, wakers: T) {
+        for waker in wakers {
+            match self.first {
+                None => self.first = Some(waker),
+                Some(_) => self.others.push(waker),
+            }
+        }
+    }
+}
+
+impl IntoIterator for Woken {
+    type Item = Waker;
+    type IntoIter = std::iter::Chain<std::option::IntoIter<Waker>, std::vec::IntoIter<Waker>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.first.into_iter().chain(self.others)
+    }
+}
+
 /// Wakes, with nothing borrowed: this may run anybody's code.
 pub(crate) fn wake(woken: impl IntoIterator<Item = Waker>) {
     woken.into_iter().for_each(Waker::wake);

@@ -22,7 +22,7 @@ use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 pub(super) const BURST_MAX: usize = 16;
 
 /// How many turns with completions of their own may go by without looking at epoll.
-const UNSEEN_TURNS_MAX: u32 = 8;
+pub(super) const UNSEEN_TURNS_MAX: u32 = 8;
 
 const BELL: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;

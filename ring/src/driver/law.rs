@@ -17,7 +17,7 @@ use crate::driver::script::{Fate, Faults};
 use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::message::Message;
-use crate::request::{Armed, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, ready};
 
 const ENDS: usize = 6;
@@ -58,8 +58,8 @@ impl Trial {
             0 => (self.send(fd), Some((end, true))),
             1 => {
                 let room = Room { descriptors: 4, pidfd: false };
-                let want = Want { room, many: self.fate.happens(500) };
-                (Request::Receive { fd, want, armed: Armed::Plainly }, Some((end, false)))
+                let want = Want { room, many: self.fate.happens(500), strange: false };
+                (Request::Receive { fd, want }, Some((end, false)))
             }
             _ => {
                 let interest = if self.fate.happens(500) { ready::READ } else { ready::WRITE };

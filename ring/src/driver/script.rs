@@ -338,6 +338,11 @@ impl Script {
         sys::socketpair(kind)
     }
 
+    /// Both ways to send are the drivers' own, and the same world has to hold with either.
+    pub(crate) fn sends_now(&self) -> bool {
+        !self.is_dead() && self.fate.happens(500)
+    }
+
     pub(crate) fn send_now(&mut self, fd: &Fd, envelope: &Envelope) -> io::Result<usize> {
         if self.is_dead() || self.fate.happens(self.fate.faults().full_now) {
             return Err(io::ErrorKind::WouldBlock.into());
