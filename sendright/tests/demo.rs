@@ -363,9 +363,12 @@ fn an_output_that_cannot_be_written_is_an_error() {
 fn a_process_that_dies_is_named_and_the_rest_does_not_hang() {
     for part in ["__service", "__walker"] {
         let tree = tempfile::tempdir().unwrap();
-        // Far more than can be hashed before the process is gone.
-        let endless = fs::File::create(tree.path().join("endless")).unwrap();
-        endless.set_len(1 << 40).unwrap();
+        // Far more than can be hashed before the process is gone, and more files than are held at a time: as
+        // long as some are still to be opened the service is needed.
+        for number in 0..100 {
+            let endless = fs::File::create(tree.path().join(format!("endless {number}"))).unwrap();
+            endless.set_len(1 << 40).unwrap();
+        }
         let mut child = sendright()
             .args(["demo", "--json"])
             .arg(tree.path())
