@@ -1,9 +1,9 @@
 //! Memory that others write to as well: receive buffers, which the kernel does, and mappings of files in
 //! memory, which other processes do.
 //!
-//! Receive buffers are one allocation, lent by number. One is on the free list, or lent to somebody who has it
-//! filled and reads it, and gives it back by dropping the [`Lease`]. A [`Mapped`] file is seen as atomic words, because nothing keeps the other
-//! processes from writing while we look. Neither knows messages.
+//! Receive buffers are one allocation, lent by number. One is on the free list, or lent to somebody who has
+//! it filled and reads it, and gives it back by dropping the [`Lease`]. A [`Mapped`] file is seen as atomic
+//! words, because nothing keeps the other processes from writing while we look. Neither knows messages.
 
 use std::alloc::{self, Layout};
 use std::cell::{Cell, RefCell};

@@ -569,7 +569,8 @@ impl Core {
                 self.stats.posts_joined += 1;
             }
             _ => {
-                let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
+                let mut envelope =
+                    self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
                 parts.iter().for_each(|part| envelope.append(part));
                 envelope.attach(descriptors);
                 // With something to say instead, the packet is this post's alone.

@@ -136,10 +136,8 @@ impl Uring {
         envelope.seal();
         let mut requests = Requests::default();
         let room = Room { descriptors: 0, pidfd: false };
-        let receive = requests.insert(Request::Receive {
-            fd: near,
-            want: Want { room, many: true, strange: false },
-        });
+        let receive =
+            requests.insert(Request::Receive { fd: near, want: Want { room, many: true, strange: false } });
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
         self.submit(send, &mut requests);
@@ -272,7 +270,7 @@ impl Uring {
         self.begin_with_the_fresh(requests, home);
         self.go_on_with_the_hot(requests, home);
 
-        // With something to report, the look at the ring can wait a turn or two; but not for ever, or one busy
+        // With something to report, the look at the ring can wait a turn or two; not for ever, or one busy
         // socket would starve the others.
         let reports = !home.is_empty();
         if reports && self.ring.submission().is_empty() && self.silent.is_empty() {
