@@ -3,6 +3,7 @@
 //! They own their bytes and descriptors. What a message means is for others.
 
 use std::fmt;
+use std::ops::Deref;
 use std::os::fd::OwnedFd;
 
 use crate::buffer::Lease;
@@ -28,14 +29,94 @@ pub const PACKET_BYTES_MAX: usize = 65_536;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Message {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     descriptors: Vec<Fd>,
+}
+
+/// So many bytes stand in a message itself, and cost no allocation.
+pub const BYTES_INSIDE_MAX: usize = 120;
+
+/// Bytes that somebody owns: up to [`BYTES_INSIDE_MAX`] in place, more of them in memory of their own.
+///
+/// ```
+/// let few = ring::Bytes::from(b"few".as_slice());
+/// assert_eq!(&*few, b"few");
+/// assert_eq!(few.into_vec(), b"few");
+/// ```
+#[derive(Clone)]
+pub struct Bytes(Place);
+
+#[derive(Clone)]
+enum Place {
+    Inside { bytes: [u8; BYTES_INSIDE_MAX], length: u8 },
+    Outside(Vec<u8>),
+}
+
+impl Bytes {
+    /// As a vector, which the few have to be copied into.
+    pub fn into_vec(self) -> Vec<u8> {
+        match self.0 {
+            Place::Inside { .. } => self.to_vec(),
+            Place::Outside(bytes) => bytes,
+        }
+    }
+
+    /// As a vector in place.
+    fn as_vec(&mut self) -> &mut Vec<u8> {
+        if let Place::Inside { .. } = self.0 {
+            self.0 = Place::Outside(self.to_vec());
+        }
+        match &mut self.0 {
+            Place::Outside(bytes) => bytes,
+            Place::Inside { .. } => unreachable!("moved out above"),
+        }
+    }
+}
+
+impl From<&[u8]> for Bytes {
+    fn from(from: &[u8]) -> Bytes {
+        if from.len() > BYTES_INSIDE_MAX {
+            return Bytes(Place::Outside(from.to_vec()));
+        }
+        let mut bytes = [0; BYTES_INSIDE_MAX];
+        bytes[..from.len()].copy_from_slice(from);
+        Bytes(Place::Inside { bytes, length: from.len() as u8 })
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes(Place::Outside(bytes))
+    }
+}
+
+impl Default for Bytes {
+    fn default() -> Bytes {
+        Bytes(Place::Outside(Vec::new()))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Place::Inside { bytes, length } => &bytes[..usize::from(*length)],
+            Place::Outside(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
 }
 
 impl Message {
     /// A message of these bytes and no descriptors.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Message {
-        Message { bytes: bytes.into(), descriptors: Vec::new() }
+        Message { bytes: Bytes::from(bytes.into()), descriptors: Vec::new() }
     }
 
     /// The message with one more descriptor at its end. It is closed here once it has been sent.
@@ -57,7 +138,7 @@ impl Message {
 
     /// The bytes, to be changed.
     pub fn bytes_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        self.bytes.as_vec()
     }
 
     /// The descriptors, in the order in which they will arrive.
@@ -67,6 +148,11 @@ impl Message {
 
     /// Bytes and descriptors apart.
     pub fn into_parts(self) -> (Vec<u8>, Vec<Fd>) {
+        (self.bytes.into_vec(), self.descriptors)
+    }
+
+    /// As [`into_parts`](Message::into_parts), and few bytes stay where they are.
+    pub fn into_bytes_and_descriptors(self) -> (Bytes, Vec<Fd>) {
         (self.bytes, self.descriptors)
     }
 }
@@ -79,19 +165,19 @@ impl From<Vec<u8>> for Message {
 
 impl From<&[u8]> for Message {
     fn from(bytes: &[u8]) -> Message {
-        Message::new(bytes)
+        Message { bytes: Bytes::from(bytes), descriptors: Vec::new() }
     }
 }
 
 impl<const N: usize> From<&[u8; N]> for Message {
     fn from(bytes: &[u8; N]) -> Message {
-        Message::new(bytes.as_slice())
+        Message::from(bytes.as_slice())
     }
 }
 
 impl From<&str> for Message {
     fn from(text: &str) -> Message {
-        Message::new(text)
+        Message::from(text.as_bytes())
     }
 }
 

@@ -147,7 +147,9 @@ mod tests {
         for _ in 0..=SPARES_MAX {
             queues.push(Queue::<u8>::new());
         }
-        queues.iter_mut().for_each(|queue| drop(queue.with_memory()));
+        queues.iter_mut().for_each(|queue| {
+            queue.with_memory();
+        });
         queues.iter_mut().for_each(|queue| spare.keep(queue));
         assert_eq!(spare.0.len(), SPARES_MAX);
     }

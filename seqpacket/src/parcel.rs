@@ -15,9 +15,6 @@ use ring::{Credentials, Received};
 /// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it.
 const COPIED_MAX: usize = 1024;
 
-/// Up to this size they are copied into the parcel itself, so that a small call costs no allocation.
-const INSIDE_MAX: usize = 120;
-
 #[derive(Default)]
 pub(crate) struct Parcel {
     bytes: Bytes,
@@ -25,14 +22,13 @@ pub(crate) struct Parcel {
 }
 
 enum Bytes {
-    Inside([u8; INSIDE_MAX], u8),
-    Copied(Vec<u8>),
+    Copied(ring::Bytes),
     Shared(Rc<Received>, Range<usize>),
 }
 
 impl Default for Bytes {
     fn default() -> Bytes {
-        Bytes::Copied(Vec::new())
+        Bytes::Copied(ring::Bytes::default())
     }
 }
 
@@ -78,24 +74,16 @@ impl Parcel {
 
     /// A part of a packet.
     pub(crate) fn part(packet: &Packet, range: Range<usize>) -> Parcel {
-        let bytes = match range.len() {
-            length @ 0..=INSIDE_MAX => {
-                let mut inside = [0; INSIDE_MAX];
-                inside[..length].copy_from_slice(&packet.bytes()[range]);
-                Bytes::Inside(inside, length as u8)
-            }
-            0..=COPIED_MAX => Bytes::Copied(packet.bytes()[range].to_vec()),
-            _ => match packet {
-                Packet::Shared(packet) => Bytes::Shared(Rc::clone(packet), range),
-                Packet::Small(_) => unreachable!("a part is no longer than its packet"),
-            },
+        let bytes = match packet {
+            Packet::Shared(packet) if range.len() > COPIED_MAX => Bytes::Shared(Rc::clone(packet), range),
+            _ => Bytes::Copied(ring::Bytes::from(&packet.bytes()[range])),
         };
         Parcel { bytes, descriptors: VecDeque::new() }
     }
 
     /// Bytes alone.
     pub(crate) fn of_bytes(bytes: Vec<u8>) -> Parcel {
-        Parcel { bytes: Bytes::Copied(bytes), descriptors: VecDeque::new() }
+        Parcel { bytes: Bytes::Copied(ring::Bytes::from(bytes)), descriptors: VecDeque::new() }
     }
 
     /// Descriptors alone, to be closed or given to a part.
@@ -112,7 +100,6 @@ impl Parcel {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Bytes::Inside(bytes, length) => &bytes[..usize::from(*length)],
             Bytes::Copied(bytes) => bytes,
             Bytes::Shared(packet, range) => &packet.bytes()[range.clone()],
         }
@@ -120,8 +107,7 @@ impl Parcel {
 
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {
         match std::mem::take(&mut self.bytes) {
-            Bytes::Inside(bytes, length) => bytes[..usize::from(length)].to_vec(),
-            Bytes::Copied(bytes) => bytes,
+            Bytes::Copied(bytes) => bytes.into_vec(),
             Bytes::Shared(packet, range) => packet.bytes()[range].to_vec(),
         }
     }

@@ -640,7 +640,7 @@ impl Session {
 
     pub(crate) fn answer(&self, number: u32, room: Size, message: Message) -> Result<(), AnswerError> {
         self.expect_wanted(number)?;
-        let (bytes, descriptors) = message.into_parts();
+        let (bytes, descriptors) = message.into_bytes_and_descriptors();
         let size = Size::of_bytes(bytes.len()).and_then(|size| size.with_descriptors(descriptors.len()));
         let Some(size) = size.ok().filter(|size| room.holds(*size)) else {
             self.refuse(number, RefusedReason::TooLarge);
@@ -648,7 +648,7 @@ impl Session {
         };
         let opening = self.terms.hello.answer_to(number, size);
         if opening.total().is_some() {
-            self.answer_in_parts(&opening, bytes, descriptors);
+            self.answer_in_parts(&opening, bytes.into_vec(), descriptors);
             return Ok(());
         }
         let instead =

@@ -13,7 +13,9 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
-use ring::{Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket};
+use ring::{
+    Bytes, Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket,
+};
 use slab::Slab;
 
 use crate::credit::{Account, Cost, Short};
@@ -175,7 +177,7 @@ enum Stage {
 
 /// A call that has not been sent.
 struct Outgoing {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     descriptors: Vec<Fd>,
     number: u32,
     asked: Asked,
@@ -240,12 +242,17 @@ impl Session {
         deadline: Option<Instant>,
     ) -> Result<usize, CallError> {
         let asked = call_of(&message, room, deadline)?;
-        let (bytes, descriptors) = message.into_parts();
+        let (bytes, descriptors) = message.into_bytes_and_descriptors();
         self.enqueue(Outgoing { bytes, descriptors, number: 0, asked })
     }
 
     pub(crate) fn grant(&self) -> Result<usize, CallError> {
-        self.enqueue(Outgoing { bytes: Vec::new(), descriptors: Vec::new(), number: 0, asked: Asked::Grant })
+        self.enqueue(Outgoing {
+            bytes: Bytes::default(),
+            descriptors: Vec::new(),
+            number: 0,
+            asked: Asked::Grant,
+        })
     }
 
     fn enqueue(&self, mut outgoing: Outgoing) -> Result<usize, CallError> {
@@ -711,13 +718,13 @@ impl State {
         self.counters.begun();
         let opening = under_way.opening;
         if opening.total().is_none() {
-            return self.say(Some(key), &opening.encode(), bytes, descriptors);
+            return self.say(Some(key), &opening.encode(), &bytes, descriptors);
         }
         // No part goes before it is known that the opening frame has gone; without descriptors it always
         // does.
         let Phase::Open { socket, .. } = &self.phase else { unreachable!("judged before") };
         let opened = if descriptors.is_empty() {
-            self.say(None, &opening.encode(), Vec::new(), descriptors);
+            self.say(None, &opening.encode(), &[], descriptors);
             None
         } else {
             let mut message = Message::new(&*opening.encode());
@@ -725,7 +732,7 @@ impl State {
             self.counters.sent(message.bytes().len(), message.descriptors().len());
             Some(socket.send(message))
         };
-        self.large().outbox.push(opening.header.number, bytes, opened);
+        self.large().outbox.push(opening.header.number, bytes.into_vec(), opened);
         // The companion sends the parts.
         woken.extend(self.waker.clone());
     }
@@ -766,19 +773,19 @@ impl State {
     }
 
     fn cancel(&mut self, number: u32) {
-        self.say(None, &Header::cancel(number).encode(), Vec::new(), Vec::new());
+        self.say(None, &Header::cancel(number).encode(), &[], Vec::new());
     }
 
     /// Sends one frame: in the packet of this turn where that is possible.
-    fn say(&mut self, key: Option<usize>, header: &[u8], bytes: Vec<u8>, descriptors: Vec<Fd>) {
+    fn say(&mut self, key: Option<usize>, header: &[u8], bytes: &[u8], descriptors: Vec<Fd>) {
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
         self.counters.sent(header.len() + bytes.len(), descriptors.len());
         // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by
         // one.
         if descriptors.is_empty() && hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
-            return socket.post(&[header, &bytes], Vec::new());
+            return socket.post(&[header, bytes], Vec::new());
         }
-        let mut message = Message::new([header, &bytes].concat());
+        let mut message = Message::new([header, bytes].concat());
         descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
         let mut sending = socket.send_quietly(message);
         // Polled once so that the companion hears of a failure; before its first poll it has no waker
