@@ -24,8 +24,9 @@ const PAYLOAD: [u8; 64] = [7; 64];
 const BEGIN: &[u8; 5] = b"begin";
 const END: &[u8; 3] = b"end";
 
-/// What is not counted for each call: a queue that grows once more after all.
-const SLACK: u64 = 20;
+/// What is not counted for each call: a packet that several calls share (31 of 32 calls each), a queue that
+/// grows once more after all.
+const SLACK: u64 = 40;
 
 fn allocations(region: &Region<'_, System>) -> u64 {
     let change = region.change();
@@ -219,9 +220,9 @@ fn plain(reactor: &Reactor, object: &PlainObject) -> (u64, u64) {
 
 // -- what is allowed: to be lowered by whoever finds a way, and never raised -------------------------------
 
-const SESSION: AtMost = AtMost { here: 12, there: 12 };
-const SESSION_DEEP: AtMost = AtMost { here: 3, there: 3 };
-const AHEAD: AtMost = AtMost { here: 15, there: 12 };
-const RETURNED: AtMost = AtMost { here: 14, there: 14 };
-const BLOCKING_SESSION: AtMost = AtMost { here: 1, there: 12 };
-const BLOCKING_PLAIN: AtMost = AtMost { here: 9, there: 12 };
+const SESSION: AtMost = AtMost { here: 0, there: 0 };
+const SESSION_DEEP: AtMost = AtMost { here: 0, there: 0 };
+const AHEAD: AtMost = AtMost { here: 8, there: 6 };
+const RETURNED: AtMost = AtMost { here: 8, there: 8 };
+const BLOCKING_SESSION: AtMost = AtMost { here: 1, there: 0 };
+const BLOCKING_PLAIN: AtMost = AtMost { here: 1, there: 6 };

@@ -4,7 +4,7 @@
 //! live elsewhere: what goes in is a `BorrowedFd`, what comes out is an `OwnedFd` with close-on-exec set.
 
 use std::io::{self, Write as _};
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -430,11 +430,16 @@ pub(crate) fn epoll_wait(
         None => -1,
         Some(wait) => i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
     };
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
-    let (room, length) = (events.as_mut_ptr(), EVENTS_MAX as libc::c_int);
+    // Not cleared: mostly one event comes, and the room is for many.
+    let mut events = [const { MaybeUninit::<libc::epoll_event>::uninit() }; EVENTS_MAX];
+    let (room, length) = (events.as_mut_ptr().cast(), EVENTS_MAX as libc::c_int);
     // SAFETY: room for `length` events. Kept honest by `driver.rs::each_driver_can_be_forced`.
     let count = check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), room, length, milliseconds) })?;
-    into.extend(events[..count as usize].iter().map(|event| Event { data: event.u64, mask: event.events }));
+    into.extend(events[..count as usize].iter().map(|event| {
+        // SAFETY: the kernel has filled so many. Kept honest by `driver.rs::each_driver_can_be_forced`.
+        let event = unsafe { event.assume_init() };
+        Event { data: event.u64, mask: event.events }
+    }));
     Ok(())
 }
 

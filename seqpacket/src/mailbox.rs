@@ -25,7 +25,7 @@ use crate::object::deadline;
 use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT};
 use crate::served::{Client, Over, Served, Session, Terms};
 use crate::stats::{Counters, SessionStats, Stats};
-use crate::waiting::{Place, Waiting, wake};
+use crate::waiting::{Place, Waiting, Woken, wake};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX,
     PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason, Windows,
@@ -639,7 +639,7 @@ impl Shared {
         let address = state.addresses.remove(number)?;
         state.asked_for -= usize::from(address.made_for.is_for_client());
         state.forget_grant(number);
-        let mut woken = Vec::new();
+        let mut woken = Woken::default();
         if state.addresses.is_empty() {
             woken = state.waiting.take_all();
         }
@@ -748,7 +748,7 @@ impl Shared {
         state.forget_grant(served.session().client().address);
         let mut woken = state.crowd.take_all();
         if state.sessions.is_empty() {
-            woken.append(&mut state.waiting.take_all());
+            woken.extend(state.waiting.take_all());
         }
         drop(state);
         drop(served);

@@ -227,7 +227,8 @@ impl Epoll {
     }
 
     fn see(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        for event in std::mem::take(&mut self.events) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
             if event.data == BELL {
                 sys::counter_drain(self.bell.as_fd());
                 continue;
@@ -249,6 +250,7 @@ impl Epoll {
                 self.attempt(token, requests, home);
             }
         }
+        self.events = events;
     }
 
     /// There is room to write: whoever waits for more of it says so again.
