@@ -37,9 +37,11 @@
 //!
 //! The package also builds a program of the same name (feature `program`): `sendright demo` shows a file
 //! service whose client has no file system, `sendright introduce` runs an introduction server, `sendright
-//! probe` says what this machine can do and which limits will bite, and `sendright echo` is something to talk
-//! to from another language. Who wants the library alone turns the default features off and asks for `uring`
-//! and `tracing` as needed, and for `tokio` to be a guest of a runtime (`ring::Guest::on_tokio`).
+//! serve` exports a directory to strangers (`ls`, `cat`, `put` and others use it), `sendright bench`
+//! measures, `sendright probe` says what this machine can do and which limits will bite, and `sendright
+//! echo` is something to talk to from another language. Who wants the library alone turns the default
+//! features off and asks for `uring` and `tracing` as needed, and for `tokio` to be a guest of a runtime
+//! (`ring::Guest::on_tokio`).
 //!
 //! It does not add anything to the libraries, wrap them or choose for you: no global reactor, no threads, no
 //! background work of its own.

@@ -81,7 +81,7 @@ fn run(options: &Options) -> Result<(), Failure> {
         println!("{}", versions::all().join("\n"));
         return Ok(());
     }
-    // As `sendright bench`: what the kernel may be lent depends on it.
+    // As `sendright bench`: how much a receive may take depends on it.
     perf::process::descriptors_allowed(DESCRIPTORS);
     let mut rows = Vec::new();
     for setting in settings(options)? {

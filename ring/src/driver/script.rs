@@ -45,7 +45,7 @@ pub struct Faults {
     pub short: u32,
     /// A receive ends for want of a buffer (ENOBUFS), or is interrupted (EINTR).
     pub interrupted: u32,
-    /// A multishot ends with a message.
+    /// A stream ends with a message, as if it had been asked for one.
     pub ended_early: u32,
     /// A receive reports a reset in front of what is queued (ECONNRESET).
     pub reset: u32,
