@@ -17,6 +17,14 @@ impl<N, T> Default for Numbered<N, T> {
 impl<N: Ord + Copy, T> Numbered<N, T> {
     fn place(&self, number: N) -> Result<usize, usize> {
         let things = self.0.memory().ok_or(0_usize)?;
+        // Mostly it is the oldest that is looked for, or one that is newer than all: asked first, because a
+        // search for each step of a call takes a seventh of what the whole call does.
+        match (things.front(), things.back()) {
+            (Some((oldest, _)), _) if *oldest == number => return Ok(0),
+            (_, Some((newest, _))) if *newest < number => return Err(things.len()),
+            (_, Some((newest, _))) if *newest == number => return Ok(things.len() - 1),
+            _ => {}
+        }
         things.binary_search_by_key(&number, |(number, _)| *number)
     }
 
