@@ -5,6 +5,7 @@
 mod daemon;
 mod program;
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -364,6 +365,11 @@ on_each_driver! {
                 assert!(daemon.metrics().contains(&format!("# HELP {name} {}", counter.meaning)));
                 assert!(daemon.metrics().contains(&format!("# TYPE {name} counter")));
             }
+            // A name that comes twice is an error to whoever collects them.
+            let text = daemon.metrics();
+            let mut known = BTreeSet::new();
+            let twice = text.lines().filter(|line| line.starts_with("# TYPE")).find(|line| !known.insert(*line));
+            assert_eq!(twice, None);
         });
         daemon.ends_well(Signal::TERM);
         assert_eq!(names(folder.path()), Vec::<String>::new());

@@ -89,16 +89,6 @@ impl Counters {
         for counter in self.server.stats().counters() {
             text.metric(&format!("{}_total", counter.name), "counter", counter.meaning, counter.count);
         }
-        let stats = self.server.stats();
-        let (reads, records) = (stats.most_reads_in_a_turn, stats.most_records_in_a_turn);
-        text.metric(
-            "most_reads_in_a_turn",
-            "gauge",
-            "most reads that one connection has had in a turn",
-            reads,
-        );
-        let meaning = "most records of one connection that were looked at in a turn";
-        text.metric("most_records_in_a_turn", "gauge", meaning, records);
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let server = &self.server;
         let (connections, registered) = (count(server.connections()), count(server.registered()));
