@@ -34,12 +34,24 @@ pub struct Listed {
     pub kind: Kind,
 }
 
+/// How much of one directory is kept, in bytes: some millions of names. A service that never comes to an end
+/// must not be able to fill up whoever lists it.
+const LISTING_BYTES_MAX: usize = 1 << 30;
+
 /// All names in a directory, sorted by their bytes.
 async fn list(directory: &Directory, path: Path<'_>) -> Result<Vec<Listed>, Trouble> {
-    let (mut all, mut cursor) = (Vec::new(), CURSOR_START);
+    list_up_to(LISTING_BYTES_MAX, directory, path).await
+}
+
+async fn list_up_to(bytes_max: usize, directory: &Directory, path: Path<'_>) -> Result<Vec<Listed>, Trouble> {
+    let (mut all, mut cursor, mut bytes) = (Vec::new(), CURSOR_START, 0);
     loop {
         let names = directory.page(path, cursor).await?;
         let Some(page) = names.page() else { break };
+        bytes += page.entries().map(|entry| size_of::<Listed>() + entry.name.bytes().len()).sum::<usize>();
+        if bytes > bytes_max {
+            return Err(Trouble::TooMany);
+        }
         all.extend(
             page.entries().map(|entry| Listed { name: entry.name.bytes().to_vec(), kind: entry.kind }),
         );
@@ -86,4 +98,44 @@ fn less_the_umask(mode: u32) -> u32 {
     let umask = rustix::process::umask(rustix::fs::Mode::empty());
     rustix::process::umask(umask);
     mode & !umask.as_raw_mode()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+
+    use ring::{Executor, Reactor};
+    use rustix::fs::{Mode, OFlags};
+    use seqpacket::Pairs;
+    use testing::on_each_driver;
+
+    use super::*;
+    use crate::files::client::Meter;
+    use crate::files::server::{Lease, Rights, Service};
+
+    on_each_driver! {
+        fn a_directory_without_an_end_fills_up_nobody(reactor: &Reactor) {
+            let folder = tempfile::tempdir().unwrap();
+            for name in ["one", "two"] {
+                fs::write(folder.path().join(name), "").unwrap();
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open(folder.path(), flags, Mode::empty()).unwrap();
+            let executor = Executor::new(reactor);
+            let service = Service::new(&executor, &root, 1);
+            let address = service.give(&root, Path::HERE, Rights::ReadOnly, &Lease::new(1)).unwrap();
+            let directory = Directory::from_fd(&Pairs::new(reactor, 0), reactor, address, &Meter::new());
+            let directory = directory.unwrap();
+            let bytes = 2 * (size_of::<Listed>() + 3);
+            executor.block_on(async {
+                assert_eq!(list_up_to(bytes, &directory, Path::HERE).await.unwrap().len(), 2);
+                let refused = list_up_to(bytes - 1, &directory, Path::HERE).await;
+                assert!(matches!(refused, Err(Trouble::TooMany)), "{refused:?}");
+            });
+            drop(directory);
+            executor.block_on(service.idle());
+        }
+    }
 }

@@ -124,15 +124,21 @@ pub fn is_colourful(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !refused && !dumb
 }
 
-/// A name of any bytes, printable on one line: what is not printable ASCII or a whole UTF-8 character is
-/// escaped.
+/// Neither a control character nor one that turns the direction of what follows, or hides.
+pub fn is_printable(character: char) -> bool {
+    let turns =
+        matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    !character.is_control() && !turns && character != '\u{feff}'
+}
+
+/// A name of any bytes, printable on one line: what is not a whole and printable UTF-8 character is escaped.
 pub fn printable(name: &[u8]) -> String {
     let mut line = String::with_capacity(name.len());
     for chunk in name.utf8_chunks() {
         for character in chunk.valid().chars() {
             match character {
                 '\\' => line.push_str("\\\\"),
-                other if other.is_control() => line.extend(other.escape_default()),
+                other if !is_printable(other) => line.extend(other.escape_default()),
                 other => line.push(other),
             }
         }
@@ -168,6 +174,7 @@ mod tests {
         assert_eq!(printable("h\u{e9}".as_bytes()), "h\u{e9}");
         assert_eq!(printable(b"back\\slash"), "back\\\\slash");
         assert_eq!(printable(b"\x1b[31m"), "\\u{1b}[31m");
+        assert_eq!(printable("right\u{202e}left".as_bytes()), "right\\u{202e}left");
     }
 
     #[test]

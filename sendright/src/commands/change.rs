@@ -80,8 +80,24 @@ fn reach(options: &Change) -> Result<(Reached, Vec<OsString>), Failure> {
 
 fn each_path(
     source: &Source,
-    mut words: Vec<OsString>,
+    words: Vec<OsString>,
     change: impl AsyncFn(&Directory, Path<'_>) -> Result<(), Trouble>,
+) -> Result<Outcome, Failure> {
+    each(source, words, async |directory, word| Ok(change(directory, reach::path(word)?).await))
+}
+
+fn each_place(
+    options: &Change,
+    change: impl AsyncFn(&Directory, Place<'_>) -> Result<(), Trouble>,
+) -> Result<Outcome, Failure> {
+    let words = options.words.clone();
+    each(&options.source, words, async |directory, word| Ok(change(directory, reach::place(word)?).await))
+}
+
+fn each(
+    source: &Source,
+    mut words: Vec<OsString>,
+    change: impl AsyncFn(&Directory, &OsString) -> Result<Result<(), Trouble>, Failure>,
 ) -> Result<Outcome, Failure> {
     let reached = reach::directory(source, &mut words)?;
     if words.is_empty() {
@@ -89,22 +105,12 @@ fn each_path(
     }
     let mut outcome = Outcome::Good;
     for word in &words {
-        let changed = reached.executor.block_on(change(&reached.directory, reach::path(word)?));
+        let changed = reached.executor.block_on(change(&reached.directory, word))?;
         if told(word, changed) == Outcome::Failed {
             outcome = Outcome::Failed;
         }
     }
     Ok(outcome)
-}
-
-fn each_place(
-    options: &Change,
-    change: impl AsyncFn(&Directory, Place<'_>) -> Result<(), Trouble>,
-) -> Result<Outcome, Failure> {
-    each_path(&options.source, options.words.clone(), async |directory, path| match path.place() {
-        Some(place) => change(directory, place).await,
-        None => Err(Trouble::Malformed(crate::files::wire::Malformed::Name)),
-    })
 }
 
 fn two_places(

@@ -9,10 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::Map;
 
 use super::glob::is_like;
-use super::names::{field, kind_letter, put_name, shown};
+use super::names::{field, json_line, kind_letter, put_name, shown};
 use super::{Listed, complain_of, join, list, paths_or_here};
-use crate::files::client::Trouble;
-use crate::files::wire::{Kind, Path};
+use crate::files::client::{self, Trouble};
+use crate::files::wire::Kind;
 use crate::options::files::{Find, FoundKind};
 use crate::output::{Failure, Outcome, say_bytes};
 use crate::reach::{self, Reached};
@@ -89,9 +89,7 @@ fn go_down(reached: &Reached, begin: Found, options: &Find) -> Result<Outcome, F
 }
 
 fn names_in(reached: &Reached, found: &Found) -> Result<Vec<Listed>, Trouble> {
-    // Deeper than any path is long: told like what the kernel refuses.
-    let path = Path::new(&found.path)?;
-    reached.executor.block_on(list(&reached.directory, path))
+    reached.executor.block_on(list(&reached.directory, client::path(&found.path)?))
 }
 
 fn is_wanted(found: &Found, options: &Find) -> bool {
@@ -114,20 +112,15 @@ fn kind_of(kind: FoundKind) -> Kind {
 }
 
 fn print(found: &Found, options: &Find, text: &mut Vec<u8>) {
-    if options.print0 {
-        text.extend_from_slice(&found.printed);
-        text.push(0);
-        return;
-    }
     if options.form.json {
         let mut object = Map::new();
         put_name(&mut object, "path", &found.printed);
         object.insert("kind".into(), kind_letter(found.kind).to_string().into());
-        text.extend(serde_json::to_string(&object).expect("plain data").into_bytes());
+        text.extend(json_line(&object).into_bytes());
     } else if options.form.tsv {
-        text.extend(format!("{}\t{}", field(&found.printed), kind_letter(found.kind)).into_bytes());
+        text.extend(format!("{}\t{}\n", field(&found.printed), kind_letter(found.kind)).into_bytes());
     } else {
         text.extend(shown(&found.printed, &stdout()));
+        text.push(if options.print0 { 0 } else { b'\n' });
     }
-    text.push(b'\n');
 }

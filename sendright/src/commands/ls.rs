@@ -8,10 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::Map;
 
 use super::names::{
-    attribute_fields, brief_time, field, kind_letter, permissions, put_attributes, put_name, quoted, shown,
+    attribute_fields, brief_time, field, json_line, kind_letter, permissions, put_attributes, put_name,
+    quoted, shown,
 };
 use super::{Listed, complain_of, join, list, paths_or_here};
-use crate::files::client::{Directory, Trouble};
+use crate::files::client::{self, Directory, Trouble};
 use crate::files::wire::{Attributes, Kind, Path, Place};
 use crate::options::files::Ls;
 use crate::output::{Failure, Outcome, say_bytes};
@@ -102,11 +103,9 @@ async fn listing(
     let (mut rows, mut troubles) = (Vec::new(), Vec::new());
     for some in listed.chunks(ASKED_MAX) {
         let paths: Vec<Vec<u8>> = some.iter().map(|listed| join(path.bytes(), &listed.name)).collect();
-        let asked: Vec<_> = paths
-            .iter()
-            .zip(some)
-            .filter_map(|(path, listed)| Some(row_of(directory, listed.name.clone(), Path::new(path).ok()?)))
-            .collect();
+        let ask =
+            async |path: &[u8], name: &[u8]| row_of(directory, name.to_vec(), client::path(path)?).await;
+        let asked: Vec<_> = paths.iter().zip(some).map(|(path, listed)| ask(path, &listed.name)).collect();
         for (row, listed) in all_of(asked).await.into_iter().zip(some) {
             match row {
                 Ok(row) => rows.push(row),
@@ -140,12 +139,7 @@ fn laid_out(listing: &Listing, options: &Ls) -> Vec<u8> {
         return rows.iter().flat_map(|row| tsv(row).into_bytes()).collect();
     }
     if options.long {
-        let blocks = rows.iter().filter_map(|row| row.attributes).map(|attributes| attributes.blocks);
-        let total = match listing.is_inside {
-            // Of 1,024 bytes each, as always.
-            true => format!("total {}\n", blocks.sum::<u64>().div_ceil(2)),
-            false => String::new(),
-        };
+        let total = if listing.is_inside { format!("total {}\n", total(rows)) } else { String::new() };
         return [total.into_bytes(), long(rows)].concat();
     }
     if stdout().is_terminal() && !options.one {
@@ -161,6 +155,12 @@ fn laid_out(listing: &Listing, options: &Ls) -> Vec<u8> {
     text
 }
 
+/// In 1,024 bytes each, as always. What a service says can add up to more than there are numbers.
+fn total(rows: &[Row]) -> u64 {
+    let blocks = rows.iter().filter_map(|row| row.attributes).map(|attributes| attributes.blocks);
+    blocks.fold(0, u64::saturating_add).div_ceil(2)
+}
+
 fn json(row: &Row) -> String {
     let mut object = Map::new();
     put_name(&mut object, "name", &row.name);
@@ -170,7 +170,7 @@ fn json(row: &Row) -> String {
     if let Some(target) = &row.target {
         put_name(&mut object, "target", target);
     }
-    serde_json::to_string(&object).expect("plain data") + "\n"
+    json_line(&object)
 }
 
 fn tsv(row: &Row) -> String {
@@ -249,6 +249,37 @@ fn in_columns(names: &[String], width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::wire::Moment;
+
+    #[test]
+    fn a_service_that_lies_about_sizes_stops_nobody() {
+        let never = Moment::new(i64::MIN, 0);
+        let (kind, mode, links, uid, gid) = (Kind::File, 0o644, u64::MAX, u32::MAX, u32::MAX);
+        let (size_bytes, blocks, block_bytes) = (u64::MAX, u64::MAX, u32::MAX);
+        let (device, inode, special) = (u64::MAX, u64::MAX, u64::MAX);
+        let (accessed, modified, changed) = (never, never, never);
+        let attributes = Attributes {
+            kind,
+            mode,
+            links,
+            uid,
+            gid,
+            size_bytes,
+            blocks,
+            block_bytes,
+            device,
+            inode,
+            special,
+            accessed,
+            modified,
+            changed,
+        };
+        let row = || Row { name: b"x".to_vec(), kind, attributes: Some(attributes), target: None };
+        let rows = [row(), row()];
+        assert_eq!(total(&rows), u64::MAX.div_ceil(2));
+        assert!(!long(&rows).is_empty());
+        assert!(!json(&rows[0]).is_empty());
+    }
 
     #[test]
     fn columns_are_filled_from_top_to_bottom() {

@@ -10,7 +10,7 @@ use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 
 use crate::files::wire::{Attributes, Kind, Moment};
-use crate::output::printable;
+use crate::output::{is_printable, printable};
 
 /// A name for people or for programs: quoted like a shell's word if `stream` is a terminal, and as it is if
 /// it is not.
@@ -76,13 +76,6 @@ fn quoted_in_parts(name: &[u8]) -> String {
     text
 }
 
-/// Neither a control character nor one that turns the direction of what follows, or hides.
-fn is_printable(character: char) -> bool {
-    let turns =
-        matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
-    !character.is_control() && !turns && character != '\u{feff}'
-}
-
 /// A name as a field of tab-separated values.
 pub fn field(name: &[u8]) -> String {
     printable(name)
@@ -94,6 +87,25 @@ pub fn put_name(object: &mut Map<String, Value>, key: &str, name: &[u8]) {
     if std::str::from_utf8(name).is_err() {
         object.insert(format!("{key}_base64"), BASE64.encode(name).into());
     }
+}
+
+/// An object as one line, in which every character is printable: JSON itself asks for no more than that the
+/// first 32 are escaped, and lets those through that command a terminal in one byte less.
+pub fn json_line(object: &Map<String, Value>) -> String {
+    let text = serde_json::to_string(object).expect("plain data");
+    let mut line = String::with_capacity(text.len() + 1);
+    for character in text.chars() {
+        if is_printable(character) {
+            line.push(character);
+            continue;
+        }
+        // Outside of strings there is none of these.
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            line.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    line.push('\n');
+    line
 }
 
 /// A kind in words, as `stat` has them.
@@ -262,6 +274,18 @@ mod tests {
             let script = format!("printf %s {quoted}");
             let Ok(output) = Command::new("bash").args(["-c", &script]).output() else { return };
             assert_eq!(output.stdout, name, "{quoted}");
+        }
+    }
+
+    #[test]
+    fn json_has_no_character_that_commands_a_terminal() {
+        for name in ODD.into_iter().chain([&b"del\x7f"[..], "right\u{202e}left".as_bytes()]) {
+            let mut object = Map::new();
+            put_name(&mut object, "name", name);
+            let line = json_line(&object);
+            let line = line.strip_suffix('\n').unwrap();
+            assert!(line.chars().all(is_printable), "{line:?}");
+            assert_eq!(serde_json::from_str::<Map<String, Value>>(line).unwrap(), object);
         }
     }
 

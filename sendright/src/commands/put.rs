@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde_json::Map;
 
-use super::names::{field, put_name};
+use super::names::{field, json_line, put_name};
 use super::{less_the_umask, octal};
 use crate::files::wire::{Onto, Place};
 use crate::options::files::Put;
@@ -36,7 +36,7 @@ pub fn put(options: &Put) -> Result<Outcome, Failure> {
     }
     let mode = match &options.mode {
         Some(text) => octal(text)?,
-        None if local != "-" && metadata.is_file() => metadata.mode() & 0o777,
+        None if local != "-" && metadata.is_file() => less_the_umask(metadata.mode() & 0o777),
         None => less_the_umask(MODE_DEFAULT),
     };
     let reached = reach::directory(&options.source, &mut words)?;
@@ -74,7 +74,7 @@ fn tell(options: &Put, place: Place<'_>, bytes: u64) -> Result<(), Failure> {
         let mut object = Map::new();
         put_name(&mut object, "path", name);
         object.insert("size_bytes".into(), bytes.into());
-        return say(&(serde_json::to_string(&object).expect("plain data") + "\n"));
+        return say(&json_line(&object));
     }
     if options.form.tsv {
         return say(&format!("{}\t{bytes}\n", field(name)));

@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use serde_json::Map;
 
 use super::names::{
-    attribute_fields, field, full_time, kind_in_words, permissions, put_attributes, put_name, shown,
+    attribute_fields, field, full_time, json_line, kind_in_words, permissions, put_attributes, put_name,
+    shown,
 };
 use super::{complain_of, paths_or_here};
 use crate::files::wire::{Attributes, Kind};
@@ -48,7 +49,7 @@ fn told(name: &[u8], attributes: &Attributes, target: Option<&[u8]>, options: &S
         if let Some(target) = target {
             put_name(&mut object, "target", target);
         }
-        return (serde_json::to_string(&object).expect("plain data") + "\n").into_bytes();
+        return json_line(&object).into_bytes();
     }
     if options.form.tsv {
         let target = target.map(field).unwrap_or_default();

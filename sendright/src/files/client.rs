@@ -304,6 +304,15 @@ pub enum Trouble {
     NoDescriptor,
     /// The descriptor is not what an object is made of.
     Wrap(WrapError),
+    /// What leads there is longer than any path may be. Nothing was asked.
+    TooLong,
+    /// A directory has more names than are kept at a time.
+    TooMany,
+}
+
+/// A path that was put together of names that a service has told.
+pub fn path(bytes: &[u8]) -> Result<Path<'_>, Trouble> {
+    Path::new(bytes).map_err(|_| Trouble::TooLong)
 }
 
 impl fmt::Display for Trouble {
@@ -314,6 +323,8 @@ impl fmt::Display for Trouble {
             Trouble::Malformed(malformed) => write!(f, "the service answered with {malformed}"),
             Trouble::NoDescriptor => f.write_str("the service answered without a descriptor"),
             Trouble::Wrap(error) => error.fmt(f),
+            Trouble::TooLong => f.write_str("the path is too long to be asked for"),
+            Trouble::TooMany => f.write_str("the directory has too many names"),
         }
     }
 }
