@@ -31,16 +31,18 @@ use lease::Taken;
 
 pub use lease::Lease;
 
-/// What an object costs at most, in descriptors: directory and mailbox, and what `LITTLE` allows.
-pub const DESCRIPTORS_PER_OBJECT: usize = 2 + LITTLE_SESSIONS + LITTLE_GRANTS;
+/// What an object costs at most, in descriptors: directory and mailbox, and what [`little`] allows. Each call
+/// that is under way may be one for a file, whose descriptor stays open here until its caller reads.
+pub const DESCRIPTORS_PER_OBJECT: usize = 2 + LITTLE_SESSIONS * (1 + LITTLE_CALLS) + LITTLE_GRANTS;
 
 const LITTLE_SESSIONS: usize = 4;
+const LITTLE_CALLS: usize = 8;
 const LITTLE_GRANTS: usize = 4;
 
 /// Calls are small here, and many objects share the descriptors of one process.
 fn little() -> MailboxOptions {
     MailboxOptions {
-        calls: 64,
+        calls: LITTLE_CALLS as u32,
         call_descriptors: 1,
         descriptors: 8,
         message_bytes: 0,
