@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,8 @@ pub fn address(source: &Source, words: &mut Vec<OsString>) -> Result<Address, Fa
     let reference = read_locator(&words.remove(0))?;
     let vias = vias(&source.via)?;
     let (reactor, executor) = reactor::start(None)?;
-    let fd = executor.block_on(enter(&reactor, &reference, &vias))?;
+    let time = Duration::from_secs(source.timeout);
+    let fd = executor.block_on(enter(&reactor, &reference, &vias, time))?;
     Ok(Address { reactor, executor, fd })
 }
 
@@ -100,13 +102,16 @@ fn read_locator(word: &OsString) -> Result<SturdyRef, Failure> {
         Some(path) => {
             let path = Path::new(std::ffi::OsStr::from_bytes(path));
             let shown = printable(path.as_os_str().as_bytes());
-            let length = fs::metadata(path).map(|metadata| metadata.len());
-            match length {
-                Ok(..=LOCATOR_FILE_BYTES_MAX) => {}
-                Ok(_) => return Err(Failure::usage(format_args!("{shown}: too long for a locator"))),
-                Err(error) => return Err(Failure::new(format_args!("{shown}: {error}"))),
+            let mut text = String::new();
+            // What a pipe or a device has nobody knows before.
+            let file = fs::File::open(path).map(|file| file.take(LOCATOR_FILE_BYTES_MAX + 1));
+            let read = file.and_then(|mut file| file.read_to_string(&mut text));
+            match read.map_err(|error| Failure::new(format_args!("{shown}: {error}")))? {
+                length if length as u64 > LOCATOR_FILE_BYTES_MAX => {
+                    return Err(Failure::usage(format_args!("{shown}: too long for a locator")));
+                }
+                _ => text,
             }
-            fs::read_to_string(path).map_err(|error| Failure::new(format_args!("{shown}: {error}")))?
         }
         None => word.to_string_lossy().into_owned(),
     };
@@ -127,7 +132,12 @@ fn read_locator(word: &OsString) -> Result<SturdyRef, Failure> {
 }
 
 /// Is introduced, presents the secret, and is given the address.
-async fn enter(reactor: &Reactor, reference: &SturdyRef, vias: &[PathBuf]) -> Result<OwnedFd, Failure> {
+async fn enter(
+    reactor: &Reactor,
+    reference: &SturdyRef,
+    vias: &[PathBuf],
+    time: Duration,
+) -> Result<OwnedFd, Failure> {
     if reference.locator.hints.proof != Proof::Required {
         // Services always demand it. Somebody has taken it out, to be told the secret in the service's place.
         return Err(Failure::usage(
@@ -135,7 +145,7 @@ async fn enter(reactor: &Reactor, reference: &SturdyRef, vias: &[PathBuf]) -> Re
         ));
     }
     let netlayer = Netlayer::new(reactor, Identity::generate().map_err(Failure::new)?);
-    register(reactor, &netlayer, &reference.locator, vias).await?;
+    register(reactor, &netlayer, &reference.locator, vias, time).await?;
     let connection = netlayer.connect(&reference.locator).await.map_err(|error| match error {
         ConnectError::Unanswered => Failure::new("the service is not there, or does not answer"),
         ConnectError::NoServer => Failure::new("the service is not registered with this introduction server"),
@@ -171,6 +181,7 @@ async fn register(
     netlayer: &Netlayer,
     locator: &Locator,
     vias: &[PathBuf],
+    time: Duration,
 ) -> Result<(), Failure> {
     let named = &locator.hints.servers;
     if named.is_empty() {
@@ -185,9 +196,7 @@ async fn register(
     for via in vias {
         let shown = printable(via.as_os_str().as_bytes());
         let added = async {
-            let socket =
-                Socket::connect(reactor, via, Kind::Stream).await.map_err(|error| error.to_string())?;
-            let fd = socket.into_fd().map_err(|_| "the connection is busy".to_owned())?;
+            let fd = connect(reactor, via, time).await.map_err(|error| error.to_string())?;
             netlayer.add_server(fd, expect).await.map_err(|error| error.to_string())
         };
         match added.await {
@@ -203,6 +212,16 @@ async fn register(
         }
     }
     Err(Failure::new(complaints.join("; ")))
+}
+
+/// A connection to an introduction server. One that takes none while others wait before it, because it is
+/// stopped or overrun, is given up after this time.
+pub async fn connect(reactor: &Reactor, via: &Path, time: Duration) -> io::Result<OwnedFd> {
+    let connected = within(reactor, time, Socket::connect(reactor, via, Kind::Stream)).await;
+    let socket = connected.unwrap_or_else(|| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the server does not take the connection"))
+    })?;
+    socket.into_fd().map_err(|_| io::Error::other("the connection is busy"))
 }
 
 /// A path beneath a directory, as it is written: `/` and `.` in front, and slashes behind, say nothing.
@@ -227,7 +246,7 @@ pub fn path(word: &OsString) -> Result<wire::Path<'_>, Failure> {
 /// The same, for what has to have a name.
 pub fn place(word: &OsString) -> Result<wire::Place<'_>, Failure> {
     let shown = printable(word.as_bytes());
-    path(word)?.place().ok_or_else(|| Failure::usage(format_args!("{shown:?} is the directory itself")))
+    path(word)?.place().ok_or_else(|| Failure::usage(format_args!("{shown:?}: that is the directory itself")))
 }
 
 #[cfg(test)]

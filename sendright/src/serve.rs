@@ -104,17 +104,22 @@ fn grant_wishes(book: &mut Book, wishes: Vec<Wish>, rights: Rights) -> Result<()
         true => vec![Wish { name: NAME_DEFAULT.into(), rights, directory: String::new() }],
         false => wishes,
     };
+    // Before anything is written: who mistypes has not granted anything.
+    let is_wished = |name: &str| wishes.iter().any(|wish| wish.name == name);
+    let mut writable = book.entries().iter().filter(|entry| entry.wish.rights == Rights::Writable);
+    match writable.find(|entry| !is_wished(&entry.wish.name)) {
+        Some(entry) if rights == Rights::ReadOnly => {
+            return Err(Failure::usage(format_args!(
+                "{} may change things, by an earlier grant: say --writable, or --name {0}:ro",
+                entry.wish.name
+            )));
+        }
+        _ => {}
+    }
     for wish in wishes {
         book.grant(wish).map_err(Failure::new)?;
     }
-    let writable = book.entries().iter().find(|entry| entry.wish.rights == Rights::Writable);
-    match writable {
-        Some(entry) if rights == Rights::ReadOnly => Err(Failure::usage(format_args!(
-            "{} may change things, by an earlier grant: say --writable, or --name {0}:ro",
-            entry.wish.name
-        ))),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn open_files(key: Option<&Path>) -> Result<(Option<Keyring>, Book), Failure> {
@@ -184,7 +189,9 @@ impl Office {
                 Err(format!("it is taken back now, but will be there after a restart: {error}"))
             }
             (Some(was), Ok(_)) => Ok(vec![told(was, None)]),
-            (None, Ok(_)) => Err(format!("nothing is granted as {name:?}")),
+            // It was taken back before, when the file could not be written.
+            (None, Ok(true)) => Ok(Vec::new()),
+            (None, Ok(false)) => Err(format!("nothing is granted as {name:?}")),
         }
     }
 
@@ -258,6 +265,8 @@ fn uri(location: &Locator, entry: &Entry) -> String {
 /// Lists, adds to and takes back what a service grants: by asking it, or in its file while it does not run.
 pub fn grants(options: &Grants) -> Result<Outcome, Failure> {
     let key = &options.key;
+    // Without it no service has ever had a book there, and the question is about another file.
+    key.metadata().map_err(|error| Failure::new(format_args!("{}: {error}", key.display())))?;
     let book = match Book::open(key) {
         Ok(book) => Some(book),
         Err(BookError::InUse) => None,

@@ -13,6 +13,9 @@ const LONG_BYTES: u64 = 16 * 1024 * 1024;
 /// So much is copied between two looks at the bar.
 const STEP_BYTES: u64 = 4 * 1024 * 1024;
 
+/// So much is read at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+
 /// A bar on standard error, if that is a terminal and there is enough to wait for.
 pub struct Progress(ProgressBar);
 
@@ -61,10 +64,10 @@ pub enum Copied {
     Writing(io::Error),
 }
 
-/// Copies to the end, in the kernel where that can be done. Gives the number of bytes.
+/// Copies to the end. Gives the number of bytes.
 pub fn copy(mut from: File, to: &mut (impl Write + ?Sized), progress: &Progress) -> Result<u64, Copied> {
     let mut copied = 0;
-    let mut chunk = vec![0; 256 * 1024];
+    let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let mut step = 0;
         while step < STEP_BYTES {

@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use introduction::{Expect, Identity, Netlayer};
 use ring::{Reactor, ReceiveError};
 use rustix::fs::{CWD, FileType, Mode};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 use testing::{on_each_driver, wait_until};
 
@@ -199,6 +200,11 @@ on_each_driver! {
         world.says(["put", local, locator, "sub/"]);
         assert!(world.tree("sub/secret").exists());
         assert_eq!(world.says(["put", "--tsv", local, locator, "t"]), "t\t10\n");
+        let mut careful = Command::new("sh");
+        careful.args(["-c", "umask 077; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_sendright"), "put", local]);
+        careful.args([locator, "careful"]).env("SENDRIGHT_VIA", world.file("socket"));
+        assert!(careful.status().unwrap().success());
+        assert_eq!(fs::metadata(world.tree("careful")).unwrap().mode() & 0o7777, 0o600);
         let mut command = world.command(["put", "-", locator, "piped"]);
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"through a pipe").unwrap();
@@ -245,6 +251,7 @@ on_each_driver! {
         assert_eq!(fs::metadata(world.tree("new")).unwrap().mode() & 0o777, 0o750);
         assert_eq!(fs::metadata(world.tree("new/uno")).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_link(world.tree("new/link")).unwrap(), std::path::Path::new("../sub"));
+        assert!(world.fails(2, ["rm", locator, "."]).contains("the directory itself"));
         world.says(["rm", locator, "new/due", "new/fresh", "new/link", "new/uno"]);
         world.says(["rmdir", locator, "new"]);
         assert!(world.fails(1, ["rmdir", locator, "sub"]).contains("not empty"));
@@ -344,6 +351,26 @@ on_each_driver! {
             let output = holder.goes_on();
             assert_eq!(stdout(&output), "first\n", "{}", stderr(&output));
         }
+    }
+
+    fn who_does_not_read_answers_leaves_descriptors_to_others(_reactor: &Reactor) {
+        let world = World::new();
+        let service = world.serve_as(world.command_with_descriptors(256, ["serve"]), &[], 1);
+        let script = world.file("flood.py");
+        fs::write(&script, FLOOD).unwrap();
+        let mut command = world.command(["forward", service.locator(), "--", "python3"]);
+        command.arg(&script).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut greedy = command.spawn().unwrap();
+        let mut told = String::new();
+        BufReader::new(greedy.stdout.as_mut().unwrap()).read_line(&mut told).unwrap();
+        if told.is_empty() && greedy.wait().unwrap().code() == Some(1) {
+            println!("skipped: there is no python3");
+            return;
+        }
+        assert_eq!(told, "asked\n");
+        assert_eq!(world.says(["cat", service.locator(), "one"]), "first\n");
+        drop(greedy.stdin.take());
+        greedy.wait().unwrap();
     }
 
     fn a_wrong_secret_looks_like_one_that_was_taken_back(_reactor: &Reactor) {
@@ -499,6 +526,23 @@ on_each_driver! {
         assert!(world.fails(1, ["ls", &annes]).contains("opens nothing"));
     }
 
+    fn a_slip_of_the_pen_makes_and_removes_nothing(_reactor: &Reactor) {
+        let world = World::new();
+        let (key, tree) = (world.file("key"), world.tree(""));
+        let (key, tree) = (key.to_str().unwrap(), tree.to_str().unwrap());
+        assert!(world.fails(1, ["grants", "--key", key, "list"]).contains("No such file"));
+        assert!(!world.file("key.lock").exists());
+        world.serve(&["--key", key, "--writable", "--name", "anne"]).kill();
+        let told = world.fails(2, ["serve", "--key", key, "--name", "bert", tree]);
+        assert!(told.contains("--name anne:ro"), "{told}");
+        assert!(!world.says(["grants", "--key", key, "list"]).contains("bert"));
+        let precious = world.file("key.control");
+        fs::remove_file(&precious).unwrap();
+        fs::write(&precious, "precious").unwrap();
+        assert!(world.fails(1, ["serve", "--key", key, "--writable", tree]).contains("is no socket"));
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    }
+
     fn something_more_is_granted_while_it_serves(_reactor: &Reactor) {
         let world = World::new();
         let key = world.file("key");
@@ -540,6 +584,27 @@ on_each_driver! {
         world.start_introducer();
         wait_until("the service is found again", || status(&world.run(["ls", service.locator()])) == 0);
         assert!(service.complaints().contains("the server is gone"), "{}", service.complaints());
+    }
+
+    fn a_server_that_takes_no_connection_is_given_up(_reactor: &Reactor) {
+        let world = World::new();
+        let service = world.serve(&[]);
+        let stopped = world.file("stopped");
+        let address = SocketAddrUnix::new(&stopped).unwrap();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket =
+            || rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let listener = socket();
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let waiting = socket();
+        rustix::net::connect(&waiting, &address).unwrap();
+        let stopped = stopped.to_str().unwrap();
+        let told = world.fails(1, ["ls", "--via", stopped, "--timeout", "1", service.locator()]);
+        assert!(told.contains("does not take the connection"), "{told}");
+        // And a service that knows another one is to be found there all the same.
+        let other = world.serve(&["--via", stopped, "--via", world.file("socket").to_str().unwrap()]);
+        assert_eq!(world.says(["ls", other.locator()]), "one\nsub\n");
     }
 
     fn a_service_that_is_started_first_waits_for_the_server(_reactor: &Reactor) {
@@ -778,4 +843,33 @@ for name in sorted(names):
 size, fds = call(2, b"\x05\x00sub/two")  # content, to read
 assert struct.unpack("<Q", size) == (7,)
 print(os.read(fds[0], 100).decode(), end="")
+"#;
+
+/// Asks for a file as often as a packet can be sent, and takes none of them.
+const FLOOD: &str = r#"
+import os, socket, struct, sys, time
+
+address = socket.socket(fileno=int(os.environ["SENDRIGHT_FD"]))
+sessions = []
+for _ in range(4):
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    socket.send_fds(address, [b"c"], [far.fileno()])
+    far.close()
+    near.recv(65536)  # HELLO
+    near.setblocking(False)
+    sessions.append(near)
+    request = b"\x05\x00one"  # content, to read
+    sent, patience = 0, 100
+    # The answers that fit into the socket, and then some more, but few enough not to be turned out.
+    while sent < 338 and patience:
+        try:
+            near.send(struct.pack("<IIBBBBI", len(request), sent, 2, 0, 1, 0, 32768) + request)
+            sent += 1
+        except BlockingIOError:
+            time.sleep(0.01)
+            patience -= 1
+        except OSError:
+            break
+print("asked", flush=True)
+sys.stdin.read()
 "#;

@@ -19,7 +19,7 @@ pub struct Source {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Option<i32>,
 
-    /// Give up on a call that is not answered in so many seconds
+    /// Give up on a server that takes no connection, or a call that is not answered, in so many seconds
     #[arg(
         long,
         value_name = "SECONDS",
@@ -165,7 +165,7 @@ pub struct Put {
     #[command(flatten)]
     pub form: Form,
 
-    /// Permissions of the new file, in octal [default: those of LOCAL, or 666 less the umask]
+    /// Permissions of the new file, in octal [default: those of LOCAL or 666, less the umask]
     #[arg(long, value_name = "OCTAL")]
     pub mode: Option<String>,
 
@@ -223,7 +223,7 @@ pub struct Find {
     #[arg(long, value_name = "LEVELS", default_value_t = 0)]
     pub mindepth: usize,
 
-    /// End each path with a zero byte, and print it as it is
+    /// End each path with a zero byte
     #[arg(long, conflicts_with_all = ["json", "tsv"])]
     pub print0: bool,
 

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use ring::{Kind, Reactor, Socket, Spawner};
@@ -58,9 +59,12 @@ pub fn listen(
     spawner: &Spawner,
     answer: impl Fn(Ask) -> Answer + Clone + 'static,
 ) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => std::fs::remove_file(path)?,
+        // Whatever else it is, it is not ours to remove.
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "is there, and is no socket")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
     let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let listening = Socket::listen(reactor, path, Kind::SeqPacket);

@@ -14,15 +14,19 @@ use std::time::Duration;
 use introduction::{
     AddServerError, Disconnected, Expect, Keyring, Locator, Netlayer, PublicKey, SERVER_NAME_BYTES_MAX,
 };
-use ring::{Kind, Reactor, Socket, Spawner};
+use ring::{Reactor, Spawner};
 
 use crate::output::{printable, remark};
+use crate::reach;
 
 /// The first pause before a server is tried again; each that follows is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// The longest pause: so soon after a server is back everybody can be found again.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How long a server may take to let a connection in. Until each has been tried nobody is told a locator.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What registering leads to: where we are to be found.
 pub struct Registration {
@@ -127,11 +131,10 @@ impl Registration {
 }
 
 async fn register(netlayer: &Netlayer, via: &Path, reactor: &Reactor) -> Result<Disconnected, String> {
-    let socket = Socket::connect(reactor, via, Kind::Stream).await.map_err(|error| match error.kind() {
+    let fd = reach::connect(reactor, via, CONNECT_TIME_MAX).await.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "no server is there".to_owned(),
         _ => error.to_string(),
     })?;
-    let fd = socket.into_fd().map_err(|_| "the connection is busy".to_owned())?;
     // Whose key it is does not matter: everybody who comes has to prove who they are, past any server.
     netlayer.add_server(fd, Expect::default()).await.map_err(|error: AddServerError| error.to_string())
 }
