@@ -93,6 +93,8 @@ pub(crate) struct Core {
     spare_letters: Spare<Letter>,
     spare_arrivals: Spare<Result<Received, ReceiveError>>,
     /// Empty envelopes.
+    // Boxed as they are in use: the kernel is given what is in the box, which never moves.
+    #[allow(clippy::vec_box)]
     spare_envelopes: Vec<Box<Envelope>>,
     hurried: bool,
     /// Messages taken since the last turn by those who looked for themselves.

@@ -368,7 +368,8 @@ on_each_driver! {
             // A name that comes twice is an error to whoever collects them.
             let text = daemon.metrics();
             let mut known = BTreeSet::new();
-            let twice = text.lines().filter(|line| line.starts_with("# TYPE")).find(|line| !known.insert(*line));
+            let mut types = text.lines().filter(|line| line.starts_with("# TYPE"));
+            let twice = types.find(|line| !known.insert(*line));
             assert_eq!(twice, None);
         });
         daemon.ends_well(Signal::TERM);
