@@ -52,6 +52,7 @@ const LOOKS_MAX: usize = 16;
 
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
+
 /// How many letters of one socket are sent with plain calls in one turn before others have theirs.
 const LETTERS_MAX: usize = 16;
 
@@ -1316,6 +1317,8 @@ impl Core {
         let due: Vec<(Instant, usize)> = due;
         for (_, key) in due {
             self.try_blocked(key, woken);
+            // It may have been all that a dropped socket was waiting for.
+            self.advance_if_closed(key);
         }
         for (_, key) in self.closing.extract_if(.., |(moment, _)| *moment <= now).collect::<Vec<_>>() {
             self.give_up(key, woken);

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket};
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
@@ -86,6 +86,24 @@ on_each_driver_and_seed! {
         let rest = drain(&far);
         assert_eq!(rest.len(), filled - 4 + 1);
         assert_eq!(rest.last().unwrap(), b"at last");
+    }
+
+    fn a_shared_end_whose_last_message_the_clock_has_sent_is_closed(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        fill(&near);
+        near.finish("last").unwrap();
+        turn(reactor);
+        for _ in 0..4 {
+            testing::receive_packet(&far).unwrap();
+        }
+        let sent = reactor.stats().messages_sent;
+        while reactor.stats().messages_sent == sent {
+            reactor.turn(Wait::Forever).unwrap();
+        }
+        turn(reactor);
+        // Of this the queue, far from empty, says nothing.
+        let far = Socket::wrap(reactor, far).unwrap();
+        assert!(far.is_hung_up());
     }
 
     fn a_thousand_sends_pass_a_slow_reader_in_order(reactor: &Reactor) {
