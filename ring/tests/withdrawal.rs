@@ -72,6 +72,22 @@ on_each_driver_and_seed! {
         assert_eq!(testing::receive_packet(&far).unwrap().bytes, b"still here");
     }
 
+    /// The drop of the other end has turned the driver, which has found the message meanwhile.
+    fn a_socket_dropped_before_its_message_was_looked_at_is_closed(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        let (shared, _other) = testing::packet_pair();
+        let shared = Socket::wrap(reactor, shared).unwrap();
+        poll_once(shared.receive());
+        turn(reactor);
+        testing::send_packet(&far, b"too late", &[]).unwrap();
+        poll_once(near.receive());
+        drop(shared);
+        drop(near);
+        turn(reactor);
+        turn(reactor);
+        assert!(is_hung_up(&far));
+    }
+
     /// What the kernel may write to stays where it is; what arrives belongs to the socket.
     fn a_dropped_future_leaves_its_slot(reactor: &Reactor) {
         for streams in [false, true] {

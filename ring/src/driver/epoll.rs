@@ -273,8 +273,11 @@ impl Epoll {
         let asked: HashSet<Token> = self.cancelled.drain(..).collect();
         self.hot.retain(|token| !asked.contains(token));
         self.starved.retain(|token| !asked.contains(token));
+        // Those that came home when nobody looked, between two turns, have come home.
+        let there: HashSet<Token> =
+            home.iter().filter(|completion| completion.last).map(|completion| completion.token).collect();
         for token in asked {
-            let Some(request) = requests.find(token) else { continue };
+            let Some(request) = requests.find(token).filter(|_| !there.contains(&token)) else { continue };
             let outcome = request.failed(io::Error::from_raw_os_error(errno::ECANCELED));
             if let Some(number) = request.fd().watch().get() {
                 self.watches[number as usize].parked.remove(token);
