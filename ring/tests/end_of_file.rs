@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use ring::{Kind, Reactor, ReceiveError, Socket};
+use ring::{Config, Kind, Reactor, ReceiveError, Socket};
 use testing::{ends, helper, on_each_driver, on_each_driver_and_seed, settle, start_helper, turn};
 
 fn assert_closed(reactor: &Reactor, near: &Socket) {
@@ -119,6 +119,23 @@ on_each_driver_and_seed! {
 
 // What needs other threads, real processes, or turns that can be counted.
 on_each_driver! {
+    fn very_many_that_end_together_are_told_within_a_few_turns(_reactor: &Reactor) {
+        const SOCKETS: usize = 300;
+        // Far fewer buffers than there are ends to be told, as with 64 buffers and 10,000 objects.
+        let config = Config { driver: testing::driver(), buffers: 2, ..Config::default() };
+        let reactor = Reactor::with_config(config).unwrap();
+        let (sockets, others): (Vec<_>, Vec<_>) = (0..SOCKETS).map(|_| testing::ends(&reactor, true)).unzip();
+        drop(others);
+        let before = reactor.stats().turns;
+        settle(&reactor, async {
+            for socket in &sockets {
+                assert!(matches!(socket.receive().await, Err(ReceiveError::Closed)));
+            }
+        });
+        let turns = reactor.stats().turns - before;
+        assert!(turns < SOCKETS as u64 / 4, "{SOCKETS} ends took {turns} turns");
+    }
+
     /// They look like the end of file, and any holder of the far end can send them.
     fn a_thousand_empty_packets_then_a_message(reactor: &Reactor) {
         for streams in [false, true] {

@@ -378,6 +378,27 @@ on_each_driver_and_seed! {
 
 // What needs other threads, real processes, or turns that can be counted.
 on_each_driver! {
+    /// A message that came while we had asked for one, and that we have not taken, is theirs.
+    fn a_dropped_shared_end_leaves_to_others_what_has_come(reactor: &Reactor) {
+        for (streams, armed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (near, far) = testing::packet_pair();
+            let other = near.try_clone().unwrap();
+            testing::set_nonblocking(&other);
+            let near = Socket::wrap(reactor, near).unwrap();
+            if streams {
+                near.stream();
+            }
+            poll_once(near.receive());
+            if armed {
+                turn(reactor);
+            }
+            testing::send_packet(&far, b"for whoever takes it", &[]).unwrap();
+            drop(near);
+            turn(reactor);
+            assert_eq!(testing::receive_packet(&other).unwrap().bytes, b"for whoever takes it");
+        }
+    }
+
     /// Nobody takes what a stream brings: it pauses, and later goes on where it was.
     fn a_backlog_pauses_the_stream_and_loses_nothing(reactor: &Reactor) {
         const MESSAGES: u32 = 1000;

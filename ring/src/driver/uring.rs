@@ -5,7 +5,7 @@
 //! the kernel no buffers and exposes no descriptors. It owns the ring; requests it only points at. It never
 //! touches a request between its submission and its last completion, except to read which kind it is.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
@@ -56,7 +56,7 @@ pub(crate) struct Uring {
     hot: Vec<Token>,
     /// Streams at their end, whose polls are on their way home, and what there is to tell when they are there
     /// and not before: whoever hears of it may give the descriptor away.
-    ending: Vec<(Token, io::Result<Arrival>)>,
+    ending: HashMap<Token, io::Result<Arrival>>,
     /// The stream that delivered last: where a spinner looks.
     lately: Option<Token>,
     unseen_turns: u32,
@@ -86,7 +86,7 @@ impl Uring {
             starved: Vec::new(),
             fresh: Vec::new(),
             hot: Vec::new(),
-            ending: Vec::new(),
+            ending: HashMap::new(),
             lately: None,
             unseen_turns: 0,
             reaped: Vec::new(),
@@ -481,14 +481,15 @@ impl Uring {
             Request::Receive { fd, want } => {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
-                    // By itself, or because it was asked to.
-                    _ if self.is_ending(token) => self.end_of(token, more).map(Outcome::Arrived),
+                    // News of what has ended, whose poll is still in the ring.
+                    _ if more && self.ending.contains_key(&token) => None,
                     Err(error) => Some(Outcome::Arrived(Err(error))),
                     Ok(_) if want.many => self.stream(token, &fd, want, more, requests, home),
                     Ok(_) => self.take(token, &fd, want, requests),
                 }
             }
             Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
+            Request::Accept { .. } if self.cancelled.contains(&token) => Some(request.failed(cancelled())),
             Request::Accept { fd } => match result.and_then(|_| sys::accept(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.again(token, requests),
                 Err(error) if out_of_descriptors(&error) => {
@@ -503,10 +504,13 @@ impl Uring {
         }
     }
 
+    /// Nothing of it is in the ring any more.
     fn bring_home_for_good(&mut self, token: Token, outcome: Outcome, home: &mut Vec<Completion>) {
         self.cancelled.remove(&token);
         self.starved.retain(|starved| *starved != token);
         self.hot.retain(|hot| *hot != token);
+        // What a stream has ended with is said instead of how its poll came home: asked to, or by itself.
+        let outcome = self.ending.remove(&token).map_or(outcome, Outcome::Arrived);
         home.push(Completion { token, outcome, last: true });
     }
 
@@ -516,13 +520,14 @@ impl Uring {
 
     /// The socket is readable: takes one message with a plain call.
     fn take(&mut self, token: Token, fd: &Fd, want: Want, requests: &mut Requests) -> Option<Outcome> {
+        // Whoever asked it home does not want it: it stays for others who hold the socket.
+        if self.cancelled.contains(&token) {
+            return Some(Outcome::Arrived(Err(cancelled())));
+        }
         match receive_now(&self.ground, fd, want.room) {
             Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
             Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
             Now::Empty => self.again(token, requests),
-            Now::Starved if self.cancelled.contains(&token) => {
-                Some(Outcome::Arrived(Err(io::Error::from_raw_os_error(errno::ECANCELED))))
-            }
             Now::Starved => {
                 self.starved.push(token);
                 None
@@ -541,8 +546,10 @@ impl Uring {
         requests: &mut Requests,
         home: &mut Vec<Completion>,
     ) -> Option<Outcome> {
-        // Of one that waits for descriptors, or for its turn, this is no news.
-        if !self.starved.contains(&token) && !self.hot.contains(&token) {
+        // Of one that waits for descriptors, or for its turn, this is no news; and what is asked home leaves
+        // what there is to others.
+        let waits = self.starved.contains(&token) || self.hot.contains(&token);
+        if !waits && !self.cancelled.contains(&token) {
             self.take_many(token, fd, want, home);
         }
         if armed { None } else { self.again(token, requests) }
@@ -572,31 +579,22 @@ impl Uring {
 
     /// Nothing more comes of this stream.
     fn end(&mut self, token: Token, result: io::Result<Arrival>) {
-        self.ending.push((token, result));
+        self.ending.insert(token, result);
         self.cancel(token);
-    }
-
-    fn is_ending(&self, token: Token) -> bool {
-        self.ending.iter().any(|(ending, _)| *ending == token)
-    }
-
-    /// What was kept for the moment in which its poll is home.
-    fn end_of(&mut self, token: Token, away: bool) -> Option<io::Result<Arrival>> {
-        let place = self.ending.iter().position(|(ending, _)| *ending == token).filter(|_| !away)?;
-        Some(self.ending.swap_remove(place).1)
     }
 
     fn begin_with_the_fresh(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         for token in std::mem::take(&mut self.fresh) {
             let Some(Request::Receive { fd, want }) = requests.find(token) else { continue };
             let (fd, want) = (fd.clone(), *want);
+            if self.cancelled.contains(&token) {
+                self.bring_home_for_good(token, Outcome::Arrived(Err(cancelled())), home);
+                continue;
+            }
             let poll = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), ready::READ).build();
             let outcome = match receive_now(&self.ground, &fd, want.room) {
                 Now::Arrived(arrival) => Ok(arrival),
                 Now::Failed(error) => Err(error),
-                Now::Empty if self.cancelled.contains(&token) => {
-                    Err(io::Error::from_raw_os_error(errno::ECANCELED))
-                }
                 Now::Empty => {
                     self.push(poll.user_data(token.to_bits()));
                     continue;
@@ -625,8 +623,7 @@ impl Uring {
     /// Somebody else was faster, or there may be more: waits once more, unless asked to come home meanwhile.
     fn again(&mut self, token: Token, requests: &mut Requests) -> Option<Outcome> {
         if self.cancelled.contains(&token) {
-            let error = io::Error::from_raw_os_error(errno::ECANCELED);
-            return requests.find(token).map(|request| request.failed(error));
+            return requests.find(token).map(|request| request.failed(cancelled()));
         }
         self.submit(token, requests);
         None
@@ -669,6 +666,10 @@ impl Uring {
             home.push(Completion { token, outcome: Outcome::Sent(Ok(length)), last: true });
         }
     }
+}
+
+fn cancelled() -> io::Error {
+    io::Error::from_raw_os_error(errno::ECANCELED)
 }
 
 fn check(result: i32) -> io::Result<usize> {
