@@ -598,6 +598,22 @@ in_own_process! {
         }
     }
 
+    fn a_grant_answered_without_its_descriptor_ends_the_session() {
+        let (object, server) = served_by(|bound| {
+            let peer = Peer::accept(&bound, Hello::default());
+            let asked = Header::parse(peer.hear().bytes[..16].try_into().unwrap()).unwrap();
+            assert_eq!(asked.kind, Kind::Grant);
+            peer.say(&answer(asked.number, b"", 0));
+            peer.hear_the_end();
+        });
+        object.attach().unwrap();
+        let result = object.grant();
+        assert!(matches!(result, Err(CallError::Malformed(_))), "{result:?}");
+        assert!(!object.is_attached());
+        drop(object);
+        server.join().unwrap();
+    }
+
     fn what_does_not_begin_with_hello_is_no_session() {
         let hello = Hello::default().frame();
         let spoilt = |place: usize| {

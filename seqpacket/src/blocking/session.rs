@@ -197,7 +197,9 @@ impl Caller {
         descriptors: &mut Vec<Lent<'_>>,
         deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
+        // A grant is answered with a descriptor.
         if descriptors.is_empty()
+            && let Asked::Call { .. } = asked
             && let Some(result) = self.call_alone(asked, bytes, deadline)
         {
             return result;
