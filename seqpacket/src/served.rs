@@ -747,8 +747,8 @@ impl Session {
     /// client that calls and never reads could otherwise make us keep as many answers, and descriptors in
     /// them, as it likes.
     fn finish(&self, number: u32) {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         let Some(entry) = state.calls.find_mut(number) else { return };
         let said = state.said;
         if let Stage::Arriving { assembly, .. } = &entry.stage {
@@ -761,6 +761,8 @@ impl Session {
         let cost = entry.cost;
         let entry = state.calls.remove_into(&mut self.terms.spares().calls, number);
         self.terms.spares().unsettled.lend(&mut state.unsettled).push_back((said, cost));
+        drop(borrowed);
+        // With the waker of whoever asked to hear of a withdrawal.
         drop(entry);
     }
 
