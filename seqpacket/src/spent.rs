@@ -68,8 +68,11 @@ impl Spent {
 impl Kept {
     fn close(&self) {
         self.rounds.set(self.rounds.get() + 1);
-        let sockets = std::mem::take(&mut *self.sockets.borrow_mut());
-        drop(sockets);
+        let mut sockets = std::mem::take(&mut *self.sockets.borrow_mut());
+        sockets.clear();
+        // Their memory is for the next.
+        let others = std::mem::replace(&mut *self.sockets.borrow_mut(), sockets);
+        self.sockets.borrow_mut().extend(others);
         (self.afterwards)();
     }
 }
