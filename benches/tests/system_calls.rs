@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use ring::{DriverKind, Executor, Message, Reactor};
+use ring::{Executor, Message, Reactor};
 use rustix::process::{PTracer, Pid, Signal, kill_process, set_ptracer};
 use seqpacket::{Mailbox, Object, blocking};
 use testing::{
@@ -211,38 +211,28 @@ fn thread(descriptors: Vec<OwnedFd>, depth: &str) -> Helper {
     start_helper!(blocking_caller, descriptors, depth)
 }
 
-// What is allowed, to be lowered by whoever finds a way and never raised. Beyond the calls themselves, a
-// reactor asks each 64 turns how many descriptors it may have and has (`prlimit64` and `newfstatat`).
+// What is allowed, to be lowered by whoever finds a way, and raised only by whoever can show what it buys. One
+// at a time these are: wait, receive, look whether there is more, send. (Received inside the ring there would
+// be one, and each call would take longer.) Beyond them a reactor asks each 64 turns how many descriptors it
+// may have and has (`prlimit64` and `newfstatat`).
 on_each_driver! {
-    fn one_call_at_a_time(reactor: &Reactor) {
+    fn one_call_at_a_time(_reactor: &Reactor) {
         let Some(counted) = count(task, 1) else { return };
-        match reactor.driver().kind() {
-            DriverKind::Uring => counted.at_most(1.05, 2.1),
-            _ => counted.at_most(4.1, 4.1),
-        }
+        counted.at_most(4.04, 4.04);
     }
 
-    fn thirty_two_calls_at_a_time(reactor: &Reactor) {
+    fn thirty_two_calls_at_a_time(_reactor: &Reactor) {
         let Some(counted) = count(task, 32) else { return };
-        match reactor.driver().kind() {
-            DriverKind::Uring => counted.at_most(0.1, 0.1),
-            _ => counted.at_most(0.14, 0.14),
-        }
+        counted.at_most(0.13, 0.13);
     }
 
-    fn one_call_at_a_time_of_a_thread_that_waits(reactor: &Reactor) {
+    fn one_call_at_a_time_of_a_thread_that_waits(_reactor: &Reactor) {
         let Some(counted) = count(thread, 1) else { return };
-        match reactor.driver().kind() {
-            DriverKind::Uring => counted.at_most(2.0, 2.1),
-            _ => counted.at_most(2.0, 4.1),
-        }
+        counted.at_most(2.0, 4.04);
     }
 
-    fn thirty_two_calls_at_a_time_of_a_thread_that_waits(reactor: &Reactor) {
+    fn thirty_two_calls_at_a_time_of_a_thread_that_waits(_reactor: &Reactor) {
         let Some(counted) = count(thread, 32) else { return };
-        match reactor.driver().kind() {
-            DriverKind::Uring => counted.at_most(0.1, 0.1),
-            _ => counted.at_most(0.1, 0.14),
-        }
+        counted.at_most(0.1, 0.13);
     }
 }
