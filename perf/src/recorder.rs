@@ -96,6 +96,17 @@ impl Recorder {
         self.round_began = Some(now);
     }
 
+    /// Whether a round of so many batches goes on after so many of them: until all were made, and at a rate also
+    /// those that came due meanwhile, up to as many again. Otherwise a stall would be counted only for those
+    /// who came before the round was to end.
+    pub fn goes_on(&self, made: usize, batches: usize) -> bool {
+        let is_behind = || match &self.pace {
+            Pace::Open { due: Some(due), .. } => *due <= Instant::now(),
+            _ => false,
+        };
+        made < batches || (made < batches.saturating_mul(2) && is_behind())
+    }
+
     /// Until when to wait before the next batch, if it is not due yet.
     pub fn pause(&mut self) -> Option<Instant> {
         match &mut self.pace {
@@ -295,6 +306,28 @@ mod tests {
         }
         // The fiftieth was due 50 ms after the first, and so it has waited for about as long.
         assert!(recorder.quantile_ns(0.02) > 40_000_000, "{}", recorder.quantile_ns(0.02));
+    }
+
+    #[test]
+    fn a_round_at_a_rate_goes_on_for_who_came_due_meanwhile_and_not_for_ever() {
+        let mut recorder = Recorder::open(1e9);
+        recorder.begin_round(1);
+        assert!(recorder.goes_on(9, 10));
+        recorder.end(recorder.round_began);
+        assert!(recorder.goes_on(10, 10), "the next is long due");
+        assert!(!recorder.goes_on(20, 10), "as many again");
+    }
+
+    #[test]
+    fn a_round_ends_in_time_where_nobody_came_due() {
+        let mut slow = Recorder::open(0.001);
+        slow.begin_round(1);
+        let start = slow.begin();
+        slow.end(start);
+        assert!(!slow.goes_on(1, 1), "a quarter of an hour from now");
+        let mut closed = Recorder::closed();
+        closed.begin_round(1);
+        assert!(closed.goes_on(0, 1) && !closed.goes_on(1, 1));
     }
 
     #[test]

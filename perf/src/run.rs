@@ -19,6 +19,10 @@ use crate::workload::MeasureError;
 /// and short beside what a machine is busy with.
 pub const ROUND_TIME: Duration = Duration::from_millis(10);
 
+/// How long it is where calls are due at a rate: a stall is counted for whoever came during it, as far as it
+/// is shorter than a round.
+pub const ROUND_TIME_AT_RATE: Duration = Duration::from_millis(100);
+
 /// The fewest rounds.
 pub const ROUNDS_MIN: u32 = 3;
 
@@ -93,7 +97,8 @@ pub fn run(
     turn: &mut dyn FnMut(f64),
 ) -> Result<Vec<Outcome>, MeasureError> {
     let parked = if group.parked { Some(floor::park_one_in_flight()?) } else { None };
-    let rounds = rounds(settings.time_per_row);
+    let wanted = if settings.rate.is_some() { ROUND_TIME_AT_RATE } else { ROUND_TIME };
+    let rounds = rounds(settings.time_per_row, wanted);
     let round_time = settings.time_per_row / rounds;
     let mut tasks = Vec::new();
     for (index, task) in group.tasks.iter().enumerate() {
@@ -172,8 +177,8 @@ fn warm_up(running: &mut Running, depth: usize, time: Duration) -> Result<Durati
     }
 }
 
-fn rounds(time_per_row: Duration) -> u32 {
-    let rounds = time_per_row.as_nanos() / ROUND_TIME.as_nanos();
+fn rounds(time_per_row: Duration, round_time: Duration) -> u32 {
+    let rounds = time_per_row.as_nanos() / round_time.as_nanos();
     u32::try_from(rounds).unwrap_or(u32::MAX).max(ROUNDS_MIN)
 }
 
@@ -183,9 +188,10 @@ mod tests {
 
     #[test]
     fn there_are_as_many_rounds_as_fit_and_never_too_few() {
-        assert_eq!(rounds(Duration::from_secs(1)), 100);
-        assert_eq!(rounds(ROUND_TIME * ROUNDS_MIN), ROUNDS_MIN);
-        assert_eq!(rounds(ROUND_TIME * (ROUNDS_MIN + 1)), ROUNDS_MIN + 1);
-        assert_eq!(rounds(Duration::from_millis(1)), ROUNDS_MIN);
+        let rounds_in = |time_per_row| rounds(time_per_row, ROUND_TIME);
+        assert_eq!(rounds_in(Duration::from_secs(1)), 100);
+        assert_eq!(rounds_in(ROUND_TIME * ROUNDS_MIN), ROUNDS_MIN);
+        assert_eq!(rounds_in(ROUND_TIME * (ROUNDS_MIN + 1)), ROUNDS_MIN + 1);
+        assert_eq!(rounds_in(Duration::from_millis(1)), ROUNDS_MIN);
     }
 }

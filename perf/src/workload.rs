@@ -475,7 +475,9 @@ fn wait_for_batches(
     recorder: &mut Recorder,
     mut batch: impl FnMut() -> Result<(), MeasureError>,
 ) -> Result<(), MeasureError> {
-    for _ in 0..batches {
+    let mut made = 0;
+    while recorder.goes_on(made, batches) {
+        made += 1;
         if let Some(due) = recorder.pause() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
@@ -496,7 +498,9 @@ async fn await_batches<C: Future<Output = Result<Answer, CallError>>>(
     begin: impl Fn() -> C,
     calls: &mut Vec<C>,
 ) -> Result<(), MeasureError> {
-    for _ in 0..batches {
+    let mut made = 0;
+    while recorder.goes_on(made, batches) {
+        made += 1;
         if let Some(due) = recorder.pause() {
             reactor.sleep_until(due).await;
         }
