@@ -100,7 +100,7 @@ impl Suite {
     /// before one has forgotten what it was for.
     pub fn time_per_row(self) -> Duration {
         Duration::from_millis(match self {
-            Suite::Quick => 900,
+            Suite::Quick => 800,
             Suite::Full => 200,
             Suite::Floor | Suite::Pairs | Suite::Deadlines | Suite::Connect | Suite::Large => 1_000,
             Suite::Fds | Suite::Scale => 500,

@@ -44,6 +44,13 @@ impl Surroundings {
         }
     }
 
+    /// The processor, and how many of them.
+    pub fn machine(&self) -> String {
+        let cpus = if self.cpus == 1 { "1 CPU".to_owned() } else { format!("{} CPUs", self.cpus) };
+        let place = if self.is_virtual { " in a virtual machine" } else { "" };
+        format!("{}, {cpus}{place}", self.cpu)
+    }
+
     /// The day alone.
     pub fn day(&self) -> &str {
         self.date.split('T').next().unwrap_or_default()
@@ -52,13 +59,7 @@ impl Surroundings {
 
 impl fmt::Display for Surroundings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cpus = match (self.cpus, self.is_virtual) {
-            (1, false) => "1 CPU".to_owned(),
-            (cpus, false) => format!("{cpus} CPUs"),
-            (1, true) => "1 CPU in a virtual machine".to_owned(),
-            (cpus, true) => format!("{cpus} CPUs in a virtual machine"),
-        };
-        write!(f, "{}, {cpus}, Linux {}, sendright {}", self.cpu, self.kernel, self.version)?;
+        write!(f, "{}, Linux {}, sendright {}", self.machine(), self.kernel, self.version)?;
         if !self.commit.is_empty() {
             write!(f, ", commit {}", self.commit)?;
         }
@@ -93,12 +94,21 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_is_its_processors() {
+        let here = Surroundings { cpu: "Some CPU".to_owned(), ..Surroundings::now() };
+        let machine = |cpus, is_virtual| Surroundings { cpus, is_virtual, ..here.clone() }.machine();
+        assert_eq!(machine(1, false), "Some CPU, 1 CPU");
+        assert_eq!(machine(2, true), "Some CPU, 2 CPUs in a virtual machine");
+    }
+
+    #[test]
     fn here_and_now_is_known() {
         let now = Surroundings::now();
         assert!(!now.cpu.is_empty() && now.cpus > 0 && !now.kernel.is_empty());
         assert_eq!(now.day().len(), "2026-11-21".len());
         assert!(now.date.ends_with('Z'));
         let words = now.to_string();
-        assert!(words.contains(&now.kernel) && words.contains(now.day()), "{words}");
+        assert!(words.starts_with(&now.machine()) && words.contains(&now.kernel), "{words}");
+        assert!(words.contains(now.day()), "{words}");
     }
 }

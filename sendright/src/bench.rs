@@ -63,6 +63,8 @@ pub fn run(options: &Bench) -> Result<Outcome, Failure> {
         opened.map_err(|error| Failure::usage(format_args!("--html {}: {error}", path.display())))?;
     }
     let findings = measure(options, &settings, &cpus, &drivers)?;
+    // Or the page would say that this machine has the one CPU that was measured.
+    cpus.unpin().map_err(|error| Failure::new(format_args!("the CPUs of this process: {error}")))?;
     if let Some(path) = &options.html {
         let page = html::page(&settings.suite, &findings.groups, &findings.refused, settings.rate)?;
         fs::write(path, page).map_err(|error| Failure::new(format_args!("{}: {error}", path.display())))?;

@@ -39,16 +39,13 @@ pub fn page(
     let _ =
         write!(page, "<title>{}</title>\n<style>{STYLE}</style>\n<h1>{}</h1>\n", text(&title), text(&title));
     let commit = if here.commit.is_empty() { "not known" } else { &here.commit };
-    let cpus = match here.is_virtual {
-        true => format!("{}, {} in a virtual machine", here.cpu, here.cpus),
-        false => format!("{}, {}", here.cpu, here.cpus),
-    };
+    let machine = here.machine();
     let pace = match rate {
         None => "each call begins when the one before has been answered".to_owned(),
         Some(rate) => format!("{rate} calls are due in each second; times count from when a call was due"),
     };
     let facts = [
-        ("Machine", cpus.as_str()),
+        ("Machine", machine.as_str()),
         ("Kernel", &here.kernel),
         ("Version", &here.version),
         ("Commit", commit),
@@ -141,7 +138,7 @@ mod tests {
     fn a_page_says_where_and_when_and_takes_its_colours_from_its_reader() {
         let here = Surroundings::now();
         let page = page("quick", &[("rows".to_owned(), vec![measured()])], &[], Some(500.0)).unwrap();
-        for fact in [&here.kernel, &here.version, here.day(), "500 calls are due"] {
+        for fact in [&here.machine(), &here.kernel, &here.version, here.day(), "500 calls are due"] {
             assert!(page.contains(fact), "{fact}");
         }
         assert!(page.contains("color-scheme: light dark"));

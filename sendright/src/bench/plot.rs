@@ -16,7 +16,10 @@ const SIZE: (u32, u32) = (720, 340);
 
 /// The height of one bar and of what is above and below all of them.
 const BAR: u32 = 24;
-const BAR_FRAME: u32 = 56;
+const BAR_FRAME: u32 = 72;
+
+/// The height of what is below the axis: a line of numbers, and one that says what they are.
+const LABELS: u32 = 52;
 
 /// A colour that means the page's own: no line has it, and what has it is given the page's when the picture
 /// is drawn.
@@ -58,8 +61,8 @@ pub fn latencies(rows: &[Measured]) -> Result<String, Failure> {
         let times = (shortest / 1.2 / 1e3)..(longest * 1.2 / 1e3);
         let mut chart = ChartBuilder::on(area)
             .margin(8)
-            .margin_right(28)
-            .x_label_area_size(36)
+            .margin_right(44)
+            .x_label_area_size(LABELS)
             .y_label_area_size(64)
             .build_cartesian_2d((1.0..NINES).log_scale(), times.log_scale())?;
         chart
@@ -81,20 +84,19 @@ pub fn latencies(rows: &[Measured]) -> Result<String, Failure> {
     })
 }
 
-/// Calls per second: a bar for each row, from the top down, on a scale of powers of ten.
+/// Calls per second: a bar for each row, from the top down. From nothing on, so that twice the length is
+/// twice as many.
 pub fn throughput(rows: &[Measured]) -> Result<String, Failure> {
     let height = BAR * rows.len() as u32 + BAR_FRAME;
     picture((SIZE.0, height), |area| {
-        let rates = rows.iter().map(|row| row.row.calls_per_s.max(1.0));
-        let most = rates.clone().fold(1.0, f64::max) * 1.5;
-        let least = 10_f64.powf(rates.fold(most, f64::min).log10().floor());
+        let most = rows.iter().map(|row| row.row.calls_per_s).fold(1.0, f64::max);
         let count = rows.len() as f64;
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_left(28)
-            .margin_right(28)
-            .x_label_area_size(36)
-            .build_cartesian_2d((least..most.max(least * 10.0)).log_scale(), 0.0..count)?;
+            .margin_right(56)
+            .x_label_area_size(LABELS)
+            .build_cartesian_2d(0.0..most * 1.02, 0.0..count)?;
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -103,12 +105,13 @@ pub fn throughput(rows: &[Measured]) -> Result<String, Failure> {
             .bold_line_style(INK.mix(0.16))
             .light_line_style(TRANSPARENT)
             .label_style(("sans-serif", 18, &INK))
+            .x_labels(5)
             .x_desc("calls per second")
             .x_label_formatter(&|rate| crate::output::grouped(*rate as u64))
             .draw()?;
         for (index, row) in rows.iter().enumerate() {
             let bottom = count - 1.0 - index as f64;
-            let bar = [(least, bottom + 0.15), (row.row.calls_per_s.max(least), bottom + 0.85)];
+            let bar = [(0.0, bottom + 0.15), (row.row.calls_per_s, bottom + 0.85)];
             let colour = COLOURS[index % COLOURS.len()].filled();
             chart.draw_series(std::iter::once(Rectangle::new(bar, colour)))?;
         }
