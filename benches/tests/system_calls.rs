@@ -211,10 +211,10 @@ fn thread(descriptors: Vec<OwnedFd>, depth: &str) -> Helper {
     start_helper!(blocking_caller, descriptors, depth)
 }
 
-// What is allowed, to be lowered by whoever finds a way, and raised only by whoever can show what it buys. One
-// at a time these are: wait, receive, look whether there is more, send. (Received inside the ring there would
-// be one, and each call would take longer.) Beyond them a reactor asks each 64 turns how many descriptors it
-// may have and has (`prlimit64` and `newfstatat`).
+// What is allowed, to be lowered by whoever finds a way, and raised only by whoever can show what it buys.
+// One at a time these are: wait, receive, look whether there is more, send. (Received inside the ring there
+// would be one, and each call would take longer.) Beyond them a reactor asks each 64 turns how many
+// descriptors it may have and has (`prlimit64` and `newfstatat`).
 on_each_driver! {
     fn one_call_at_a_time(_reactor: &Reactor) {
         let Some(counted) = count(task, 1) else { return };

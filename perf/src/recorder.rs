@@ -96,9 +96,9 @@ impl Recorder {
         self.round_began = Some(now);
     }
 
-    /// Whether a round of so many batches goes on after so many of them: until all were made, and at a rate also
-    /// those that came due meanwhile, up to as many again. Otherwise a stall would be counted only for those
-    /// who came before the round was to end.
+    /// Whether a round of so many batches goes on after so many of them: until all were made, and at a rate
+    /// also those that came due meanwhile, up to as many again. Otherwise a stall would be counted only for
+    /// those who came before the round was to end.
     pub fn goes_on(&self, made: usize, batches: usize) -> bool {
         let is_behind = || match &self.pace {
             Pace::Open { due: Some(due), .. } => *due <= Instant::now(),
