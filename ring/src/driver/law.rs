@@ -58,7 +58,7 @@ impl Trial {
             0 => (self.send(fd), Some((end, true))),
             1 => {
                 let room = Room { descriptors: 4, pidfd: false };
-                let want = Want { room, many: self.fate.happens(500), strange: false };
+                let want = Want { room, many: self.fate.happens(500), strange: self.fate.happens(500) };
                 (Request::Receive { fd, want }, Some((end, false)))
             }
             _ => {
@@ -176,4 +176,63 @@ fn every_token_comes_home_once_from_a_script() {
         let (driver, _) = Driver::script(ground(fate.clock()), Rc::clone(&fate));
         Trial::new(driver, fate).run();
     }
+}
+
+/// So many completions that the kernel has no place for more: 4,096, and those of one enter besides.
+#[cfg(feature = "uring")]
+const MORE_THAN_FIT: usize = 5000;
+
+/// A poll of many shots ends by itself when there is no place for what it has to say.
+#[cfg(feature = "uring")]
+#[test]
+fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
+    let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut driver = match Driver::open(DriverChoice::Uring, ground(Clock::Real), sys::eventfd().unwrap()) {
+        Ok((driver, _)) => driver,
+        Err(refusal) => return println!("skipped: {refusal}"),
+    };
+    let mut requests = Requests::default();
+    let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
+    sys::set_socket_option(near.as_fd(), sys::SocketOption::PassCredentials, 1).unwrap();
+    let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
+    let room = Room { descriptors: 4, pidfd: false };
+    let want = Want { room, many: true, strange: false };
+    let stream = requests.insert(Request::Receive { fd: near.clone(), want });
+    driver.submit(stream, &mut requests);
+    let mut home = Vec::new();
+    driver.turn(&mut requests, Sleep::Not, &mut home).unwrap();
+
+    let mut arrived = Vec::new();
+    for round in 0..3 {
+        for asked in 0..MORE_THAN_FIT {
+            // Writable, and home at once.
+            let fd = near.clone();
+            let token = requests.insert(Request::Ready { fd, interest: ready::WRITE });
+            driver.submit(token, &mut requests);
+            // By then no place is left, and the poll of the stream is told.
+            if asked == MORE_THAN_FIT - 500 {
+                let mut envelope = Envelope::new(Message::new([round]));
+                envelope.seal();
+                match &far {
+                    Some(open) if round < 2 => drop(driver.send_now(open, &envelope).unwrap()),
+                    _ => far = None,
+                }
+            }
+        }
+        // Twenty of them come home in one turn, or more.
+        for _ in 0..MORE_THAN_FIT {
+            driver.turn(&mut requests, Sleep::Not, &mut home).unwrap();
+            for Completion { token, outcome, last } in home.drain(..) {
+                if let Outcome::Arrived(result) = outcome {
+                    arrived.push((result.unwrap().message.bytes().to_vec(), last));
+                }
+                if last {
+                    drop(requests.remove(token));
+                }
+            }
+        }
+    }
+    let expected = [(vec![0], false), (vec![1], false), (vec![], false), (vec![], true)];
+    assert_eq!(arrived, expected);
+    assert!(requests.is_empty());
 }
