@@ -110,7 +110,7 @@ struct Channel {
     private: bool,
     /// One end of a pair that was made for this channel.
     made_here: bool,
-    /// Receives are served by a multishot.
+    /// One receive brings messages until it is asked home.
     many: bool,
     room: Room,
     credentials: Credentials,
