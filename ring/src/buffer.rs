@@ -52,7 +52,7 @@ impl Pool {
         self.lent.get()
     }
 
-    /// Takes a buffer off the free list, for the kernel.
+    /// Takes a buffer off the free list, to be lent.
     pub(crate) fn take(&self) -> Option<u16> {
         self.free.borrow_mut().pop()
     }
@@ -71,7 +71,7 @@ impl Pool {
         unsafe { self.memory.add(PACKET_BYTES_MAX * usize::from(number)) }
     }
 
-    /// Lends a buffer that is neither free nor the kernel's any more.
+    /// Lends a buffer that was taken off the free list.
     pub(crate) fn lend(self: &Rc<Pool>, number: u16, range: Range<usize>) -> Lease {
         assert!(range.end <= PACKET_BYTES_MAX);
         assert!(range.start <= range.end);

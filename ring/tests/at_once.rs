@@ -5,7 +5,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, Waker};
 
-use ring::{Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket};
+use ring::{Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
 
 fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
@@ -109,6 +109,43 @@ on_each_driver! {
         turn(reactor);
         turn(reactor);
         assert_eq!(bytes(&far).unwrap(), b"bye");
+    }
+
+    /// With plain calls, sixteen of one socket.
+    fn a_turn_sends_sixteen_letters_of_a_socket_and_the_next_the_rest(reactor: &Reactor) {
+        for (letters, first) in [(16, 16), (17, 16)] {
+            let (near, far) = pair(reactor);
+            let sends: Vec<_> = (0..letters).map(|number| near.send(&[number])).collect();
+            reactor.turn(Wait::Not).unwrap();
+            assert!((0..first).all(|number| bytes(&far).unwrap() == [number]));
+            assert!(bytes(&far).is_none());
+            // Also if it may sleep.
+            settle(reactor, async {
+                for send in sends {
+                    send.await.unwrap();
+                }
+            });
+            assert!((first..letters).all(|number| bytes(&far).unwrap() == [number]));
+        }
+    }
+
+    /// Of more than eight sockets all that goes out in one turn goes with one call: a letter of each.
+    fn a_turn_sends_all_of_eight_sockets_and_a_letter_of_each_of_nine(reactor: &Reactor) {
+        for (sockets, second_too) in [(8, true), (9, false)] {
+            let pairs: Vec<_> = (0..sockets).map(|_| pair(reactor)).collect();
+            let sends: Vec<_> = pairs.iter().flat_map(|(near, _)| [near.send("1"), near.send("2")]).collect();
+            reactor.turn(Wait::Not).unwrap();
+            for (_, far) in &pairs {
+                assert_eq!(bytes(far).unwrap(), b"1");
+                assert_eq!(bytes(far).is_some(), second_too);
+            }
+            settle(reactor, async {
+                for send in sends {
+                    send.await.unwrap();
+                }
+            });
+            assert!(second_too || pairs.iter().all(|(_, far)| bytes(far).unwrap() == b"2"));
+        }
     }
 
     fn a_look_finds_what_is_there_without_a_turn(reactor: &Reactor) {
