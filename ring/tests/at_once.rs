@@ -38,7 +38,7 @@ on_each_driver! {
     fn what_it_carried_is_closed_by_then(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         let (other, carried) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        let _ = near.send_at_once(Message::from("take it").with_descriptor(Fd::made_here(carried)));
+        drop(near.send_at_once(Message::from("take it").with_descriptor(Fd::made_here(carried))));
         drop(receive_packet(&far).unwrap());
         // Nobody has a copy: not the message, and not whoever it was sent to.
         assert!(other.is_hung_up());

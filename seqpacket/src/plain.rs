@@ -313,6 +313,8 @@ pub struct PlainCall {
     deadline: Option<Sleep>,
 }
 
+// Mostly it is the large one, and a box would be an allocation for each call.
+#[allow(clippy::large_enum_variant)]
 enum State {
     Failed(Option<CallError>),
     UnderWay(Way),
@@ -631,6 +633,8 @@ pub(crate) struct Reception {
 }
 
 /// What was received is …
+// As above: mostly it is a call.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Opened {
     Call(PlainIncoming),
     /// … and has been dropped and counted.
