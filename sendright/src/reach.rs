@@ -146,7 +146,8 @@ async fn enter(
     }
     let netlayer = Netlayer::new(reactor, Identity::generate().map_err(Failure::new)?);
     register(reactor, &netlayer, &reference.locator, vias, time).await?;
-    let connection = netlayer.connect(&reference.locator).await.map_err(|error| match error {
+    let connected = within(reactor, time, netlayer.connect(&reference.locator)).await;
+    let connection = connected.unwrap_or(Err(ConnectError::Unanswered)).map_err(|error| match error {
         ConnectError::Unanswered => Failure::new("the service is not there, or does not answer"),
         ConnectError::NoServer => Failure::new("the service is not registered with this introduction server"),
         error => Failure::new(error),
@@ -160,7 +161,7 @@ async fn enter(
         let answer = socket.receive().await;
         answer.map_err(|error| Failure::new(format_args!("waiting to be let in: {error}")))
     };
-    let answer = within(reactor, ENTRANCE_TIME_MAX, conversation).await;
+    let answer = within(reactor, ENTRANCE_TIME_MAX.min(time), conversation).await;
     let mut answer = answer.unwrap_or_else(|| Err(Failure::new("the service does not let anybody in")))?;
     match Admission::parse(answer.bytes()) {
         Ok(Admission::Directory { .. }) => {

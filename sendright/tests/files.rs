@@ -17,6 +17,7 @@ use introduction::{Expect, Identity, Netlayer};
 use ring::{Reactor, ReceiveError};
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Signal;
 use serde_json::Value;
 use testing::{on_each_driver, wait_until};
 
@@ -605,6 +606,19 @@ on_each_driver! {
         // And a service that knows another one is to be found there all the same.
         let other = world.serve(&["--via", stopped, "--via", world.file("socket").to_str().unwrap()]);
         assert_eq!(world.says(["ls", other.locator()]), "one\nsub\n");
+    }
+
+    fn a_service_that_does_not_answer_is_given_up_when_that_was_said(_reactor: &Reactor) {
+        let world = World::new();
+        let service = world.serve(&[]);
+        rustix::process::kill_process(service.pid(), Signal::STOP).unwrap();
+        let mut patient = world.command(["ls", "--timeout", "60", service.locator()]);
+        let mut patient = patient.stderr(Stdio::null()).spawn().unwrap();
+        let told = world.fails(1, ["ls", "--timeout", "1", service.locator()]);
+        assert!(told.contains("does not answer"), "{told}");
+        assert!(patient.try_wait().unwrap().is_none(), "it waits longer");
+        rustix::process::kill_process(service.pid(), Signal::CONT).unwrap();
+        assert!(patient.wait().unwrap().success(), "and is answered");
     }
 
     fn a_service_that_is_started_first_waits_for_the_server(_reactor: &Reactor) {

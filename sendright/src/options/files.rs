@@ -19,7 +19,7 @@ pub struct Source {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Option<i32>,
 
-    /// Give up on a server that takes no connection, or a call that is not answered, in so many seconds
+    /// Give up on a server or service that does not answer, each time it is asked, in so many seconds
     #[arg(
         long,
         value_name = "SECONDS",
