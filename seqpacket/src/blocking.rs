@@ -65,7 +65,7 @@
 //! - A large call is sent, all of it, before [`begin`](Object::begin) returns. And a large answer needs
 //!   somebody who reads: a server ends the session of a client that takes none of it for
 //!   [some time](crate::LARGE_STALL_MAX). Calls that ask for one are not to be begun and then forgotten.
-//! - That a large answer [stands still](ObjectOptions::large_stall) is noticed by whoever waits for one.
+//! - That a large answer [stands still](crate::ObjectOptions::large_stall) is noticed by who waits for it.
 //!
 //! It does not serve objects: see [`Mailbox`](crate::Mailbox).
 //!
