@@ -96,15 +96,15 @@ impl Recorder {
         self.round_began = Some(now);
     }
 
-    /// Whether a round of so many batches goes on after so many of them: until all were made, and at a rate
-    /// also those that came due meanwhile, up to as many again. Otherwise a stall would be counted only for
-    /// those who came before the round was to end.
+    /// Whether a round of so many batches goes on after so many of them: until all were made. At a rate it
+    /// goes on for those that came due meanwhile, too, or a stall would be counted only for those who came
+    /// before the round was to end; and it ends when twice its time has passed, made or not, or a rate that
+    /// nobody can keep up with would be measured for as long as its calls take.
     pub fn goes_on(&self, made: usize, batches: usize) -> bool {
-        let is_behind = || match &self.pace {
-            Pace::Open { due: Some(due), .. } => *due <= Instant::now(),
-            _ => false,
-        };
-        made < batches || (made < batches.saturating_mul(2) && is_behind())
+        let Pace::Open { interval, due: Some(due), .. } = &self.pace else { return made < batches };
+        let Some(began) = self.round_began else { return made < batches };
+        let is_in_time = || began.elapsed().as_secs_f64() < interval.as_secs_f64() * batches as f64 * 2.0;
+        made == 0 || (is_in_time() && (made < batches || *due <= Instant::now()))
     }
 
     /// Until when to wait before the next batch, if it is not due yet.
@@ -309,22 +309,30 @@ mod tests {
     }
 
     #[test]
-    fn a_round_at_a_rate_goes_on_for_who_came_due_meanwhile_and_not_for_ever() {
-        let mut recorder = Recorder::open(1e9);
+    fn a_round_at_a_rate_goes_on_for_who_came_due_meanwhile() {
+        let mut recorder = Recorder::open(0.001);
         recorder.begin_round(1);
-        assert!(recorder.goes_on(9, 10));
-        recorder.end(recorder.round_began);
-        assert!(recorder.goes_on(10, 10), "the next is long due");
-        assert!(!recorder.goes_on(20, 10), "as many again");
+        assert!(recorder.goes_on(9, 10), "the tenth is not made");
+        assert!(recorder.goes_on(10, 10), "the next is due");
+        let start = recorder.begin();
+        recorder.end(start);
+        assert!(!recorder.goes_on(10, 10), "the next is due in a quarter of an hour");
     }
 
     #[test]
-    fn a_round_ends_in_time_where_nobody_came_due() {
-        let mut slow = Recorder::open(0.001);
-        slow.begin_round(1);
-        let start = slow.begin();
-        slow.end(start);
-        assert!(!slow.goes_on(1, 1), "a quarter of an hour from now");
+    fn a_round_at_a_rate_that_nobody_keeps_up_with_ends() {
+        let mut recorder = Recorder::open(1e9);
+        recorder.begin_round(1);
+        let start = Instant::now();
+        while start.elapsed() < micros(1) {
+            std::hint::spin_loop();
+        }
+        assert!(recorder.goes_on(0, 10), "one at least");
+        assert!(!recorder.goes_on(1, 10), "20 ns are over");
+    }
+
+    #[test]
+    fn a_round_one_after_the_other_ends_with_its_last() {
         let mut closed = Recorder::closed();
         closed.begin_round(1);
         assert!(closed.goes_on(0, 1) && !closed.goes_on(1, 1));

@@ -90,7 +90,7 @@ fn measure(
     let rows: usize = groups.iter().map(|group| group.tasks.len()).sum();
     let time = run::estimate(&groups, settings.time_per_row);
     if time > Duration::from_secs(60) {
-        let minutes = time.as_secs().div_ceil(60);
+        let minutes = (time.as_secs_f64() / 60.0).ceil();
         output::remark(format_args!("{rows} rows will take about {minutes} minutes"));
     }
     let bar = progress(rows);
