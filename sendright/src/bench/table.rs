@@ -14,10 +14,9 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
     let mut text = String::new();
     for (title, measured) in groups {
         let Some(first) = measured.first() else { continue };
-        let cpus = match first.row.cpus.contains(',') {
-            true => format!("CPUs {}, spinning", first.row.cpus),
-            false => format!("CPU {}, asleep", first.row.cpus),
-        };
+        let cpus = if first.row.cpus.contains(',') { "CPUs" } else { "CPU" };
+        let wait = if first.row.wait == "spin" { "spinning" } else { "asleep" };
+        let cpus = format!("{cpus} {}, {wait}", first.row.cpus);
         let paced = rate.map(|rate| format!(", {rate} calls/s due")).unwrap_or_default();
         let title = paint(&format!("{title} ({cpus}{paced})"), Ink::Heading, &std::io::stdout());
         let _ = writeln!(text, "{title}");
