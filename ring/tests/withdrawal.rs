@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ring::{ExchangeError, Executor, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
+use ring::{Config, ExchangeError, Executor, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{set_socket_passcred, socket_passcred};
 use testing::{on_each_driver, on_each_driver_and_seed, poll_once, settle, turn};
@@ -420,6 +420,24 @@ on_each_driver! {
                 send.await.unwrap();
             }
         });
+    }
+
+    /// With no buffer of the pool left a message is received into memory of its own, as large as a packet may
+    /// be. Six thousand sockets with three bytes each in their backlogs held more than a gigabyte.
+    fn a_short_message_that_waits_keeps_no_long_memory(_reactor: &Reactor) {
+        let config = Config { driver: testing::driver(), buffers: 1, ..Config::default() };
+        let reactor = Reactor::with_config(config).unwrap();
+        let (near, far) = Socket::pair(&reactor, Kind::SeqPacket).unwrap();
+        near.stream();
+        for number in 0..10_u8 {
+            testing::send_packet(&far, &[number], &[]).unwrap();
+        }
+        turn(&reactor);
+        for number in 0..10_u8 {
+            let bytes = near.try_receive().unwrap().unwrap().into_bytes();
+            assert_eq!(bytes, [number]);
+            assert!(bytes.capacity() < 1024, "{}", bytes.capacity());
+        }
     }
 
     fn a_backlog_of_large_messages_pauses_sooner(reactor: &Reactor) {

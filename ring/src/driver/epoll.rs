@@ -409,6 +409,8 @@ pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
             match envelope::receive(fd.as_fd(), &mut bytes, room) {
                 Ok(mut taken) => {
                     bytes.truncate(taken.length);
+                    // It may wait for long, and is counted by its length.
+                    bytes.shrink_to_fit();
                     let control = std::mem::take(&mut taken.control);
                     (taken, Received::owned(bytes, control))
                 }
