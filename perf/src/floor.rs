@@ -267,15 +267,25 @@ impl RawCaller {
         let mut near = std::mem::take(&mut self.near);
         // Each is closed before the next is received from, as one at a time would be.
         for near in near.drain(..) {
-            let length = match self.options.fds {
-                0 => receive_bytes(near.as_fd(), &mut self.room, self.options.wait)?,
-                _ => receive_with(near.as_fd(), &mut self.room, &mut self.arrived, self.options.wait)?,
-            };
+            let mut length = self.receive_on(near.as_fd())?;
+            // A look that does not wait may see the end before it sees the answer: the server has sent and
+            // closed between the look at the queue and the look for the end. Twice that cannot be.
+            if length == 0 {
+                length = self.receive_on(near.as_fd())?;
+            }
             self.arrived.clear();
             whole(length, self.message.len())?;
         }
         self.near = near;
         Ok(())
+    }
+
+    #[inline]
+    fn receive_on(&mut self, near: BorrowedFd<'_>) -> Result<usize> {
+        match self.options.fds {
+            0 => receive_bytes(near, &mut self.room, self.options.wait),
+            _ => receive_with(near, &mut self.room, &mut self.arrived, self.options.wait),
+        }
     }
 
     fn batch_of_returning_pairs(&mut self) -> Result<()> {
