@@ -209,8 +209,6 @@ impl Uring {
                     entry
                 }
             }
-            // A poll of many shots says each time that something has come, and a poll of one shot looks
-            // before it waits.
             Request::Receive { want: Want { many: false, strange: true, .. }, .. } => {
                 return self.fresh.push(token);
             }
@@ -218,8 +216,8 @@ impl Uring {
                 if want.strange {
                     self.hot.push(token);
                 }
-                let fd = types::Fd(fd.as_fd().as_raw_fd());
-                opcode::PollAdd::new(fd, ready::READ).multi(want.many).build()
+                let (fd, want) = (fd.clone(), *want);
+                return self.poll(token, &fd, want);
             }
             Request::Ready { fd, interest } => {
                 opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), *interest).build()
@@ -495,7 +493,7 @@ impl Uring {
                     _ if more && self.ending.contains_key(&token) => None,
                     Err(error) => Some(Outcome::Arrived(Err(error))),
                     Ok(_) if want.many => self.stream(token, &fd, want, more, requests, home),
-                    Ok(_) => self.take(token, &fd, want, requests),
+                    Ok(_) => self.take(token, &fd, want),
                 }
             }
             Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
@@ -528,8 +526,8 @@ impl Uring {
         receive_now(&self.ground, fd, room)
     }
 
-    /// The socket is readable: takes one message with a plain call.
-    fn take(&mut self, token: Token, fd: &Fd, want: Want, requests: &mut Requests) -> Option<Outcome> {
+    /// Takes one message with a plain call, or has the ring tell when there is one.
+    fn take(&mut self, token: Token, fd: &Fd, want: Want) -> Option<Outcome> {
         // Whoever asked it home does not want it: it stays for others who hold the socket.
         if self.cancelled.contains(&token) {
             return Some(Outcome::Arrived(Err(cancelled())));
@@ -537,12 +535,21 @@ impl Uring {
         match receive_now(&self.ground, fd, want.room) {
             Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
             Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
-            Now::Empty => self.again(token, requests),
+            Now::Empty => {
+                self.poll(token, fd, want);
+                None
+            }
             Now::Starved => {
                 self.starved.push(token);
                 None
             }
         }
+    }
+
+    /// Has the ring tell when the socket is readable: each time, or once, after it has looked.
+    fn poll(&mut self, token: Token, fd: &Fd, want: Want) {
+        let fd = types::Fd(fd.as_fd().as_raw_fd());
+        self.push(opcode::PollAdd::new(fd, ready::READ).multi(want.many).build().user_data(token.to_bits()));
     }
 
     /// The socket is readable: takes what there is, but no more than one turn's share. The poll stays in the
@@ -597,24 +604,9 @@ impl Uring {
         for token in std::mem::take(&mut self.fresh) {
             let Some(Request::Receive { fd, want }) = requests.find(token) else { continue };
             let (fd, want) = (fd.clone(), *want);
-            if self.cancelled.contains(&token) {
-                self.bring_home_for_good(token, Outcome::Arrived(Err(cancelled())), home);
-                continue;
+            if let Some(outcome) = self.take(token, &fd, want) {
+                self.bring_home_for_good(token, outcome, home);
             }
-            let poll = opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), ready::READ).build();
-            let outcome = match receive_now(&self.ground, &fd, want.room) {
-                Now::Arrived(arrival) => Ok(arrival),
-                Now::Failed(error) => Err(error),
-                Now::Empty => {
-                    self.push(poll.user_data(token.to_bits()));
-                    continue;
-                }
-                Now::Starved => {
-                    self.starved.push(token);
-                    continue;
-                }
-            };
-            self.bring_home_for_good(token, Outcome::Arrived(outcome), home);
         }
     }
 
@@ -659,7 +651,7 @@ impl Uring {
                         self.take_many(token, &fd, want, home);
                         None
                     } else {
-                        self.take(token, &fd, want, requests)
+                        self.take(token, &fd, want)
                     }
                 }
                 _ => self.again(token, requests),
