@@ -5,13 +5,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::sockets::{packet_pair, send_packet};
-use crate::surroundings::{DescriptorLimit, become_nobody, limit_descriptors};
+use crate::surroundings::{DescriptorLimit, become_nobody, limit_descriptors, unlimited_descriptors};
 
 /// How many descriptors the user may have in flight, which is the soft limit of whoever sends.
 const LIMIT: u8 = 200;
 
-/// More would be parked in vain.
-const ATTEMPTS: usize = 8;
+/// Packets of [`LIMIT`] descriptors that are parked: the kernel refuses whoever has more than the limit.
+const PARKED_PACKETS: usize = 2;
 
 /// Descriptors in a queue that nobody reads: until this is dropped no process of this user can send any.
 #[derive(Debug)]
@@ -21,19 +21,29 @@ pub struct TooManyInFlight {
     _parked: (OwnedFd, OwnedFd),
 }
 
-/// Becomes nobody (the limit does not bind root) and parks descriptors until the kernel refuses.
+/// Becomes nobody (the limit does not bind root), parks descriptors, and then lowers this process's limit
+/// below what is parked.
+///
+/// The kernel counts for each user, and tests beside this one are nobody too. What is parked here is too many
+/// by itself, and is parked under the highest limit there is: a crowd that only filled up what another test's
+/// had left was none any more when that one ended.
 ///
 /// # Panics
-/// If it never refuses.
+/// If nothing can be parked, or the kernel does not refuse more.
 #[track_caller]
 pub fn too_many_in_flight() -> TooManyInFlight {
     become_nobody();
-    let limit = limit_descriptors(LIMIT.into());
     let (near, far) = packet_pair();
     // Not an end of the pair itself, which would be queued in itself.
     let (reader, _writer) = std::io::pipe().unwrap();
     let copies = vec![reader.as_fd(); LIMIT.into()];
-    let refused = (0..ATTEMPTS).any(|_| send_packet(&near, b"parked", &copies).is_err());
+    let unlimited = unlimited_descriptors();
+    for _ in 0..PARKED_PACKETS {
+        send_packet(&near, b"parked", &copies).unwrap();
+    }
+    drop(unlimited);
+    let limit = limit_descriptors(LIMIT.into());
+    let refused = send_packet(&near, b"one too many", &copies[..1]).is_err();
     assert!(refused, "this user may have as many descriptors in flight as it likes");
     TooManyInFlight { _limit: limit, _parked: (near, far) }
 }

@@ -172,6 +172,14 @@ pub fn limit_descriptors(numbers_max: u64) -> DescriptorLimit {
     DescriptorLimit { before }
 }
 
+/// Raises this process's soft RLIMIT_NOFILE as high as it may, until the guard is dropped.
+#[track_caller]
+pub(crate) fn unlimited_descriptors() -> DescriptorLimit {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }).unwrap();
+    DescriptorLimit { before }
+}
+
 /// Restores the descriptor limit when dropped: see [`leave_descriptors`].
 #[derive(Debug)]
 #[must_use = "the limit ends when this is dropped"]

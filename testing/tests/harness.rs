@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
@@ -317,6 +318,22 @@ in_own_process! {
         let before = effective_uid();
         testing::become_nobody();
         assert_eq!(effective_uid(), if before == 0 { testing::NOBODY } else { before });
+    }
+
+    /// Bodies that run at the same time are one user, and crowd each other.
+    fn too_many_in_flight_are_too_many_without_those_of_others() {
+        let (ready, crowded) = std::io::pipe().unwrap();
+        let other = testing::fork(|| {
+            let _crowd = testing::too_many_in_flight();
+            (&crowded).write_all(b"crowded").unwrap();
+            thread::park();
+        });
+        (&ready).read_exact(&mut [0; 7]).unwrap();
+        let _crowd = testing::too_many_in_flight();
+        other.kill();
+        let (near, _far) = testing::packet_pair();
+        let refused = testing::send_packet(&near, b"one", &[ready.as_fd()]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::TOOMANYREFS.raw_os_error()));
     }
 
     fn descriptors_run_out_at_the_limit_and_come_back_after_it() {
