@@ -17,7 +17,7 @@ use ring::{Reactor, Socket};
 use testing::{Census, on_each_driver, settle};
 
 /// How long the server may take to agree: microseconds, on a machine that does nothing else.
-const AGREEMENT_TIME_MAX: Duration = Duration::from_secs(5);
+const AGREEMENT_TIME_MAX: Duration = testing::WAIT_TIME_MAX;
 
 /// So many peers there are, or could be.
 const PEERS: u8 = 4;

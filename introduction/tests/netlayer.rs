@@ -17,7 +17,7 @@ use raw::{RawPeer, RawServer, Stream, introduction, is_quiet, locator_with};
 use ring::{Fd, Kind, Reactor, ReceiveError, Socket};
 use testing::{helper, on_each_driver, settle, start_helper};
 
-const SHORT: Duration = Duration::from_millis(50);
+const SHORT: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(60);
 
 fn server(reactor: &Reactor, seed: u8) -> Server {

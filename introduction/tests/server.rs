@@ -22,7 +22,7 @@ use testing::{Census, in_own_process, on_each_driver, settle};
 /// Long enough for all that a test wants to happen before.
 const LONG: Duration = Duration::from_secs(60);
 /// Short enough to be waited for.
-const SHORT: Duration = Duration::from_millis(50);
+const SHORT: Duration = Duration::from_millis(200);
 
 fn patient() -> ServerOptions {
     let mut options = ServerOptions::default();

@@ -314,7 +314,7 @@ on_each_driver! {
     /// As an ordinary user; root may have as many in flight as it likes.
     fn too_many_descriptors_in_flight_are_an_error_by_name(reactor: &Reactor) {
         const LIMIT: u64 = 200;
-        testing::become_nobody();
+        testing::become_a_user_of_its_own();
         let (parked, _parked_far) = testing::packet_pair();
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let far = Socket::wrap(reactor, far).unwrap();

@@ -17,7 +17,8 @@ use seqpacket::{CallError, CallOptions, ObjectOptions, Part};
 use support::{answer, bare, frame, null};
 use testing::{Census, Packet, in_own_process, receive_packet, send_packet};
 
-const SHORT: Duration = Duration::from_millis(5);
+/// Long enough for the call to be on its way by then, however busy the machine is.
+const SHORT: Duration = Duration::from_millis(150);
 
 /// More than anything here takes.
 const LONG: Duration = Duration::from_secs(20);
@@ -362,7 +363,7 @@ in_own_process! {
         });
         object.attach().unwrap();
         for _ in 0..2 {
-            let options = CallOptions { within: Some(SHORT * 20), ..large_room() };
+            let options = CallOptions { within: Some(SHORT), ..large_room() };
             let error = object.call_with("?", options).unwrap_err();
             assert!(matches!(error, CallError::Deadline), "{error:?}");
             assert_eq!(object.call("and now?").unwrap().bytes(), b"fine");
@@ -381,7 +382,7 @@ in_own_process! {
         });
         object.attach().unwrap();
         let census = Census::take();
-        let options = CallOptions { within: Some(SHORT * 20), ..large_room() };
+        let options = CallOptions { within: Some(SHORT), ..large_room() };
         let options = CallOptions { answer_descriptors: Some(1), ..options };
         assert!(matches!(object.call_with("?", options), Err(CallError::Deadline)));
         census.unchanged();
@@ -445,7 +446,7 @@ in_own_process! {
             }
         });
         object.attach().unwrap();
-        let options = CallOptions { within: Some(SHORT * 20), ..CallOptions::default() };
+        let options = CallOptions { within: Some(SHORT), ..CallOptions::default() };
         assert!(matches!(object.call_with("?", options), Err(CallError::Deadline)));
         assert_eq!(object.call("and now?").unwrap().bytes(), b"fine");
         let second = object.begin("?").unwrap();

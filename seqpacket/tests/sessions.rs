@@ -169,7 +169,7 @@ on_each_driver! {
         census.unchanged();
     }
 
-    /// Closing it takes six seconds, on whatever thread that happens.
+    /// Closing it takes a minute, on whatever thread that happens.
     fn a_lingering_descriptor_does_not_keep_others_waiting(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();

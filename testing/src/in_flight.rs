@@ -5,7 +5,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::sockets::{packet_pair, send_packet};
-use crate::surroundings::{DescriptorLimit, become_nobody, limit_descriptors, unlimited_descriptors};
+use crate::surroundings::{
+    DescriptorLimit, become_a_user_of_its_own, limit_descriptors, unlimited_descriptors,
+};
 
 /// How many descriptors the user may have in flight, which is the soft limit of whoever sends.
 const LIMIT: u8 = 200;
@@ -21,18 +23,18 @@ pub struct TooManyInFlight {
     _parked: (OwnedFd, OwnedFd),
 }
 
-/// Becomes nobody (the limit does not bind root), parks descriptors, and then lowers this process's limit
-/// below what is parked.
+/// Becomes a user of its own (the limit does not bind root), parks descriptors, and then lowers this
+/// process's limit below what is parked.
 ///
-/// The kernel counts for each user, and tests beside this one are nobody too. What is parked here is too many
-/// by itself, and is parked under the highest limit there is: a crowd that only filled up what another test's
-/// had left was none any more when that one ended.
+/// The kernel counts for each user, and where tests do not run as root all of them are one. So what is parked
+/// here is too many by itself, and is parked under the highest limit there is: a crowd that only filled up
+/// what another test's had left was none any more when that one ended.
 ///
 /// # Panics
 /// If nothing can be parked, or the kernel does not refuse more.
 #[track_caller]
 pub fn too_many_in_flight() -> TooManyInFlight {
-    become_nobody();
+    become_a_user_of_its_own();
     let (near, far) = packet_pair();
     // Not an end of the pair itself, which would be queued in itself.
     let (reader, _writer) = std::io::pipe().unwrap();

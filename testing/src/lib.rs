@@ -68,7 +68,7 @@ pub use sockets::{
 };
 pub use steps::{ends, poll_once, turn};
 pub use surroundings::{
-    DescriptorLimit, NOBODY, become_nobody, enter_sandbox, leave_descriptors, limit_descriptors,
-    refuse_io_uring, refuse_landlock, refuse_wiping_on_fork,
+    DescriptorLimit, NOBODY, become_a_user_of_its_own, become_nobody, enter_sandbox, leave_descriptors,
+    limit_descriptors, refuse_io_uring, refuse_landlock, refuse_wiping_on_fork,
 };
 pub use wait::{WAIT_TIME_MAX, wait_until};

@@ -23,7 +23,7 @@ pub const PACKET_DESCRIPTORS_MAX: usize = 253;
 pub const RAW_PACKET_BYTES_MAX: usize = 256 * 1024;
 
 /// How long [`lingering_tcp`] makes a close wait.
-pub const LINGER_TIME: Duration = Duration::from_secs(6);
+pub const LINGER_TIME: Duration = Duration::from_secs(60);
 
 /// A connected pair of AF_UNIX SEQPACKET sockets, blocking.
 #[track_caller]

@@ -31,6 +31,10 @@ const REACHING_CALLS: [i64; 8] = [437, 56, 198, 203, 200, 201, 221, 117];
 /// The user that owns nothing.
 pub const NOBODY: u32 = 65_534;
 
+/// Users from here on are those that a process has for itself: this and its own number. Nobody is given one
+/// so high, and no two processes that live have one number.
+const OWN_USERS: u32 = 1 << 30;
+
 /// From now on the kernel answers this thread's io_uring calls, and those of every thread and process it
 /// starts, with `errno`: `Errno::PERM` as in a container with the usual profile, `Errno::NOSYS` as on a
 /// kernel built without.
@@ -131,13 +135,33 @@ pub fn enter_sandbox() {
 /// If root may not do so here.
 #[track_caller]
 pub fn become_nobody() {
+    if rustix::process::geteuid().is_root() {
+        become_user(NOBODY).unwrap();
+    }
+}
+
+/// As [`become_nobody`], but as a user that no other process is: what the kernel counts for each user, the
+/// descriptors in flight above all, is counted for this process alone, whatever runs beside it. In a user
+/// namespace that has no such users it is nobody after all.
+///
+/// # Panics
+/// As [`become_nobody`].
+#[track_caller]
+pub fn become_a_user_of_its_own() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    set_thread_groups(&[]).unwrap();
-    set_thread_res_gid(gid, gid, gid).unwrap();
-    set_thread_res_uid(uid, uid, uid).unwrap();
+    match become_user(OWN_USERS + std::process::id()) {
+        Err(Errno::INVAL) => become_nobody(),
+        became => became.unwrap(),
+    }
+}
+
+fn become_user(number: u32) -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(NOBODY));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)
 }
 
 /// Lets this process open exactly `free` more descriptors (by its soft RLIMIT_NOFILE), until the guard is

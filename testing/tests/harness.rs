@@ -314,14 +314,22 @@ in_own_process! {
         assert!(!test_below(&["SENDRIGHT_REQUIRE_URING"]).status.success());
     }
 
+    fn root_becomes_a_user_that_no_other_process_is() {
+        let (before, process) = (effective_uid(), std::process::id());
+        testing::become_a_user_of_its_own();
+        let after = effective_uid();
+        assert!(before != 0 && after == before || after == testing::NOBODY || after > process, "{after}");
+    }
+
     fn root_becomes_nobody() {
         let before = effective_uid();
         testing::become_nobody();
         assert_eq!(effective_uid(), if before == 0 { testing::NOBODY } else { before });
     }
 
-    /// Bodies that run at the same time are one user, and crowd each other.
+    /// Where tests do not run as root all that run at the same time are one user, and crowd each other.
     fn too_many_in_flight_are_too_many_without_those_of_others() {
+        testing::become_a_user_of_its_own();
         let (ready, crowded) = std::io::pipe().unwrap();
         let other = testing::fork(|| {
             let _crowd = testing::too_many_in_flight();
