@@ -5,67 +5,22 @@
 //! and know nothing else. The queue is bounded by the process's own descriptor limit, since each entry is an
 //! open descriptor, and receives stop long before that: see [`QUEUE_MAX`].
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+#[cfg(feature = "script")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::crew::Crew;
 use crate::envelope;
 use crate::fork;
+use crate::sync::thread;
 use crate::sys::{self, Half, SocketOption, ready};
 
 /// With this many descriptors waiting to be closed, receives are not armed any more: whoever sends us
 /// descriptors that take seconds to close waits for them as we do.
 pub(crate) const QUEUE_MAX: usize = 256;
 
-/// How many threads close at a time. Whoever sends more descriptors than that which take for ever, and then a
-/// queue full of others, stops receives that could bring descriptors; SECURITY.md says what to do about it.
-const THREADS_MAX: usize = 8;
-
 /// Of the first process in a line of forks that closes anything; those after it follow, each with its own.
-static FIRST: Closer = Closer::new();
-
-struct Closer {
-    /// The process it is of, or 0. A forked child has the queue but not the threads, and the lock as it was
-    /// in that moment, perhaps held for ever by a thread that is not there. And the queue may name what the
-    /// child has not got: the kernel copies the table of descriptors before the memory. So the child leaves
-    /// all that alone, and what waited there stays open in it.
-    of: AtomicU64,
-    heir: OnceLock<Box<Closer>>,
-    /// The length of the queue, to be read without the lock.
-    waiting: AtomicUsize,
-    state: Mutex<State>,
-    /// There is something to close: one thread is woken.
-    filled: Condvar,
-    /// There is nothing to close any more. Apart from the other, or idle threads would wake each other for
-    /// ever.
-    emptied: Condvar,
-}
-
-struct State {
-    waiting: VecDeque<OwnedFd>,
-    /// Taken from the queue, not yet closed: as many threads are busy.
-    closing: usize,
-    threads: usize,
-}
-
-impl State {
-    fn is_busy(&self) -> bool {
-        self.closing > 0 || !self.waiting.is_empty()
-    }
-
-    /// Sees to it that a thread is free for what waits. False if there is none at all.
-    fn call_a_thread(&mut self) -> bool {
-        if self.closing == self.threads
-            && self.threads < THREADS_MAX
-            && thread::Builder::new().name("sendright-closer".into()).spawn(serve).is_ok()
-        {
-            self.threads += 1;
-        }
-        self.threads > 0
-    }
-}
+static FIRST: Crew<OwnedFd> = Crew::new();
 
 /// Closes now what closes at once; queues the rest.
 pub(crate) fn close(fd: OwnedFd) {
@@ -122,67 +77,24 @@ pub(crate) fn retire_connected(fd: OwnedFd) {
 /// How many descriptors wait. In a forked child those of its parent do not count: nobody there will close
 /// them, and it would wait for that for ever.
 pub(crate) fn backlog() -> usize {
-    if is_used() { closer().waiting.load(Ordering::Relaxed) } else { 0 }
+    if FIRST.is_used() { crew().backlog() } else { 0 }
 }
 
 /// Whether something is being closed, or waits for it. For tests of what takes long to close.
 pub fn closer_busy() -> bool {
-    is_used() && closer().lock().is_busy()
+    FIRST.is_used() && crew().is_busy()
 }
 
 /// Blocks until everything handed over so far is closed. For tests that count descriptors.
 pub fn closer_idle() {
-    if !is_used() {
-        return;
-    }
-    let closer = closer();
-    let mut state = closer.lock();
-    while state.is_busy() {
-        state = closer.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
+    if FIRST.is_used() {
+        crew().wait_until_idle();
     }
 }
 
-/// Whether anything was ever handed over.
-fn is_used() -> bool {
-    FIRST.of.load(Ordering::Relaxed) != 0
-}
-
-/// The closer of this process.
-fn closer() -> &'static Closer {
-    let here = fork::generation().number();
-    let mut closer = &FIRST;
-    loop {
-        // Looked at before it is written to: this is asked before each receive.
-        let of = match closer.of.load(Ordering::Relaxed) {
-            0 => closer
-                .of
-                .compare_exchange(0, here, Ordering::Relaxed, Ordering::Relaxed)
-                .unwrap_or_else(|of| of),
-            of => of,
-        };
-        if of == here || of == 0 {
-            return closer;
-        }
-        closer = closer.heir.get_or_init(|| Box::new(Closer::new()));
-    }
-}
-
-impl Closer {
-    const fn new() -> Closer {
-        Closer {
-            of: AtomicU64::new(0),
-            heir: OnceLock::new(),
-            waiting: AtomicUsize::new(0),
-            state: Mutex::new(State { waiting: VecDeque::new(), closing: 0, threads: 0 }),
-            filled: Condvar::new(),
-            emptied: Condvar::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held; a poisoned lock is still a good queue.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Those of this process.
+fn crew() -> &'static Crew<OwnedFd> {
+    FIRST.of(fork::generation().number())
 }
 
 /// How many simulated worlds there are in this process: while there is one, everything is closed at once, on
@@ -202,41 +114,18 @@ pub(crate) fn queue(fd: OwnedFd) {
     if is_scripted() {
         return drop(fd);
     }
-    let closer = closer();
-    let mut state = closer.lock();
-    if !state.call_a_thread() {
-        // No thread to be had. Waiting here is the worse of two evils only for this thread; not closing would
-        // be worse for all.
-        drop(state);
-        drop(fd);
-        return;
-    }
-    state.waiting.push_back(fd);
-    closer.waiting.store(state.waiting.len(), Ordering::Relaxed);
-    drop(state);
-    closer.filled.notify_one();
+    // With no thread to be had it is closed here. Waiting is the worse of two evils only for this thread; not
+    // closing would be worse for all.
+    drop(crew().queue(fd, start));
+}
+
+fn start() -> bool {
+    thread::Builder::new().name("sendright-closer".into()).spawn(serve).is_ok()
 }
 
 fn serve() {
-    let closer = closer();
-    let mut state = closer.lock();
+    let crew = crew();
     loop {
-        let Some(fd) = state.waiting.pop_front() else {
-            if state.closing == 0 {
-                closer.emptied.notify_all();
-            }
-            state = closer.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        };
-        state.closing += 1;
-        closer.waiting.store(state.waiting.len(), Ordering::Relaxed);
-        if !state.waiting.is_empty() {
-            // This one may take long, and nobody may come by to queue another.
-            state.call_a_thread();
-        }
-        drop(state);
-        drop(fd);
-        state = closer.lock();
-        state.closing -= 1;
+        crew.serve_one(start);
     }
 }

@@ -8,14 +8,12 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::op::LAST_TURNS_MAX;
 use crate::reactor::{Reactor, Wait};
-use crate::remote::Bell;
-use crate::task::Tasks;
+use crate::task::{Main, Tasks};
 
 /// Runs futures on a reactor, on one thread. A handle; tasks are dropped with the last one.
 ///
@@ -75,10 +73,10 @@ impl Executor {
     /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
-        let main = Arc::new(Main { woken: AtomicBool::new(true), bell: Arc::clone(self.0.reactor.bell()) });
+        let main = Main::new(Arc::clone(self.0.reactor.bell()));
         let waker = Waker::from(Arc::clone(&main));
         loop {
-            if main.woken.swap(false, Ordering::AcqRel)
+            if main.take_wake()
                 && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
             {
                 // The last answer, the farewell: queued, and nobody may ever turn again.
@@ -86,7 +84,7 @@ impl Executor {
                 return output;
             }
             self.0.tasks.run();
-            let busy = main.woken.load(Ordering::Acquire) || self.0.tasks.any_ready();
+            let busy = main.is_woken() || self.0.tasks.any_ready();
             self.turn(if busy { Wait::Not } else { Wait::Forever });
         }
     }
@@ -169,22 +167,5 @@ impl Spawner {
 impl fmt::Debug for Spawner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Spawner")
-    }
-}
-
-/// The waker of the future that `block_on` runs.
-struct Main {
-    woken: AtomicBool,
-    bell: Arc<Bell>,
-}
-
-impl Wake for Main {
-    fn wake(self: Arc<Self>) {
-        Self::wake_by_ref(&self);
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
-        self.bell.ring_from_elsewhere();
     }
 }

@@ -4,29 +4,9 @@
 //! It knows no socket: whoever holds something that a child must not use notes the generation it was made in,
 //! and compares.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-
+pub use crate::generation::Generation;
+use crate::sync::{AtomicU64, OnceLock};
 use crate::sys;
-
-/// One process in a line of forks. Two that are equal were told in the same process.
-///
-/// ```
-/// let before = ring::fork::generation();
-/// // … perhaps the host program forks here …
-/// if ring::fork::generation() == before {
-///     // Still the process that made whatever is to be used now.
-/// }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Generation(u64);
-
-impl Generation {
-    /// Never 0, and greater than any ancestor's.
-    pub(crate) fn number(self) -> u64 {
-        self.0
-    }
-}
 
 /// How a fork is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +25,8 @@ pub enum Notice {
 /// A child of `vfork` shares its parent's memory and is not told apart; all it may do is `exec`.
 pub fn generation() -> Generation {
     match watch() {
-        Watch::Page(mark) => of_page(mark),
-        Watch::Process => of_process(sys::process_number()),
+        Watch::Page(mark) => Generation::of_page(mark, &COUNT),
+        Watch::Process => Generation::of_process(sys::process_number(), &ASKED),
     }
 }
 
@@ -84,47 +64,21 @@ fn watch() -> &'static Watch {
     WATCH.get_or_init(|| watch)
 }
 
-/// Generations given out in this line of processes. A child counts on from its parent's, so that no
-/// ancestor's generation comes again.
+/// Generations given out in this line of processes.
 static COUNT: AtomicU64 = AtomicU64::new(0);
-
-fn of_page(mark: &AtomicU64) -> Generation {
-    let marked = mark.load(Ordering::Relaxed);
-    if marked != 0 {
-        return Generation(marked);
-    }
-    let fresh = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
-    // Of several threads that find the page empty one marks it; the others take that mark.
-    match mark.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => Generation(fresh),
-        Err(marked) => Generation(marked),
-    }
-}
 
 /// The process that asked last, in the upper half, and its generation.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
-fn of_process(number: u32) -> Generation {
-    let mut asked = ASKED.load(Ordering::Relaxed);
-    loop {
-        if (asked >> 32) as u32 == number {
-            return Generation(asked & u64::from(u32::MAX));
-        }
-        let fresh = u64::from(number) << 32 | ((asked + 1) & u64::from(u32::MAX));
-        match ASKED.compare_exchange(asked, fresh, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return Generation(fresh & u64::from(u32::MAX)),
-            Err(other) => asked = other,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::Ordering;
 
     #[test]
     fn a_wiped_page_begins_another_generation() {
-        let mark = AtomicU64::new(0);
+        let (mark, count) = (AtomicU64::new(0), AtomicU64::new(0));
+        let of_page = |mark| Generation::of_page(mark, &count);
         let first = of_page(&mark);
         assert_eq!(of_page(&mark), first);
         mark.store(0, Ordering::Relaxed);
@@ -135,6 +89,8 @@ mod tests {
 
     #[test]
     fn another_process_number_begins_another_generation() {
+        let asked = AtomicU64::new(0);
+        let of_process = |number| Generation::of_process(number, &asked);
         let first = of_process(7);
         assert_eq!(of_process(7), first);
         let second = of_process(8);

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::task::Waker;
-use std::thread::{self, ThreadId};
 
 use crate::driver::SleepPlace;
-use crate::sys;
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, ThreadId, thread};
+use crate::sys::{self, EventFd};
 
 /// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
 /// sleeper.
@@ -36,9 +35,12 @@ impl fmt::Debug for Remote {
 }
 
 pub(crate) struct Bell {
-    eventfd: OwnedFd,
+    eventfd: EventFd,
     home: ThreadId,
     place: SleepPlace,
+    /// This and `asleep` are never merely stored to but always swapped, also where nobody wants to know what
+    /// there was: a swap acquires what the one who rang has said before. After a store that could be looked
+    /// at too early, found missing, and its ring be forgotten.
     rung: AtomicBool,
     asleep: AtomicBool,
     /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
@@ -58,12 +60,12 @@ impl Bell {
     }
 
     /// The descriptor a driver sleeps on.
-    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn try_clone(&self) -> io::Result<EventFd> {
         self.eventfd.try_clone()
     }
 
     pub(crate) fn ring(&self) {
-        self.rung.store(true, Ordering::SeqCst);
+        self.rung.swap(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             self.strike();
         }
@@ -106,7 +108,7 @@ impl Bell {
 
     /// Forgets what was rung: whoever calls this looks at everything next.
     pub(crate) fn hear(&self) {
-        self.rung.store(false, Ordering::SeqCst);
+        self.rung.swap(false, Ordering::SeqCst);
     }
 
     pub(crate) fn is_rung(&self) -> bool {
@@ -119,16 +121,16 @@ impl Bell {
 
     /// Announces a sleep. False if the bell has been rung meanwhile: do not sleep then.
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
+        self.asleep.swap(true, Ordering::SeqCst);
         if self.rung.swap(false, Ordering::SeqCst) {
-            self.asleep.store(false, Ordering::SeqCst);
+            self.asleep.swap(false, Ordering::SeqCst);
             return false;
         }
         true
     }
 
     pub(crate) fn awake(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.asleep.swap(false, Ordering::SeqCst);
     }
 }
 

@@ -443,7 +443,10 @@ pub(crate) fn epoll_wait(
     Ok(())
 }
 
-pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+/// A descriptor that is readable once it was rung, until it is drained.
+pub(crate) type EventFd = OwnedFd;
+
+pub(crate) fn eventfd() -> io::Result<EventFd> {
     // SAFETY: two integers. Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
     check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(own)
 }

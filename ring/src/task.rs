@@ -1,16 +1,17 @@
-//! A set of tasks: futures that are polled when their wakers say so. Knows no reactor but its bell.
+//! A set of tasks: futures that are polled when their wakers say so; and the waker of one future beside them.
+//! Knows no reactor but its bell.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use slab::Slab;
 
 use crate::remote::Bell;
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError};
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -78,8 +79,10 @@ impl Tasks {
     }
 
     fn poll(&self, signal: &Arc<Signal>) {
-        // Before the poll: a wake-up during it queues the task once more.
-        signal.queued.store(false, Ordering::Release);
+        // Before the poll: a wake-up during it queues the task once more. A swap, because a wake-up that
+        // found it queued already has left it at that: what it was about has to be seen in this poll. After a
+        // mere store the poll may look before others see what was stored, and they leave it at that for ever.
+        signal.queued.swap(false, Ordering::AcqRel);
         let found = match self.slots.borrow_mut().get_mut(signal.slot) {
             Some(task) if Arc::ptr_eq(&task.signal, signal) => task.work.take(),
             _ => None,
@@ -160,5 +163,38 @@ impl Wake for Signal {
             drop(queue);
             self.ready.bell.ring_from_elsewhere();
         }
+    }
+}
+
+/// The waker of one future that is no task, because somebody waits for it where it is.
+pub(crate) struct Main {
+    woken: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+impl Main {
+    /// Woken, since nobody has polled it yet.
+    pub(crate) fn new(bell: Arc<Bell>) -> Arc<Main> {
+        Arc::new(Main { woken: AtomicBool::new(true), bell })
+    }
+
+    /// Whether it has been woken since this was asked last. Before the poll: a wake-up during it counts.
+    pub(crate) fn take_wake(&self) -> bool {
+        self.woken.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::Acquire)
+    }
+}
+
+impl Wake for Main {
+    fn wake(self: Arc<Self>) {
+        Self::wake_by_ref(&self);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.bell.ring_from_elsewhere();
     }
 }

@@ -1,0 +1,20 @@
+//! What is shared between threads is made of these and of nothing else: the standard library's.
+//!
+//! `tests/loom.rs` compiles the files that use them once more with loom's in this place, and tries every
+//! order in which threads can take their steps. So whatever other threads may touch takes its atomics and
+//! locks from here; `Arc` it does not, since a waker must be the standard library's.
+
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(crate) use std::thread::{self, ThreadId};
+
+/// What is in there, made by the first who asks.
+pub(crate) fn made_once<T>(lock: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
+    lock.get_or_init(make)
+}
+
+/// A function that can make a static. Loom's types cannot be made in one: there it is an ordinary function.
+macro_rules! const_fn {
+    ($visible:vis fn $($function:tt)+) => { $visible const fn $($function)+ };
+}
+pub(crate) use const_fn;
