@@ -91,6 +91,9 @@ mod connected;
 mod data_only;
 mod error;
 mod fitness;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod memory;
 pub mod older;
 mod typed;

@@ -52,6 +52,9 @@
 #![forbid(unsafe_code)]
 
 mod blur;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod inlet;
 mod locator;

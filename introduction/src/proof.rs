@@ -8,15 +8,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use imc::ConnectedSocket;
-use ring::{Fd, Message, Reactor, ReceiveError, Received, Socket};
+use ring::{Fd, Message, Reactor, ReceiveError, Socket};
 use rustix::net::sockopt;
 
 use crate::identity::{Identity, is_signed, random};
 use crate::record::SignatureBytes;
 use crate::statement::{Between, Nonce, Told};
 
-const HELLO: &[u8; 5] = b"srp1\x01";
-const ANSWER: &[u8; 5] = b"srp1\x02";
+pub(crate) const HELLO: &[u8; 5] = b"srp1\x01";
+pub(crate) const ANSWER: &[u8; 5] = b"srp1\x02";
 const FINISH: &[u8; 5] = b"srp1\x03";
 
 /// Why there is no connection.
@@ -72,7 +72,7 @@ impl Asking {
         near: &Socket,
     ) -> Result<ConnectedSocket, Failed> {
         let mut answer = near.receive().await.map_err(failed)?;
-        let (nonce, signature) = take_apart(&answer, ANSWER).ok_or(Failed::Wrong)?;
+        let (nonce, signature) = parts_of(answer.bytes(), ANSWER).ok_or(Failed::Wrong)?;
         let fresh = answer.take_descriptor().ok_or(Failed::Wrong)?;
         // Judged before its kernel number is asked for: of something else the question means nothing.
         let fresh = ConnectedSocket::from_fd(near.reactor(), fresh).map_err(|_| Failed::Wrong)?;
@@ -110,7 +110,7 @@ async fn answer_on(
     far: &Socket,
 ) -> Result<ConnectedSocket, Failed> {
     let hello = far.receive().await.map_err(failed)?;
-    let (nonce, signature) = take_apart(&hello, HELLO).ok_or(Failed::Wrong)?;
+    let (nonce, signature) = parts_of(hello.bytes(), HELLO).ok_or(Failed::Wrong)?;
     let mut told = Told { asker: nonce, far: cookie(far)?, ..Told::default() };
     // With it we know that whoever signed has made this pair, and that the other end is theirs alone. What we
     // send there nobody else receives. And the server has left their locator as they wrote it.
@@ -144,8 +144,8 @@ fn failed(error: ReceiveError) -> Failed {
 }
 
 /// Nonce and signature of a message of this kind.
-fn take_apart(message: &Received, kind: &[u8; 5]) -> Option<(Nonce, SignatureBytes)> {
-    let rest = message.bytes().strip_prefix(kind)?;
+pub(crate) fn parts_of(message: &[u8], kind: &[u8; 5]) -> Option<(Nonce, SignatureBytes)> {
+    let rest = message.strip_prefix(kind)?;
     let (nonce, signature) = rest.split_at_checked(32)?;
     Some((nonce.try_into().ok()?, signature.try_into().ok()?))
 }

@@ -127,6 +127,10 @@ impl Scanner {
     pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
+            // Of no bytes at all: otherwise it is seen below, as soon as the value cannot end in time.
+            if self.bytes_max == 0 {
+                return Err(Malformed::Long);
+            }
             let (taken, is_item) = match self.state {
                 State::Within(left) => {
                     let taken = left.min(bytes.len() - at);

@@ -50,6 +50,17 @@
 
 pub use {imc, introduction, ring, seqpacket};
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+
+/// What the program's file service says and hears, for [`fuzzing`] alone: the program has it to itself.
+#[cfg(feature = "fuzzing")]
+#[allow(missing_docs, dead_code)]
+mod files {
+    pub mod wire;
+}
+
 /// The README's lines, compiled and run with the documentation's.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

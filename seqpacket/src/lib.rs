@@ -135,6 +135,9 @@ mod continuation;
 pub mod credit;
 mod error;
 pub mod failures;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod incoming;
 mod large;
 mod mailbox;

@@ -72,9 +72,11 @@ pub const ANSWERED_MAX: usize = 16;
 /// The kernel's (out of descriptors).
 pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)> {
     let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
+    let mailbox = PlainMailbox::from_socket(near);
+    mailbox.is_called_by(&far);
     let object =
         PlainObject::from_fd(reactor, far).map_err(|_| io::Error::other("a fresh socket is refused"))?;
-    Ok((object, PlainMailbox::from_socket(near)))
+    Ok((object, mailbox))
 }
 
 /// The right to call a plain object. Any number of processes may hold the same one, and call it without
@@ -506,6 +508,11 @@ impl PlainMailbox {
         PlainMailbox { socket, reception: Reception::default(), waiting: RefCell::default() }
     }
 
+    /// Says which end it is called by, so that this is not taken for a continuation.
+    pub(crate) fn is_called_by(&self, object: impl AsFd) {
+        self.reception.object.set(ring::socket_cookie(object).ok());
+    }
+
     /// How many argument descriptors a call may carry: 15 unless told otherwise, at most 252. Where
     /// descriptors are short, receives wait for so many (and one) to be free.
     pub fn set_arguments_max(&self, count: usize) {
@@ -626,6 +633,10 @@ pub(crate) struct Reception {
     violations: Cell<PlainViolations>,
     /// Continuations go home with the answer.
     returning: Cell<bool>,
+    /// The cookie of the end by which the object is called, where that was made here. Passed as a
+    /// continuation that goes home it would make each answer the next call: a server that calls itself for
+    /// ever, also when whoever began it is gone.
+    object: Cell<Option<u64>>,
     /// Those that have come before.
     known: Known,
     /// Those that are answered, once there was one.
@@ -658,28 +669,33 @@ impl Reception {
             return self.no_call(|violations| violations.without_continuation += 1);
         };
         match self.continuation(reactor, last) {
-            Ok(continuation) => Opened::Call(PlainIncoming { parcel, who, continuation }),
-            Err(_) => self.no_call(|violations| violations.not_a_continuation += 1),
+            Some(continuation) => Opened::Call(PlainIncoming { parcel, who, continuation }),
+            None => self.no_call(|violations| violations.not_a_continuation += 1),
         }
     }
 
-    fn continuation(&self, reactor: &Reactor, fd: OwnedFd) -> Result<PlainContinuation, WrapError> {
+    fn continuation(&self, reactor: &Reactor, fd: OwnedFd) -> Option<PlainContinuation> {
         if !self.returning.get() {
-            let mut continuation = PlainContinuation::from_fd(reactor, fd)?;
+            let mut continuation = PlainContinuation::from_fd(reactor, fd).ok()?;
             let answered = self.answered.get_or_init(|| Rc::new(Spent::new(reactor, || ())));
             continuation.answered = Some(Rc::clone(answered));
-            return Ok(continuation);
+            continuation.object = self.object.get();
+            return Some(continuation);
         }
         let cookie = ring::socket_cookie(&fd).ok();
+        if cookie.is_some() && cookie == self.object.get() {
+            ring::discard(fd);
+            return None;
+        }
         let mut continuation = match cookie {
             Some(cookie) if self.known.has(cookie) => PlainContinuation::from_known(reactor, fd),
-            _ => PlainContinuation::from_fd(reactor, fd)?,
+            _ => PlainContinuation::from_fd(reactor, fd).ok()?,
         };
         if let Some(cookie) = cookie {
             self.known.add(cookie);
         }
         continuation.returning = true;
-        Ok(continuation)
+        Some(continuation)
     }
 
     fn no_call(&self, count: impl FnOnce(&mut PlainViolations)) -> Opened {
@@ -766,6 +782,8 @@ pub struct PlainContinuation {
     returning: bool,
     /// Where the mailbox has it closed, with others, when it is answered.
     answered: Option<Rc<Spent>>,
+    /// The cookie of the end by which the object is called: not to go home, see `Reception`.
+    object: Option<u64>,
 }
 
 impl PlainContinuation {
@@ -785,7 +803,7 @@ impl PlainContinuation {
     fn from_socket(socket: Socket) -> PlainContinuation {
         // By the protocol nobody else holds it; who keeps a copy loses it.
         socket.set_private(true);
-        PlainContinuation { socket, returning: false, answered: None }
+        PlainContinuation { socket, returning: false, answered: None, object: None }
     }
 
     /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
@@ -818,13 +836,15 @@ impl PlainContinuation {
 
     /// Answers, with this continuation itself as the last descriptor of the answer: for a caller that
     /// [uses the pair again](PlainObject::with_returned_pairs). Beside 253 descriptors there is no room for
-    /// it, and the answer goes without; as does one without descriptors when too many are in flight.
+    /// it, and the answer goes without; as does one without descriptors when too many are in flight, and one
+    /// to the end by which the object itself is called, where that was [made here](plain_object).
     ///
     /// # Errors
     /// As [`answer`](PlainContinuation::answer).
     pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         let message = in_one_packet(message.into())?;
-        if message.descriptors().len() < DESCRIPTORS_MAX {
+        let is_home = self.object.is_some() && ring::socket_cookie(&self.socket).ok() == self.object;
+        if message.descriptors().len() < DESCRIPTORS_MAX && !is_home {
             self.socket.finish_inside(message).map_err(unanswered)
         } else {
             self.socket.finish(message).map_err(unanswered)

@@ -227,9 +227,11 @@ impl fmt::Debug for SharedMailbox {
 /// The kernel's (out of descriptors).
 pub fn shared_plain_object(reactor: &Reactor) -> io::Result<(PlainObject, SharedPlainMailbox)> {
     let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
+    let mailbox = PlainMailbox::beside_others(near);
+    mailbox.is_called_by(&far);
     let object =
         PlainObject::from_fd(reactor, far).map_err(|_| io::Error::other("a fresh socket is refused"))?;
-    Ok((object, SharedPlainMailbox { mailbox: PlainMailbox::beside_others(near) }))
+    Ok((object, SharedPlainMailbox { mailbox }))
 }
 
 /// Where calls of a plain object arrive that several processes serve, each with a `SharedPlainMailbox` on a

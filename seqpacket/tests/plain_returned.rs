@@ -14,7 +14,7 @@ use seqpacket::{
     SharedPlainMailbox, plain_object,
 };
 use support::*;
-use testing::{Census, Packet, helper, on_each_driver, start_helper};
+use testing::{Census, Packet, helper, on_each_driver, settle, start_helper};
 
 /// Answers each call with its own bytes and descriptors, and its continuation.
 async fn returning_echo(mailbox: PlainMailbox) {
@@ -338,6 +338,34 @@ on_each_driver! {
     }
 
     /// The process that takes it does not know the mailbox, and just answers.
+    /// Each answer would be the next call, and nobody would have to be there for it.
+    fn a_server_whose_own_object_is_passed_as_continuation_does_not_call_itself_for_ever(reactor: &Reactor) {
+        let (object, mailbox) = returning(reactor);
+        let far = object.share().unwrap();
+        testing::send_packet(&far, b"again", &[far.as_fd()]).unwrap();
+        drop(far);
+        settle(reactor, async {
+            let friend = object.call("friend");
+            let call = mailbox.next().await.unwrap();
+            assert_eq!(call.bytes(), b"friend");
+            call.answer("hello").unwrap();
+            assert_eq!(friend.await.unwrap().bytes(), b"hello");
+        });
+        assert_eq!(mailbox.violations().not_a_continuation, 1);
+    }
+
+    /// Nor does one that returns this continuation by itself, and not because of its mailbox.
+    fn an_answer_to_ones_own_object_goes_without_the_far_end(reactor: &Reactor) {
+        let (object, mailbox) = plain_object(reactor).unwrap();
+        let far = object.share().unwrap();
+        testing::send_packet(&far, b"again", &[far.as_fd()]).unwrap();
+        let call = settle(reactor, mailbox.next()).unwrap();
+        call.into_continuation().answer_and_return("and again").unwrap();
+        testing::turn(reactor);
+        testing::poll_once(mailbox.next());
+        assert_eq!(mailbox.violations().without_continuation, 1);
+    }
+
     fn a_continuation_that_was_handed_on_does_not_go_home(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = returning(reactor);

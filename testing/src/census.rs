@@ -78,6 +78,11 @@ impl Census {
         }
     }
 
+    /// Whether the process has the same descriptors open now, for whoever waits until it has.
+    pub fn is_unchanged(&self) -> bool {
+        self.difference(&Census::take()).is_none()
+    }
+
     /// What `now` has too many and what it lacks, a line for each; `None` when they agree.
     fn difference(&self, now: &Census) -> Option<String> {
         let mut lost = self.by_target();

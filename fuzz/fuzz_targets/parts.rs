@@ -1,0 +1,7 @@
+//! A fuzzer's bytes for [`Decoder::Parts`].
+#![no_main]
+
+use hostile::Decoder;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| throwing::at_decoder(Decoder::Parts, bytes));
