@@ -1,8 +1,8 @@
 //! Each decoder of this crate, called with bytes of anybody's, and what must hold whatever they are.
 //!
 //! Behind the feature `fuzzing`, for the package `hostile` and the targets in `fuzz/`: nothing here is part
-//! of the library. A `read_…` does what the library does with such bytes and no more, so that its memory can be
-//! measured; a `check_…` panics where a rule is broken. It must never know keys that are anybody's.
+//! of the library. A `read_…` does what the library does with such bytes and no more, so that its memory
+//! can be measured; a `check_…` panics where a rule is broken. It must never know keys that are anybody's.
 
 use crate::inlet::{Carried, Come, Inlet, StreamError};
 use crate::locator::{LocatorError, PublicKey, SturdyRef, URI_BYTES_MAX};

@@ -1,9 +1,9 @@
 //! Each decoder of this crate, called with bytes of anybody's, and what must hold whatever they are.
 //!
 //! Behind the feature `fuzzing`, for the package `hostile` and the targets in `fuzz/`: nothing here is part
-//! of the library. A `read_…` does what the library does with such bytes and no more, so that its memory can be
-//! measured; a `check_…` panics where a rule is broken. It owns no rule of the wire; it knows what follows
-//! from them.
+//! of the library. A `read_…` does what the library does with such bytes and no more, so that its memory
+//! can be measured; a `check_…` panics where a rule is broken. It owns no rule of the wire; it knows what
+//! follows from them.
 
 use std::time::Instant;
 
