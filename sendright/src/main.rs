@@ -22,6 +22,7 @@ mod reach;
 mod reactor;
 mod sandbox;
 mod serve;
+mod stress;
 mod together;
 mod transfer;
 
@@ -48,6 +49,7 @@ fn run(command: Command) -> Result<Outcome, Failure> {
     match command {
         Command::Bench(bench) => bench::run(&bench),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Stress(stress) => stress::run(&stress),
         Command::Probe(probe) => probe::run(&probe),
         Command::Echo(options::Echo::Imc(echo)) => echo::imc(&echo),
         Command::Echo(options::Echo::Object(echo)) => echo::object(&echo),
@@ -69,5 +71,6 @@ fn run(command: Command) -> Result<Outcome, Failure> {
         Command::Forward(forward) => commands::forward(&forward),
         Command::DemoService(service) => demo::service::run(&service),
         Command::DemoWalker(walker) => demo::walker::run(&walker),
+        Command::StressParty(party) => stress::live(&party),
     }
 }

@@ -10,8 +10,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
 use clap::builder::styling::{AnsiColor, Style, Styles};
+use clap::builder::{RangedI64ValueParser, RangedU64ValueParser};
 use clap::{Args, Parser, Subcommand};
 use introduction::{Locator, PublicKey};
 use perf::suite::Suite;
@@ -70,6 +70,19 @@ pub enum Command {
     /// The times of rows at a depth above 1 are those of calls begun together, divided by their number. With
     /// --rate they are what each of those calls would have waited, counted from when it was due.
     Bench(Bench),
+
+    /// Kill whoever takes part, over and over, and account for every call and every descriptor
+    ///
+    /// Clients call two servers with descriptors and without, with large messages and small; some calls are
+    /// handed on to third parties, some are withdrawn, some let go of. One server's object outlives it and is
+    /// connected to anew; the other's is found through an introduction server. All are processes, and any of
+    /// them is killed at any moment and started again. Each call has a number and each descriptor says which
+    /// it is; what happens is written down in a journal that no death can touch, and worked out from that.
+    ///
+    /// Exit status: 0 if nothing was lost without a word, doubled, delivered to somebody else, unexplained or
+    /// left open, and no process had more memory than it may; 1 if anything was, or the run could not be had;
+    /// 2 for a mistake in the command line. Ctrl-C ends it early, with the verdict so far; twice, at once.
+    Stress(Stress),
 
     /// Serve an inherited descriptor, sending back whatever arrives
     ///
@@ -159,6 +172,10 @@ pub enum Command {
     /// A walking process of `demo`
     #[command(name = "__walker", hide = true)]
     DemoWalker(DemoWalker),
+
+    /// A party of `stress`
+    #[command(name = "__stress", hide = true)]
+    StressParty(StressParty),
 }
 
 #[derive(Debug, Args)]
@@ -178,6 +195,89 @@ pub struct Demo {
     /// Print one JSON object and no progress
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Stress {
+    /// How calls travel; all: one way after the other
+    #[arg(long, value_name = "WAY", default_value = "all", value_parser = [
+        "all", "session", "plain", "returned",
+    ])]
+    pub way: String,
+
+    /// How many calls there are of each way [default: 20000, or as many as the time allows]
+    #[arg(long, value_name = "N", value_parser = count(1..=1_000_000_000))]
+    pub calls: Option<u64>,
+
+    /// For how long calls are made of each way, at most
+    #[arg(long, value_name = "S", value_parser = count(1..=1_000_000))]
+    pub seconds: Option<u64>,
+
+    /// Descriptors in each call, and in each answer, that say which they are; with any there is one more, a
+    /// pipe's, by which the last of all is noticed to be gone
+    #[arg(long, value_name = "K", default_value_t = 2, value_parser = fds())]
+    pub fds: u8,
+
+    /// Somebody is killed every so many milliseconds, give or take half of it; 0: nobody
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = count(0..=1_000_000))]
+    pub kill_every: u64,
+
+    /// The CPUs among which the parties are divided [default: wherever the kernel puts them]
+    #[arg(long, value_name = "N[,M...]")]
+    pub cpus: Option<String>,
+
+    /// The driver of every process [default: what SENDRIGHT_DRIVER says, or the best one that works]
+    #[arg(long, value_name = "DRIVER", value_parser = ["auto", "uring", "epoll"])]
+    pub driver: Option<String>,
+
+    /// What the choices are made from: who is killed, and what becomes of each call. When exactly is up to
+    /// the machine [default: drawn, and told]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Keep what everybody has written down, a JSON object in each line: added to the end of FILE
+    #[arg(long, value_name = "FILE")]
+    pub journal: Option<PathBuf>,
+
+    /// Print one JSON object and no progress
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StressParty {
+    #[arg(long, value_parser = ["client", "server", "third"])]
+    pub role: String,
+
+    /// Which of its kind.
+    #[arg(long)]
+    pub index: u8,
+
+    #[arg(long)]
+    pub life: u32,
+
+    #[arg(long)]
+    pub way: String,
+
+    #[arg(long)]
+    pub fds: u8,
+
+    #[arg(long)]
+    pub seed: u64,
+
+    /// The key of the introduction server.
+    #[arg(long)]
+    pub server: PublicKey,
+
+    /// Where it listens.
+    #[arg(long)]
+    pub via: PathBuf,
+
+    #[arg(long)]
+    pub cpu: Option<usize>,
+
+    #[arg(long)]
+    pub driver: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -307,6 +407,10 @@ pub struct EchoObject {
     /// The object is a plain one
     #[arg(long)]
     pub plain: bool,
+}
+
+fn fds() -> RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(0..=i64::from(crate::stress::FDS_MAX))
 }
 
 fn count(range: RangeInclusive<u64>) -> RangedU64ValueParser {

@@ -1,0 +1,272 @@
+//! Journals that were made up, so that what the judge must notice is in them.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+const CLIENT: u32 = 1;
+const SERVER: u32 = 2;
+const THIRD: u32 = 3;
+const CALL: u64 = (CLIENT as u64) << 32;
+
+/// A run with one tagged descriptor in each message, and a party of each kind.
+fn judge() -> Judge {
+    let mut judge = Judge::new(1);
+    let roles = [(CLIENT, Role::Client(0)), (SERVER, Role::Server(0)), (THIRD, Role::Third(0))];
+    for (life, role) in roles {
+        judge.see(Entry { life, event: Event::Started { role } });
+    }
+    judge
+}
+
+fn tell(judge: &mut Judge, story: impl IntoIterator<Item = (u32, Event)>) {
+    story.into_iter().for_each(|(life, event)| judge.see(Entry { life, event }));
+}
+
+fn told(story: impl IntoIterator<Item = (u32, Event)>) -> (Tally, Vec<String>) {
+    let mut judge = judge();
+    tell(&mut judge, story);
+    judge.end()
+}
+
+fn tag(call: u64, direction: Direction) -> Seen {
+    Seen::Tagged(Tag { call, direction, index: 0 })
+}
+
+fn begun() -> (u32, Event) {
+    (CLIENT, Event::Begun { call: CALL, object: 0 })
+}
+
+fn taken() -> (u32, Event) {
+    taken_with(vec![tag(CALL, Direction::Argument), Seen::Canary])
+}
+
+fn taken_with(seen: Vec<Seen>) -> (u32, Event) {
+    (SERVER, Event::Taken { call: CALL, object: 0, seen, right: true })
+}
+
+fn answering() -> (u32, Event) {
+    (SERVER, Event::Answering { call: CALL })
+}
+
+fn answered() -> (u32, Event) {
+    answered_with(vec![tag(CALL, Direction::Answer), Seen::Canary])
+}
+
+fn answered_with(seen: Vec<Seen>) -> (u32, Event) {
+    (CLIENT, Event::Answered { call: CALL, seen, right: true })
+}
+
+fn failed(ending: Ending) -> (u32, Event) {
+    let may_have_been_seen = ending != Ending::Gone;
+    (CLIENT, Event::Failed { call: CALL, ending, may_have_been_seen, error: String::new() })
+}
+
+fn good(tally: &Tally) -> bool {
+    tally.lost + tally.duplicated + tally.misdelivered + tally.unexplained == 0
+}
+
+#[track_caller]
+fn complains(story: impl IntoIterator<Item = (u32, Event)>, what: &str) -> Tally {
+    let (tally, sentences) = told(story);
+    assert!(sentences.iter().any(|sentence| sentence.contains(what)), "{sentences:?}");
+    assert!(!good(&tally), "{tally:?}");
+    tally
+}
+
+#[test]
+fn a_call_that_is_answered_once_is_good() {
+    let (tally, sentences) = told([begun(), taken(), answering(), answered()]);
+    assert_eq!((tally.calls, tally.answered, tally.descriptors_passed), (1, 1, 4));
+    assert!(good(&tally) && sentences.is_empty(), "{sentences:?}");
+}
+
+#[test]
+fn a_call_that_is_handed_on_is_good() {
+    let handing_on = (SERVER, Event::HandingOn { call: CALL });
+    let seen = vec![tag(CALL, Direction::Argument), Seen::Canary];
+    let hand_taken = (THIRD, Event::HandTaken { call: CALL, seen, right: true });
+    let answering = (THIRD, Event::Answering { call: CALL });
+    let (tally, sentences) = told([begun(), taken(), handing_on, hand_taken, answering, answered()]);
+    assert_eq!((tally.answered, tally.handed_on), (1, 1));
+    assert!(good(&tally), "{sentences:?}");
+}
+
+#[test]
+fn a_call_that_never_ends_is_lost() {
+    assert_eq!(complains([begun()], "never ended").lost, 1);
+    assert_eq!(complains([begun(), taken(), answering()], "never ended").lost, 1);
+}
+
+#[test]
+fn a_call_whose_caller_was_killed_is_cut_off() {
+    let killed = [(CLIENT, Event::Killing), (CLIENT, Event::Over { well: false })];
+    let (tally, _) = told([begun(), taken()].into_iter().chain(killed));
+    assert_eq!((tally.cut_off, tally.killed), (1, 1));
+    assert!(good(&tally));
+}
+
+#[test]
+fn who_ends_by_itself_is_told() {
+    let tally = complains([(SERVER, Event::Over { well: false })], "server 0 (life 2) has ended by itself");
+    assert_eq!(tally.unexplained, 1);
+    assert!(good(&told([(SERVER, Event::Over { well: true })]).0));
+}
+
+#[test]
+fn a_call_dropped_by_nobody_is_lost() {
+    let story = [begun(), taken(), answering(), failed(Ending::Dropped)];
+    let tally = complains(story, "was dropped by nobody");
+    assert_eq!((tally.lost, tally.dropped), (1, 0));
+}
+
+#[test]
+fn a_call_that_was_let_go_of_is_dropped_whoever_is_heard_first() {
+    let letting_go = (SERVER, Event::LettingGo { call: CALL });
+    let (tally, _) = told([begun(), taken(), letting_go, failed(Ending::Dropped)]);
+    assert_eq!((tally.dropped, good(&tally)), (1, true));
+    let errand_failed = (SERVER, Event::ErrandFailed { call: CALL });
+    let (tally, _) = told([begun(), taken(), failed(Ending::Dropped), errand_failed]);
+    assert_eq!((tally.dropped, good(&tally)), (1, true));
+}
+
+#[test]
+fn a_death_excuses_only_the_calls_that_it_could_end() {
+    let death = || [(SERVER, Event::Killing), (SERVER, Event::Over { well: false })];
+    let during = [begun(), taken()].into_iter().chain(death()).chain([failed(Ending::Dropped)]);
+    assert!(good(&told(during).0));
+    let heard_early =
+        [begun(), taken(), (SERVER, Event::Killing), failed(Ending::Dropped)].into_iter().chain(death());
+    assert!(good(&told(heard_early).0));
+    let before = || death().into_iter().chain([begun()]);
+    complains(before().chain([taken(), failed(Ending::Dropped)]), "was dropped by nobody");
+    // Said to the dead, before that was noticed.
+    assert!(good(&told(before().chain([failed(Ending::Dropped)])).0));
+    let somebody_else = [begun(), taken(), (THIRD, Event::Killing), failed(Ending::Dropped)];
+    complains(somebody_else, "was dropped by nobody");
+}
+
+#[test]
+fn who_was_served_by_another_since_says_nothing_to_the_dead() {
+    let second = CALL + 1;
+    let next = SERVER + 10;
+    let seen = || vec![tag(CALL, Direction::Argument), Seen::Canary];
+    let story = [
+        (SERVER, Event::Killing),
+        (SERVER, Event::Over { well: false }),
+        (next, Event::Started { role: Role::Server(0) }),
+        begun(),
+        (next, Event::Taken { call: CALL, object: 0, seen: seen(), right: true }),
+        (next, Event::Answering { call: CALL }),
+        answered(),
+        (CLIENT, Event::Begun { call: second, object: 0 }),
+        (
+            CLIENT,
+            Event::Failed {
+                call: second,
+                ending: Ending::Dropped,
+                may_have_been_seen: true,
+                error: String::new(),
+            },
+        ),
+    ];
+    assert_eq!(complains(story, "call 1 of client 0 (life 1) was dropped by nobody").lost, 1);
+}
+
+#[test]
+fn what_the_kernel_refused_and_the_answerer_counted_is_reported() {
+    let rest = Event::AtRest { kinds: BTreeMap::new(), peak_kib: 0, refused: 1 };
+    let story = [begun(), taken(), answering(), failed(Ending::Dropped), (SERVER, rest)];
+    let (tally, _) = told(story);
+    assert_eq!((tally.reported_lost, tally.dropped, good(&tally)), (1, 0, true));
+}
+
+#[test]
+fn gone_needs_a_death_and_that_nobody_has_seen_it() {
+    complains([begun(), failed(Ending::Gone)], "nobody has died");
+    let (tally, _) = told([begun(), (SERVER, Event::Killing), failed(Ending::Gone)]);
+    assert_eq!((tally.gone, good(&tally)), (1, true));
+    let killing = || (SERVER, Event::Killing);
+    complains([begun(), taken(), killing(), failed(Ending::Gone)], "told not to have been seen");
+    complains([begun(), killing(), failed(Ending::Gone), taken()], "after it was told that nobody");
+}
+
+#[test]
+fn everything_that_happens_twice_is_duplicated() {
+    assert_eq!(complains([begun(), taken(), taken()], "taken twice").duplicated, 3);
+    complains([begun(), taken(), answering(), answering()], "answered twice");
+    complains([begun(), taken(), answering(), answered(), answered()], "ended twice");
+    complains([begun(), taken(), answering(), answered(), taken()], "taken twice");
+    let withdrawing = (CLIENT, Event::Withdrawing { call: CALL });
+    complains([begun(), taken(), answering(), withdrawing, answered()], "ended twice");
+    let twice = vec![tag(CALL, Direction::Argument), tag(CALL, Direction::Argument), Seen::Canary];
+    complains([begun(), taken_with(twice)], "twice");
+}
+
+#[test]
+fn what_was_withdrawn_may_be_taken_and_answered_all_the_same() {
+    let withdrawing = (CLIENT, Event::Withdrawing { call: CALL });
+    let (tally, _) = told([begun(), withdrawing, taken(), answering()]);
+    assert_eq!((tally.withdrawn, good(&tally)), (1, true));
+}
+
+#[test]
+fn a_descriptor_that_is_missing_is_lost() {
+    assert_eq!(complains([begun(), taken_with(vec![Seen::Canary])], "lost 1 descriptors").lost, 2);
+    let without_canary = vec![tag(CALL, Direction::Argument)];
+    complains([begun(), taken_with(without_canary)], "lost 1 descriptors");
+    complains([begun(), taken(), answering(), answered_with(Vec::new())], "lost 2 descriptors");
+}
+
+#[test]
+fn a_descriptor_of_another_message_is_misdelivered() {
+    let others = [tag(CALL + 1, Direction::Argument), tag(CALL, Direction::Answer), Seen::Strange];
+    for other in others {
+        let tally = complains([begun(), taken_with(vec![other, Seen::Canary])], "has ");
+        assert_eq!(tally.misdelivered, 1);
+    }
+    let behind = vec![Seen::Canary, tag(CALL, Direction::Argument)];
+    assert_eq!(complains([begun(), taken_with(behind)], "at place 1").misdelivered, 1);
+}
+
+#[test]
+fn a_message_that_is_not_what_it_should_be_is_misdelivered() {
+    let seen = || vec![tag(CALL, Direction::Argument), Seen::Canary];
+    let wrong = |right, object| (SERVER, Event::Taken { call: CALL, object, seen: seen(), right });
+    complains([begun(), wrong(false, 0)], "other bytes");
+    complains([begun(), wrong(true, 1)], "another object");
+    complains([taken()], "nobody has made it");
+    complains([begun(), answered()], "answered by nobody");
+    let hand_taken = (THIRD, Event::HandTaken { call: CALL, seen: seen(), right: true });
+    complains([begun(), taken(), hand_taken], "without having been handed on");
+}
+
+#[test]
+fn an_end_that_nothing_leads_to_is_unexplained() {
+    let tally = complains([begun(), failed(Ending::Other)], "otherwise than it can");
+    assert_eq!(tally.unexplained, 1);
+}
+
+#[test]
+fn every_call_is_counted_once() {
+    let call = |index| call_number(CLIENT, index);
+    let mut judge = judge();
+    tell(&mut judge, (0..4).map(|index| (CLIENT, Event::Begun { call: call(index), object: 0 })));
+    let failed = |call, ending| Event::Failed {
+        call,
+        ending,
+        may_have_been_seen: ending == Ending::Dropped,
+        error: String::new(),
+    };
+    let story = [
+        (CLIENT, Event::Withdrawing { call: call(0) }),
+        (SERVER, Event::Killing),
+        (CLIENT, failed(call(1), Ending::Gone)),
+        (CLIENT, failed(call(2), Ending::Dropped)),
+        (CLIENT, failed(call(3), Ending::Lost)),
+    ];
+    tell(&mut judge, story);
+    assert_eq!(judge.calls_of(CLIENT), 4);
+    let (tally, sentences) = judge.end();
+    assert!(good(&tally), "{sentences:?}");
+    assert_eq!((tally.withdrawn, tally.gone, tally.dropped, tally.reported_lost), (1, 1, 1, 1));
+}
