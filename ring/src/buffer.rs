@@ -261,3 +261,52 @@ impl fmt::Debug for Mapped {
         f.debug_struct("Mapped").field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
+
+// No system call in here: the one part of what is unsafe that an interpreter can run.
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn buffers_lie_beside_each_other() {
+        let pool = Pool::new(3);
+        let numbers: Vec<u16> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(numbers, [0, 1, 2]);
+        for number in numbers {
+            let mut lease = pool.lend(number, 0..PACKET_BYTES_MAX);
+            lease.bytes_mut().fill(number as u8 + 1);
+            lease.bytes_mut()[PACKET_BYTES_MAX - 1] = 0;
+            assert_eq!(lease.bytes()[0], number as u8 + 1);
+        }
+        assert_eq!((pool.take(), pool.lent()), (Some(2), 0));
+        assert_eq!(pool.lend(1, 0..2).bytes(), [2, 2]);
+    }
+
+    #[test]
+    fn a_lease_outlives_whoever_lent_it() {
+        let pool = Pool::new(2);
+        let number = pool.take().unwrap();
+        let mut lease = pool.lend(number, 10..30);
+        drop(pool);
+        lease.bytes_mut().copy_from_slice(b"twenty bytes of text");
+        lease.narrow(7..12);
+        assert_eq!(lease.bytes(), b"bytes");
+        lease.narrow(5..5);
+        assert_eq!(lease.bytes(), b"");
+    }
+
+    #[test]
+    fn a_part_of_a_word_is_written_and_the_rest_left_alone() {
+        for place in 0..WORD {
+            for length in 1..=WORD - place {
+                let word = AtomicUsize::new(usize::MAX);
+                write_part(&word, place, &vec![7; length]);
+                let seen = word.load(Ordering::Relaxed).to_ne_bytes();
+                let is_written = |at: &usize| (place..place + length).contains(at);
+                assert!((0..WORD).all(|at| seen[at] == if is_written(&at) { 7 } else { 255 }), "{seen:?}");
+            }
+        }
+    }
+}

@@ -20,7 +20,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
 use crate::sys::{self, Half};
@@ -30,14 +30,14 @@ pub(crate) mod epoll;
 mod law;
 #[cfg(feature = "script")]
 pub(crate) mod script;
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 pub(crate) mod uring;
 
 use epoll::Epoll;
 pub(crate) use epoll::Now;
 #[cfg(feature = "script")]
 use script::{Fate, Script};
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 use uring::Uring;
 
 /// The environment variable that chooses the driver where the program leaves it open.
@@ -235,7 +235,7 @@ impl Alarm {
 
 /// One of them.
 pub(crate) enum Driver {
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     Uring(Box<Uring>),
     Epoll(Box<Epoll>),
     #[cfg(feature = "script")]
@@ -290,21 +290,25 @@ impl Driver {
     }
 
     /// The ring, if it passes a descriptor; or what refused, and the bell back.
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     fn uring(ground: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
         let (uring, how) = Uring::probe(ground, bell)?;
         Ok((Driver::Uring(Box::new(uring)), how))
     }
 
-    #[cfg(not(feature = "uring"))]
+    #[cfg(not(uring))]
     fn uring(_: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
-        Err(("this program was built without the feature `uring`".to_owned(), bell))
+        let reason = match cfg!(feature = "uring") {
+            true => "there are no bindings to io_uring for this processor",
+            false => "this program was built without the feature `uring`",
+        };
+        Err((reason.to_owned(), bell))
     }
 
     /// Accepts a request that stands in its slot.
     pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.submit(token, requests),
             Driver::Epoll(epoll) => epoll.submit(token),
             #[cfg(feature = "script")]
@@ -315,7 +319,7 @@ impl Driver {
     /// Asks for a token to come home soon, with or without success.
     pub(crate) fn cancel(&mut self, token: Token) {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.cancel(token),
             Driver::Epoll(epoll) => epoll.cancel(token),
             #[cfg(feature = "script")]
@@ -331,7 +335,7 @@ impl Driver {
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.turn(requests, sleep, home),
             Driver::Epoll(epoll) => epoll.turn(requests, sleep, home),
             #[cfg(feature = "script")]
@@ -342,7 +346,7 @@ impl Driver {
     /// Receives one message now, without a token, where nothing else receives for this descriptor.
     pub(crate) fn take(&mut self, fd: &Fd, room: Room) -> Now {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.take_now(fd, room),
             Driver::Epoll(epoll) => epoll.take_now(fd, room),
             #[cfg(feature = "script")]
@@ -354,7 +358,7 @@ impl Driver {
     /// until then a receive that is away has taken nothing that was not reaped.
     pub(crate) fn holds_back(&mut self) -> bool {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.holds_back(),
             // It would have to ask.
             Driver::Epoll(_) => false,
@@ -366,7 +370,7 @@ impl Driver {
     /// Whether it is certain, without asking, that nothing has arrived for a receive that is away.
     pub(crate) fn hears_nothing(&mut self, token: Token, requests: &mut Requests) -> bool {
         match (self, requests.find(token)) {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             (Driver::Uring(uring), Some(Request::Receive { want, .. })) => {
                 want.many && uring.hears_nothing(token)
             }
@@ -378,7 +382,7 @@ impl Driver {
     /// again.
     pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<bool> {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => Ok(uring.look(requests, home)),
             Driver::Epoll(epoll) => epoll.look(requests, home),
             // Time does not pass while somebody looks.
@@ -393,7 +397,7 @@ impl Driver {
     /// What a foreign loop watches for reading.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.descriptor(),
             Driver::Epoll(epoll) => epoll.descriptor(),
             #[cfg(feature = "script")]
@@ -405,7 +409,7 @@ impl Driver {
     /// True if there is something to do now after all, of which the descriptor says nothing.
     pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.hand_over(first),
             Driver::Epoll(epoll) => epoll.hand_over(first),
             #[cfg(feature = "script")]
@@ -416,7 +420,7 @@ impl Driver {
     /// Turns follow: the descriptor need not say anything until the next `hand_over`.
     pub(crate) fn take_back(&mut self) {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.take_back(),
             Driver::Epoll(_) => {}
             #[cfg(feature = "script")]
@@ -427,7 +431,7 @@ impl Driver {
     /// Whether something has been asked for since `hand_over` that only a turn can show to the kernel.
     pub(crate) fn wants_a_turn(&mut self, first: Option<Instant>) -> bool {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.wants_a_turn(first),
             Driver::Epoll(epoll) => epoll.wants_a_turn(first),
             #[cfg(feature = "script")]
@@ -438,7 +442,7 @@ impl Driver {
     /// A descriptor is about to be closed.
     pub(crate) fn forget(&mut self, fd: &Fd) {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(_) => {}
             Driver::Epoll(epoll) => epoll.forget(fd),
             #[cfg(feature = "script")]
@@ -506,7 +510,7 @@ impl Driver {
 }
 
 /// What is known to cause an error of `io_uring_setup`.
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 pub(crate) fn refusal(what: &str, error: &io::Error) -> String {
     let cause = match error.raw_os_error() {
         Some(sys::errno::EPERM) => "a seccomp filter (containers) or kernel.io_uring_disabled refuses it",

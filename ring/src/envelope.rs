@@ -187,6 +187,14 @@ const fn align(length: usize) -> usize {
     length.next_multiple_of(mem::size_of::<usize>())
 }
 
+// The same as the C library's macros have, whatever the size of a pointer; and a list of `u64`, which on 32
+// bits is aligned to four bytes, holds a header where it may be.
+// SAFETY: arithmetic. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+const _: () = assert!(unsafe { libc::CMSG_LEN(0) } as usize == CONTROL_HEADER);
+// SAFETY: arithmetic. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+const _: () = assert!(unsafe { libc::CMSG_SPACE(4 * 253) } as usize == rights_bytes(253));
+const _: () = assert!(mem::align_of::<libc::cmsghdr>() <= mem::align_of::<u64>());
+
 /// How long control data with so many descriptors is.
 const fn rights_bytes(descriptors: usize) -> usize {
     CONTROL_HEADER + align(mem::size_of::<RawFd>() * descriptors)

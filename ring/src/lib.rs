@@ -51,7 +51,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without the uring driver there are things that nobody asks of the modules below it.
-#![cfg_attr(not(feature = "uring"), allow(dead_code, unused_variables))]
+#![cfg_attr(not(uring), allow(dead_code, unused_variables))]
 
 mod beside;
 pub mod blocking;

@@ -65,12 +65,12 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     pub(crate) fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.slot)
     }
 
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     pub(crate) fn from_bits(bits: u64) -> Token {
         Token { slot: bits as u32, generation: (bits >> 32) as u32 }
     }

@@ -740,7 +740,7 @@ pub(crate) fn add_seals(fd: BorrowedFd<'_>, seals: i32) -> io::Result<()> {
 pub(crate) fn memory_file_bytes(fd: BorrowedFd<'_>) -> Option<u64> {
     let is_memory = has_seals(fd) && file_system(fd) == Some(libc::TMPFS_MAGIC as i64);
     let stat = stat(fd).ok().filter(|_| is_memory)?;
-    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then(|| stat.st_size.unsigned_abs())
+    (stat.st_mode & libc::S_IFMT == libc::S_IFREG).then(|| (stat.st_size as i64).unsigned_abs())
 }
 
 /// How a mapping may be used.

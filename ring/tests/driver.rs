@@ -87,7 +87,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     fn in_a_container_it_is_epoll_and_says_why() {
         if is_decided_from_outside() {
             return;
@@ -100,7 +100,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     fn on_a_kernel_without_it_it_is_epoll_and_says_why() {
         if is_decided_from_outside() {
             return;
@@ -112,7 +112,7 @@ in_own_process! {
         assert_works(&reactor);
     }
 
-    #[cfg(feature = "uring")]
+    #[cfg(uring)]
     fn whoever_insists_on_what_is_refused_is_told_what_to_do() {
         for errno in [Errno::PERM, Errno::NOSYS] {
             let refused = std::thread::spawn(move || {
@@ -129,7 +129,7 @@ in_own_process! {
         }
     }
 
-    #[cfg(not(feature = "uring"))]
+    #[cfg(not(uring))]
     fn built_without_it_it_is_epoll_and_says_why() {
         let reactor = with(DriverChoice::Auto).unwrap();
         assert_eq!(reactor.driver().kind(), DriverKind::Epoll);

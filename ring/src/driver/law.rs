@@ -144,7 +144,7 @@ impl Trial {
         }
         assert!(self.requests.is_empty(), "{} never came home\n{}", self.away.len(), self.fate);
         assert!(self.home > 0);
-        #[cfg(feature = "uring")]
+        #[cfg(uring)]
         if let Driver::Uring(uring) = &self.driver {
             assert!(uring.is_at_rest(), "something is kept for a token that is home");
         }
@@ -187,11 +187,11 @@ fn every_token_comes_home_once_from_a_script() {
 }
 
 /// So many completions that the kernel has no place for more: 4,096, and those of one enter besides.
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 const MORE_THAN_FIT: usize = 5000;
 
 /// A poll of many shots ends by itself when there is no place for what it has to say.
-#[cfg(feature = "uring")]
+#[cfg(uring)]
 #[test]
 fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
