@@ -54,6 +54,38 @@ fn unsafe_elsewhere(sources: &[Source]) -> Vec<String> {
 }
 
 #[test]
+fn no_code_is_where_nobody_looks() {
+    assert_tidy(code_out_of_sight(&sources()));
+}
+
+/// What the rules about words do not see although it is compiled: files that are not called `.rs`, files that
+/// are made while building, and examples in documentation.
+fn code_out_of_sight(sources: &[Source]) -> Vec<String> {
+    let mut complaints = words_outside(sources, &[], |words| match texts(words).as_slice() {
+        ["include", "!", ..] => Some("`include!`: code that no rule looks at"),
+        _ => None,
+    });
+    for source in sources {
+        let (words, lines) = (source.words(), source.text.lines().collect::<Vec<_>>());
+        for index in 0..words.len() {
+            let line = words[index].line;
+            let is_path = texts(&words[index..]) == ["#", "[", "path", "="];
+            let path = lines[line - 1].split('"').nth(1).filter(|_| is_path);
+            if path.is_some_and(|path| !path.ends_with(".rs")) {
+                complaints.push(format!("{}:{line}: a module that is no `.rs` file", source.path));
+            }
+        }
+        for (line, text) in source.examples() {
+            let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if words.any(|word| matches!(word, "unsafe" | "libc")) {
+                complaints.push(format!("{}:{line}: an example does what no code here may", source.path));
+            }
+        }
+    }
+    complaints
+}
+
+#[test]
 fn one_file_names_io_uring() {
     assert_tidy(io_uring_elsewhere(&sources()));
 }
@@ -516,11 +548,12 @@ fn files_below(root: &Path) -> Vec<String> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).unwrap() {
             let entry = entry.unwrap();
-            let is_made = ["target", ".git"].iter().any(|made| entry.file_name() == *made);
+            // Cargo marks what it makes; a folder of ours may be called `target` all the same.
+            let is_made = entry.file_name() == ".git" || entry.path().join("CACHEDIR.TAG").exists();
             let kind = entry.file_type().unwrap();
             if kind.is_dir() && !is_made {
                 folders.push(entry.path());
-            } else if kind.is_file() {
+            } else if kind.is_file() || kind.is_symlink() && entry.path().is_file() {
                 found.push(entry.path().strip_prefix(root).unwrap().to_str().unwrap().to_owned());
             }
         }
@@ -569,6 +602,31 @@ fn is_content(rule: Rule, path: &str, text: &str) {
 fn each_rule_complains_about_what_it_forbids() {
     complains(unsafe_elsewhere, "imc/src/lib.rs", "fn f() { unsafe { g() } }");
     complains(unsafe_elsewhere, "ring/src/socket.rs", "let x = libc::close(3);");
+    complains(unsafe_elsewhere, "ring/src/socket.rs", "use libc as c;");
+    complains(
+        unsafe_elsewhere,
+        "ring/src/driver/epoll.rs",
+        "unsafe extern \"C\" { safe fn getpid() -> i32; }",
+    );
+    complains(unsafe_elsewhere, "ring/src/driver/epoll/uring.rs", "unsafe impl Send for Epoll {}");
+    complains(unsafe_elsewhere, "ring/build.rs", "fn main() { unsafe { f() } }");
+    complains(unsafe_elsewhere, "ring/tests/sys.rs", "unsafe fn f() {}");
+    complains(unsafe_elsewhere, "examples/echo.rs", "#[unsafe(no_mangle)]\npub fn f() {}");
+    complains(
+        unsafe_elsewhere,
+        "benches/suites/call.rs",
+        "macro_rules! f { ($e:expr) => { unsafe { $e } } }",
+    );
+    complains(unsafe_elsewhere, "benches/peers/src/main.rs", "let a = 'a'; unsafe { f() }");
+    complains(unsafe_elsewhere, "fuzz/fuzz_targets/frames.rs", "let s = r#\"\"\"#; unsafe { f() } // \"");
+    complains(code_out_of_sight, "ring/src/sys.rs", "include!(\"generated.inc\");");
+    complains(code_out_of_sight, "ring/src/lib.rs", "#[path = \"hidden.txt\"]\nmod hidden;");
+    complains(code_out_of_sight, "ring/src/lib.rs", "/// ```\n/// unsafe { f() }\n/// ```\npub fn f() {}");
+    complains(
+        code_out_of_sight,
+        "imc/src/lib.rs",
+        "//! Text.\n//! ```no_run\n//! # libc::close(3);\n//! ```",
+    );
     complains(io_uring_elsewhere, "ring/src/driver.rs", "use io_uring::IoUring;");
     complains(io_uring_elsewhere, "ring/src/driver.rs", "extern crate io_uring as ring;");
     complains(unsafe_not_forbidden, "imc/src/lib.rs", "// #![forbid(unsafe_code)]");
@@ -598,6 +656,9 @@ fn each_rule_leaves_alone_what_it_allows() {
     is_content(unsafe_elsewhere, "imc/src/lib.rs", "#![forbid(unsafe_code)] // unsafe libc::close \"");
     is_content(unsafe_elsewhere, "ring/src/socket.rs", "let s = r#\"unsafe \" libc::\"#;");
     is_content(unsafe_elsewhere, "ring/src/sys.rs", "unsafe { libc::close(3) }");
+    is_content(code_out_of_sight, "ring/src/lib.rs", "const S: &str = include_str!(\"a.md\"); // include!");
+    is_content(code_out_of_sight, "ring/tests/loom.rs", "#[path = \"../src/task.rs\"]\nmod task;");
+    is_content(code_out_of_sight, "ring/src/lib.rs", "/// unsafe\n/// ```\n/// safe();\n/// ```\n/// libc");
     is_content(
         io_uring_elsewhere,
         "ring/src/lib.rs",

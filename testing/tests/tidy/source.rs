@@ -68,6 +68,22 @@ impl Source {
         lines.map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned()
     }
 
+    /// Each line of the examples in the documentation, which are compiled as tests, with its number.
+    pub fn examples(&self) -> Vec<(usize, &str)> {
+        let mut found = Vec::new();
+        let mut is_inside = false;
+        for (index, line) in self.comments.lines().enumerate() {
+            let line = line.trim_start();
+            match line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) {
+                Some(text) if text.trim_start().starts_with("```") => is_inside = !is_inside,
+                Some(text) if is_inside => found.push((index + 1, text)),
+                Some(_) => {}
+                None => is_inside = false,
+            }
+        }
+        found
+    }
+
     /// The name of the file without folders and without `.rs`.
     pub fn stem(&self) -> &str {
         let name = self.path.rsplit('/').next().unwrap_or_default();
