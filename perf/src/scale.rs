@@ -24,18 +24,24 @@ pub const MANY: &str = "many objects";
 /// Who weighs them: see [`weigh`].
 pub const SCALES: &str = "scales";
 
-/// What a process has beside what there are many of: standard streams, rings, a wire.
-const DESCRIPTORS_APART: u64 = 64;
+/// What a process has beside what there are many of: standard streams, rings, a wire, and as many free as keep
+/// a reactor from counting them each turn.
+const DESCRIPTORS_APART: u64 = 1_024;
+
+/// What the tenth, the hundredth and so on of so many take, which are measured beside them: two for each.
+fn descriptors_beside(count: usize) -> u64 {
+    count as u64 / 4
+}
 
 /// How many descriptors it takes on either side to hold so many, all of them attached.
 pub fn descriptors_needed(count: usize) -> u64 {
-    2 * count as u64 + DESCRIPTORS_APART
+    2 * count as u64 + descriptors_beside(count) + DESCRIPTORS_APART
 }
 
 /// How many of so many can be attached, if a process may have so many descriptors: one is needed for each
 /// that is held and one more for each that is attached. `None` if they cannot even be held.
 pub fn attachable(count: usize, allowed: u64) -> Option<usize> {
-    let left = allowed.checked_sub(count as u64 + DESCRIPTORS_APART)?;
+    let left = allowed.checked_sub(count as u64 + descriptors_beside(count) + DESCRIPTORS_APART)?;
     Some(count.min(usize::try_from(left).unwrap_or(usize::MAX))).filter(|attached| *attached > 0)
 }
 
@@ -181,6 +187,16 @@ pub enum Called {
     One,
     /// Each in turn.
     Each,
+}
+
+impl Called {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Called::One => "the same",
+            Called::Each => "in turn",
+        }
+    }
 }
 
 impl Holder {
@@ -330,8 +346,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_held_is_not_attached() {
-        assert_eq!(attachable(10, 10 + DESCRIPTORS_APART + 1), Some(1));
-        assert_eq!(attachable(10, 10 + DESCRIPTORS_APART), None);
+        let held = descriptors_needed(10) - 10;
+        assert_eq!(attachable(10, held + 1), Some(1));
+        assert_eq!(attachable(10, held), None);
         assert_eq!(attachable(10, 3), None);
     }
 }

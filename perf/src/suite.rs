@@ -309,24 +309,24 @@ fn transfers(cpus: &Cpus, drivers: &[DriverChoice], count: usize) -> Group {
     Group { title, tasks, parked: false }
 }
 
+/// One group for each question: whoever held the objects of two at once would need twice the descriptors.
 fn many(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
     const COUNTS: [(scale::Kind, &[usize]); 2] =
         [(scale::Kind::Objects, &[1, 10, 100, 1_000, 10_000]), (scale::Kind::Sessions, &[1, 10, 100, 1_000])];
     let mut groups = Vec::new();
     for (kind, counts) in COUNTS {
         for driver in drivers {
-            let mut tasks = vec![Task::Floor(FloorOptions {
-                wait: Wait::Sleep,
-                ..FloorOptions::on(Floor::PingPong, cpus)
-            })];
-            for count in counts {
-                for called in [scale::Called::Each, scale::Called::One] {
-                    let side = Side::ours(cpus, *driver, Client::Async);
-                    tasks.push(Task::Scale(side, kind, called, *count));
-                }
+            for called in [scale::Called::Each, scale::Called::One] {
+                let mut tasks = vec![Task::Floor(FloorOptions {
+                    wait: Wait::Sleep,
+                    ..FloorOptions::on(Floor::PingPong, cpus)
+                })];
+                let side = || Side::ours(cpus, *driver, Client::Async);
+                tasks.extend(counts.iter().map(|count| Task::Scale(side(), kind, called, *count)));
+                let how = called.name();
+                let title = format!("64 bytes, 1 at a time, {}, {how}, {driver}", kind.name());
+                groups.push(Group { title, tasks, parked: false });
             }
-            let title = format!("64 bytes, 1 at a time, {}, {driver}", kind.name());
-            groups.push(Group { title, tasks, parked: false });
         }
     }
     groups

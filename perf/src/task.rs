@@ -113,10 +113,7 @@ impl Task {
                     Some(attached) if attached < *count => format!(" ({attached} attached)"),
                     _ => String::new(),
                 };
-                let name = match called {
-                    scale::Called::One => format!("{count} {}{all}, the same", kind.name()),
-                    scale::Called::Each => format!("{count} {}{all}, in turn", kind.name()),
-                };
+                let name = format!("{count} {}{all}, {}", kind.name(), called.name());
                 Head { payload: scale::PAYLOAD.len(), ..side.head(&name, "session") }
             }
         }

@@ -85,6 +85,8 @@ pub(crate) struct Core {
     waiters: Slab<Waiter>,
     /// Channels with letters to submit in the next turn.
     dirty: Vec<usize>,
+    /// How many letters are with the driver: one of each lane at most.
+    letters_away: usize,
     /// Channels that wait for a full queue on the clock.
     retrying: Vec<(Instant, usize)>,
     /// Closed channels with letters still to go.
@@ -287,6 +289,7 @@ impl Core {
             channels: Slab::new(),
             waiters: Slab::new(),
             dirty: Vec::new(),
+            letters_away: 0,
             retrying: Vec::new(),
             closing: Vec::new(),
             home: Vec::new(),
@@ -710,6 +713,7 @@ impl Core {
         let fd = channel.fd.clone();
         let token = self.submit(key, Role::Lane, Request::Send { fd, envelope, silent, prompt });
         self.channels[key].lane.away = Some(token);
+        self.letters_away += 1;
     }
 
     /// The other end is gone: everybody in the lane is told.
@@ -833,8 +837,14 @@ impl Core {
     }
 
     /// Whether letters go out as fast as turns are taken. Those that wait for a full queue do not.
+    ///
+    /// A letter that may go is with the driver or in a lane that is dirty; to look through all lanes made each
+    /// end of a `block_on` as long as the list of sockets.
     pub(crate) fn is_sending(&self) -> bool {
-        self.channels.iter().any(|(_, channel)| channel.lane.is_moving())
+        let sending = self.letters_away > 0
+            || self.dirty.iter().any(|key| self.channels.get(*key).is_some_and(|c| c.lane.is_moving()));
+        debug_assert_eq!(sending, self.channels.iter().any(|(_, channel)| channel.lane.is_moving()));
+        sending
     }
 
     /// Tells whoever waits how a letter went.
@@ -1358,6 +1368,7 @@ impl Core {
                 drop(fd);
                 let lane = &mut self.channels[key].lane;
                 lane.away = None;
+                self.letters_away -= 1;
                 let slip = lane.current.take().expect("a slip for what was away");
                 self.sent(key, Letter { envelope, slip }, result, woken);
                 self.advance_lane(key, Way::Submitted, woken);
