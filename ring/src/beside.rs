@@ -141,6 +141,7 @@ impl Socket {
                     if nothings == 2 {
                         return Err(ReceiveError::Closed);
                     }
+                    self.ask_for_credentials_again();
                 }
                 Glance::Arrived(arrival) if is_empty_packet(&arrival, nothing) => {
                     nothings = 0;

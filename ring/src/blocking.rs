@@ -92,6 +92,8 @@ const RETRY_LAST: Duration = Duration::from_millis(32);
 pub struct Socket {
     fd: Option<OwnedFd>,
     private: Cell<bool>,
+    /// Nobody else has ever held this end, and so nobody can have changed what was set on it.
+    made_here: Cell<bool>,
     /// SO_PASSCRED is set: only then is an empty packet told from the end for certain.
     credentials_asked: Cell<bool>,
     /// It is set for us alone: to be undone when the descriptor is given back.
@@ -122,6 +124,7 @@ impl Socket {
         let (near, far) = sys::socketpair(Kind::SeqPacket)?;
         let near = Socket::new(near);
         near.private.set(true);
+        near.made_here.set(true);
         near.ask_for_credentials();
         near.asked_here.set(true);
         Ok((near, far))
@@ -146,6 +149,7 @@ impl Socket {
         Socket {
             fd: Some(fd),
             private: Cell::new(false),
+            made_here: Cell::new(false),
             credentials_asked: Cell::new(false),
             asked_here: Cell::new(false),
             descriptors_max: Cell::new(DESCRIPTORS_DEFAULT),
@@ -232,6 +236,7 @@ impl Socket {
     /// The kernel's (out of descriptors).
     pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
         self.private.set(false);
+        self.made_here.set(false);
         self.wait_without_limit();
         let copy = self.as_fd().try_clone_to_owned()?;
         // Whoever gets it may be one of ours, and count on them.
@@ -376,13 +381,18 @@ impl Socket {
         match left.within() {
             // An earlier wait may have left its limit. This one comes back here when that is over.
             None => {}
-            Some(within) if within >= FAR && self.private.get() => self.limit_receives(within),
+            // Only where nobody else can lift the limit: it would keep us asleep for as long as it liked.
+            Some(within) if within >= FAR && self.is_ours_alone() => self.limit_receives(within),
             Some(within) => {
                 sys::poll_within(self.as_fd(), ready::READ, Some(within))?;
                 return envelope::receive(self.as_fd(), into, self.room());
             }
         }
         envelope::receive_asleep(self.as_fd(), into, self.room())
+    }
+
+    fn is_ours_alone(&self) -> bool {
+        self.private.get() && self.made_here.get()
     }
 
     /// Sees to it that a receive sleeps for about so long: the same limit serves many calls with the same
@@ -405,6 +415,10 @@ impl Socket {
     /// Shuts down and closes a private end whose peer may be anybody: what the peer left in it is closed with
     /// it, and that may take as long as the peer likes.
     fn retire(&self, fd: OwnedFd) {
+        if !self.made_here.get() {
+            // Whoever made it may hold it still, and nothing that is asked of it here is certain.
+            return closer::end(fd);
+        }
         if !self.credentials_asked.get() {
             return closer::retire(fd, false);
         }
@@ -615,7 +629,15 @@ impl End {
     fn said_again(self, socket: &Socket) -> End {
         match self {
             End::Said => End::Certain,
-            _ if socket.credentials_asked.get() || socket.is_hung_up() => End::Said,
+            _ if socket.credentials_asked.get() => {
+                // Another holder may have had the kernel name no senders any more: then this was perhaps an
+                // empty packet, and the next is known for what it is.
+                if !socket.made_here.get() {
+                    socket.ask_for_credentials();
+                }
+                End::Said
+            }
+            _ if socket.is_hung_up() => End::Said,
             // Without credentials and with the peer still there it was an empty packet.
             _ => {
                 socket.empty_packets.set(socket.empty_packets.get() + 1);

@@ -50,6 +50,12 @@ pub(crate) fn retire(fd: OwnedFd, credentials_asked: bool) {
     }
 }
 
+/// Ends a connection at this end, for all who hold it, and leaves the closing to the threads.
+pub(crate) fn end(fd: OwnedFd) {
+    let _ = sys::shutdown(fd.as_fd(), Half::Both);
+    queue(fd);
+}
+
 /// The same for an end that others may hold too, which therefore must not be shut down, and from which
 /// nothing may be taken: it would be missing elsewhere.
 ///

@@ -238,7 +238,14 @@ impl Room {
     ///
     /// Exactly: the kernel fills alignment padding with descriptors too, so that `CMSG_SPACE(4)` admits two.
     /// A pidfd comes last and needs the padding, so with one wanted a descriptor more may slip in.
+    ///
+    /// Where there is room for all the descriptors that a message can carry, there is as much again as we
+    /// have: other holders of the socket may ask for times or labels (SO_TIMESTAMP, SO_PASSSEC), which come
+    /// before the descriptors, and in a room that was measured to the byte the last eight were lost.
     pub(crate) const fn bytes(self) -> usize {
+        if self.descriptors >= DESCRIPTORS_MAX {
+            return CONTROL_WORDS_MAX * mem::size_of::<u64>();
+        }
         const CREDENTIALS: usize = CONTROL_HEADER + align(mem::size_of::<libc::ucred>());
         let data = self.descriptors * mem::size_of::<RawFd>();
         match (self.descriptors, self.pidfd) {
@@ -252,8 +259,9 @@ impl Room {
     pub(crate) const WIDEST: Room = Room { descriptors: DESCRIPTORS_MAX, pidfd: true };
 }
 
-/// `Room::WIDEST.bytes()`, rounded up, in `u64`, and something for what other holders of a socket ask for.
-const CONTROL_WORDS_MAX: usize = 160;
+/// What the widest room needs is 136 of these, in `u64`. The rest is for what other holders of a socket ask
+/// for: three kinds of time (96 bytes) and a label.
+const CONTROL_WORDS_MAX: usize = 192;
 
 /// Everything that came beside the bytes.
 #[derive(Debug, Default)]

@@ -112,6 +112,8 @@ struct Channel {
     private: bool,
     /// One end of a pair that was made for this channel.
     made_here: bool,
+    /// It came from somebody, or was shared: whoever that was may hold it still.
+    given: bool,
     /// One receive brings messages until it is asked home.
     many: bool,
     room: Room,
@@ -313,6 +315,7 @@ impl Core {
             kind,
             private,
             made_here: false,
+            given: !private,
             many: false,
             room: Room { descriptors: DESCRIPTORS_DEFAULT, pidfd: false },
             credentials: Credentials::NotAsked,
@@ -343,6 +346,24 @@ impl Core {
 
     pub(crate) fn set_made_here(&mut self, channel: usize) {
         self.channels[channel].made_here = true;
+    }
+
+    /// Others hold this end from now on, may change what was set here, and count on what was asked for.
+    pub(crate) fn set_shared(&mut self, channel: usize) {
+        let channel = &mut self.channels[channel];
+        (channel.made_here, channel.given) = (false, true);
+        if channel.credentials.are_asked() {
+            channel.credentials = Credentials::AskedBefore;
+        }
+        if let Some(token) = channel.inbox.away
+            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
+        {
+            want.strange = true;
+        }
+    }
+
+    pub(crate) fn ask_for_credentials_again(&self, channel: usize) {
+        self.channels[channel].ask_for_credentials_again();
     }
 
     pub(crate) fn set_many(&mut self, channel: usize) {
@@ -449,7 +470,7 @@ impl Core {
 
     /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
     fn retire(&self, channel: Channel) {
-        let Channel { fd, private, credentials, travels, lane, .. } = channel;
+        let Channel { fd, private, given, credentials, travels, lane, .. } = channel;
         // A letter that never left may hold this very descriptor.
         drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
@@ -458,6 +479,10 @@ impl Core {
             closer::retire_connected(fd);
         } else if !private {
             closer::retire_shared(fd);
+        } else if credentials.are_asked() && given {
+            // Whoever made it may hold it still, have taken back what was asked for, and so make a packet
+            // look like the end in front of what is slow to close. Ended here, closed elsewhere.
+            closer::end(fd);
         } else if self.budget.covers(DESCRIPTORS_MAX) {
             closer::retire(fd, credentials.are_asked());
         } else {
@@ -1141,6 +1166,9 @@ impl Core {
         if channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {
             self.end(key, None, woken);
         } else {
+            // Another holder may have had the kernel name no senders any more, and then two empty packets of
+            // anybody were the end. This makes the second one known for what it is.
+            channel.ask_for_credentials_again();
             // Asked again even where nobody waits, or a stream of one message would never end.
             channel.inbox.wanted = true;
         }
@@ -1475,6 +1503,13 @@ impl Channel {
         self.credentials = if before { Credentials::AskedBefore } else { Credentials::AskedHere };
         if !before {
             let _ = sys::set_socket_option(fd, SocketOption::PassCredentials, 1);
+        }
+    }
+
+    /// Of an end that others may hold too, and change.
+    fn ask_for_credentials_again(&self) {
+        if self.given {
+            sys::name_senders_again(self.fd.as_fd());
         }
     }
 }

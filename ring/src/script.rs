@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -30,6 +31,22 @@ pub const STEPS_MAX: u64 = 1_000_000;
 /// The kernel's.
 pub fn die_of_broken_pipes() -> io::Result<()> {
     sys::die_of_broken_pipes()
+}
+
+/// Sets an option of SOL_SOCKET by its number, as a stranger might who holds the socket too.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_any_socket_option(fd: impl AsFd, number: i32, value: &[u8]) -> io::Result<()> {
+    sys::set_any_socket_option(fd.as_fd(), number, value)
+}
+
+/// Has the kernel send SIGIO to a process whenever the descriptor is ready, for all who hold it.
+///
+/// # Errors
+/// The kernel's.
+pub fn signal_when_ready(fd: impl AsFd, process: i32) -> io::Result<()> {
+    sys::signal_when_ready(fd.as_fd(), process)
 }
 
 /// One simulated world. While there is one in a process, descriptors are closed at once.

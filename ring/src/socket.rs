@@ -199,6 +199,36 @@ impl Socket {
         self.reactor.with(|core, _| core.ask_for_credentials(self.channel));
     }
 
+    /// A duplicate of the descriptor, for another holder. What was asked for here ([credentials]
+    /// (Socket::ask_for_credentials)) stays asked for when this one is given back: the other may count on it.
+    /// Whether this end is [private](Socket::set_private) is not changed.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let worker = Socket::wrap(&reactor, near.share()?)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// # Executor::new(&reactor).block_on(async {
+    /// far.send("for one of them").await?;
+    /// assert!(worker.take_one().await?.credentials().is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The kernel's (out of descriptors).
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        let copy = self.as_fd().try_clone_to_owned()?;
+        self.reactor.with(|core, _| core.set_shared(self.channel));
+        Ok(copy)
+    }
+
+    pub(crate) fn ask_for_credentials_again(&self) {
+        self.reactor.with(|core, _| core.ask_for_credentials_again(self.channel));
+    }
+
     /// Asks for a pidfd of the sender with every message (Linux 6.5; 43 % more work for each).
     ///
     /// # Errors

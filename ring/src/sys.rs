@@ -159,8 +159,12 @@ pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
-/// Takes one connection from a non-blocking listener.
+/// Takes one connection, if there is one.
+///
+/// O_NONBLOCK belongs to the open description, and `accept` has no flag of its own for not waiting. So it is
+/// said again each time: a holder that had taken it back once would have stopped this thread.
 pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    set_nonblocking(fd)?;
     let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: null asks the kernel not to write an address.
     // Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
@@ -182,6 +186,9 @@ pub(crate) fn die_of_broken_pipes() -> io::Result<()> {
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: integers only. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
     let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    if flags & libc::O_NONBLOCK != 0 {
+        return Ok(());
+    }
     // SAFETY: integers only. Kept honest by `socket.rs::a_listener_is_connected_to_by_path`.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
 }
@@ -252,6 +259,34 @@ pub(crate) fn set_socket_option(fd: BorrowedFd<'_>, option: SocketOption, value:
     // Kept honest by `end_of_file.rs::a_thousand_empty_packets_then_a_message`.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option.name(), from, length) })
         .map(drop)
+}
+
+/// Sets any option of a socket (of SOL_SOCKET), known here or not, as a stranger might who holds it too.
+#[cfg(feature = "script")]
+pub(crate) fn set_any_socket_option(fd: BorrowedFd<'_>, number: i32, value: &[u8]) -> io::Result<()> {
+    let (from, length) = (value.as_ptr().cast(), value.len() as libc::socklen_t);
+    // SAFETY: `value` has the `length` bytes the kernel reads, and no option that is set in tests makes it
+    // read anything those point at. Kept honest by `holders.rs::no_option_keeps_a_message_from_arriving`.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, number, from, length) }).map(drop)
+}
+
+/// Has the process be told by a signal when the descriptor is ready (F_SETOWN and O_ASYNC).
+#[cfg(feature = "script")]
+pub(crate) fn signal_when_ready(fd: BorrowedFd<'_>, process: i32) -> io::Result<()> {
+    // SAFETY: integers only. Kept honest by `holders.rs::a_holder_of_the_same_user_can_have_us_signalled`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, process) })?;
+    // SAFETY: integers only. Kept honest by `holders.rs::a_holder_of_the_same_user_can_have_us_signalled`.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: integers only. Kept honest by `holders.rs::a_holder_of_the_same_user_can_have_us_signalled`.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_ASYNC) }).map(drop)
+}
+
+/// Has the kernel name senders (SO_PASSCRED) where another holder may have told it not to. On a stream nobody
+/// needs them.
+pub(crate) fn name_senders_again(fd: BorrowedFd<'_>) {
+    if socket_option(fd, SocketOption::Type).is_ok_and(|kind| kind == libc::SOCK_SEQPACKET) {
+        let _ = set_socket_option(fd, SocketOption::PassCredentials, 1);
+    }
 }
 
 /// The number by which the kernel knows a socket, whatever descriptor it is asked through.

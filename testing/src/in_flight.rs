@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::sockets::{packet_pair, send_packet};
+use crate::sockets::{PACKET_DESCRIPTORS_MAX, packet_pair, send_packet, set_nonblocking};
 use crate::surroundings::{
     DescriptorLimit, become_a_user_of_its_own, limit_descriptors, unlimited_descriptors,
 };
@@ -21,6 +21,18 @@ const PARKED_PACKETS: usize = 2;
 pub struct TooManyInFlight {
     _limit: DescriptorLimit,
     _parked: (OwnedFd, OwnedFd),
+}
+
+/// Descriptors that a hostile holder leaves in the queues of others, or in its own.
+///
+/// Sends packets of as many descriptors as one carries, all of the same file, until the socket takes no more,
+/// and says how many descriptors that were: some 70,000 with the usual buffer.
+pub fn park(socket: impl AsFd, bytes: &[u8]) -> usize {
+    let socket = socket.as_fd();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let copies = vec![file.as_fd(); PACKET_DESCRIPTORS_MAX];
+    set_nonblocking(socket);
+    (0..).take_while(|_| send_packet(socket, bytes, &copies).is_ok()).count() * PACKET_DESCRIPTORS_MAX
 }
 
 /// Becomes a user of its own (the limit does not bind root), parks descriptors, and then lowers this

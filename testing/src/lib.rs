@@ -43,6 +43,8 @@ mod fork;
 mod helper;
 mod host;
 mod in_flight;
+#[cfg(feature = "script")]
+pub mod meddling;
 mod role;
 mod sockets;
 mod steps;
@@ -60,7 +62,9 @@ pub use helper::{HELPER_TIME_MAX, Helper};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};
 pub use host::{Host, TRIGGERS, Trigger, guest};
-pub use in_flight::{TooManyInFlight, too_many_in_flight};
+pub use in_flight::{TooManyInFlight, park, too_many_in_flight};
+#[cfg(feature = "script")]
+pub use meddling::meddle;
 pub use role::{driver, helper_argument, reactor, settle};
 pub use sockets::{
     LINGER_TIME, Lingering, PACKET_DESCRIPTORS_MAX, Packet, RAW_PACKET_BYTES_MAX, lingering_tcp, packet_pair,
@@ -68,7 +72,8 @@ pub use sockets::{
 };
 pub use steps::{ends, poll_once, turn};
 pub use surroundings::{
-    DescriptorLimit, NOBODY, become_a_user_of_its_own, become_nobody, enter_sandbox, leave_descriptors,
-    limit_descriptors, refuse_io_uring, refuse_landlock, refuse_wiping_on_fork,
+    DescriptorLimit, NOBODY, become_a_user_of_its_own, become_nobody, become_user_of, count_apart,
+    enter_sandbox, leave_descriptors, limit_descriptors, refuse_io_uring, refuse_landlock,
+    refuse_wiping_on_fork,
 };
 pub use wait::{WAIT_TIME_MAX, wait_until};

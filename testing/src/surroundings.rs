@@ -164,6 +164,27 @@ fn become_user(number: u32) -> Result<(), Errno> {
     set_thread_res_uid(uid, uid, uid)
 }
 
+/// From now on this thread is, to the kernel's accounts, a user that no other process is: what it has in
+/// flight counts for nobody else. It keeps its privileges, and all that it may do; what it starts later is
+/// that user too. Nothing happens if the tests do not run as root, or in a user namespace that has no such
+/// users.
+///
+/// The kernel counts by the *real* user, and asks the *effective* one what is allowed.
+#[track_caller]
+pub fn count_apart() {
+    let root = Uid::ROOT;
+    if rustix::process::geteuid().is_root() {
+        let _ = set_thread_res_uid(Uid::from_raw(OWN_USERS + std::process::id()), root, root);
+    }
+}
+
+/// As [`become_a_user_of_its_own`], but the user that the process of this number would become. False if there
+/// is no such user to be had: the tests do not run as root, or in a user namespace of few.
+#[track_caller]
+pub fn become_user_of(process: u32) -> bool {
+    rustix::process::geteuid().is_root() && become_user(OWN_USERS + process).is_ok()
+}
+
 /// Lets this process open exactly `free` more descriptors (by its soft RLIMIT_NOFILE), until the guard is
 /// dropped. A census needs one free descriptor, so take it before.
 ///

@@ -580,6 +580,10 @@ impl Uring {
                 Now::Arrived(arrival) if arrival.nothing && nothing => return self.end(token, Ok(arrival)),
                 Now::Arrived(arrival) => {
                     nothing = arrival.nothing;
+                    if nothing && want.strange {
+                        // As in `op.rs`, whose turn comes too late: the second one is taken here.
+                        sys::name_senders_again(fd.as_fd());
+                    }
                     self.lately = Some(token);
                     Ok(arrival)
                 }
