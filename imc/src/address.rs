@@ -136,7 +136,7 @@ impl SocketAddress {
     /// # Errors
     /// The kernel's: out of descriptors.
     pub fn share(&self) -> io::Result<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned()
+        self.socket.share()
     }
 
     /// Another handle to the same address, on the same reactor.

@@ -41,7 +41,9 @@ use crate::{AcceptError, CONFIRM, CONNECT, ConnectError, Violations, Who, WrapEr
 pub fn bound_socket() -> io::Result<(BoundSocket, SocketAddress)> {
     let (near, far) = Socket::pair()?;
     let address = SocketAddress::from_fd(far).map_err(io::Error::other)?;
-    Ok((BoundSocket::new(near), address))
+    let mut bound = BoundSocket::new(near);
+    bound.address = ring::socket_cookie(&address).ok();
+    Ok((bound, address))
 }
 
 /// The right to connect, for programs without a reactor: see [`imc::SocketAddress`](crate::SocketAddress).
@@ -302,6 +304,8 @@ pub struct Arrival {
 /// Dropping it makes every further connect fail, and ends the connections that were not accepted.
 pub struct BoundSocket {
     socket: Socket,
+    /// The kernel's number of the other end, where that was made here.
+    address: Option<u64>,
     inbox: Inbox,
     confirming: bool,
     violations: Violations,
@@ -314,7 +318,8 @@ impl BoundSocket {
         // An older kernel has none.
         let _ = socket.ask_for_pidfds();
         let inbox = Inbox::new(WaitPolicy::Sleep);
-        BoundSocket { socket, inbox, confirming: false, violations: Violations::default() }
+        let violations = Violations::default();
+        BoundSocket { socket, address: None, inbox, confirming: false, violations }
     }
 
     /// Takes the bound end that this process was started with. Nobody else may hold it.
@@ -344,7 +349,7 @@ impl BoundSocket {
     pub fn accept_until(&mut self, deadline: Option<Instant>) -> Result<Option<Arrival>, AcceptError> {
         loop {
             let judged = match self.inbox.receive(&self.socket, deadline) {
-                Ok(message) => judge(message),
+                Ok(message) => judge(message, self.address),
                 Err(ReceiveError::Deadline) => return Ok(None),
                 Err(ReceiveError::Closed) => return Err(AcceptError::Gone),
                 Err(ReceiveError::Io(error)) => return Err(AcceptError::Io(error)),
@@ -400,7 +405,7 @@ impl fmt::Debug for BoundSocket {
 }
 
 /// What the message asks for, if it is a request. All other descriptors of it are closed with it.
-fn judge(mut message: Received<'_>) -> Result<Arrival, Violation> {
+fn judge(mut message: Received<'_>, address: Option<u64>) -> Result<Arrival, Violation> {
     if message.bytes() != CONNECT {
         return Err(Violation::WrongMessage);
     }
@@ -408,6 +413,11 @@ fn judge(mut message: Received<'_>) -> Result<Arrival, Violation> {
         return Err(Violation::Several);
     }
     let far = message.take_descriptor().ok_or(Violation::None)?;
+    // What is said there would come back here.
+    if address.is_some_and(|own| ring::socket_cookie(&far).is_ok_and(|cookie| cookie == own)) {
+        discard(far);
+        return Err(Violation::OwnAddress);
+    }
     let socket = connected(far).map_err(Violation::Unfit)?;
     let who = Who { credentials: known(message.credentials()), pidfd: message.take_pidfd() };
     Ok(Arrival { socket: ConnectedSocket::new(socket), who })

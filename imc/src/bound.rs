@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
@@ -34,6 +35,8 @@ use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
 /// Dropping it makes every further connect fail, and ends the connections that were not accepted.
 pub struct BoundSocket {
     socket: Socket,
+    /// The kernel's number of the other end, where that was made here.
+    address: Option<NonZeroU64>,
     confirming: Cell<bool>,
     /// Once there are some.
     violations: Cell<Option<Box<Violations>>>,
@@ -85,6 +88,8 @@ pub struct Violations {
     pub listening: u64,
     /// A socket connected to nobody.
     pub unconnected: u64,
+    /// The address itself, as far as it is [known](BoundSocket::address_cookie).
+    pub own_address: u64,
     /// Descriptors that were lost on their way because *this* process had no room for them, or because a
     /// security module kept them back. Not the sender's fault; it reads the end of file.
     pub lost: u64,
@@ -101,9 +106,11 @@ impl Violations {
             wrong_kind,
             listening,
             unconnected,
+            own_address,
             lost,
         } = self;
-        wrong_message + none + several + not_a_socket + wrong_kind + listening + unconnected + lost
+        let unfit = not_a_socket + wrong_kind + listening + unconnected + own_address;
+        wrong_message + none + several + unfit + lost
     }
 }
 
@@ -114,7 +121,22 @@ impl BoundSocket {
         // Asked for now, since a request queued before carries nothing. An older kernel has no pidfds.
         socket.ask_for_credentials();
         let _ = socket.ask_for_pidfds();
-        BoundSocket { socket, confirming: Cell::new(false), violations: Cell::default() }
+        BoundSocket { socket, address: None, confirming: Cell::new(false), violations: Cell::default() }
+    }
+
+    /// The address of this bound socket was made here, and is this.
+    pub(crate) fn with_address(mut self, address: impl AsFd) -> BoundSocket {
+        self.address = ring::socket_cookie(address).ok().and_then(NonZeroU64::new);
+        self
+    }
+
+    /// The kernel's number ([`ring::socket_cookie`]) of the address of this bound socket, if the two were
+    /// made together, by [`bound_socket`](crate::bound_socket). A request that brings the address itself as
+    /// the connection is a violation: what is said there comes back, and such a connection never ends, since
+    /// this bound socket is its other side. Who accepts from several bound sockets compares with the
+    /// addresses of all of them.
+    pub fn address_cookie(&self) -> Option<u64> {
+        self.address.map(NonZeroU64::get)
     }
 
     /// Takes the bound end that this process was started with. Nobody else may hold it, unless it is
@@ -180,7 +202,9 @@ impl BoundSocket {
     /// What came, if it is a connection or the end; anything else is counted.
     fn admit(&self, received: Result<Received, ReceiveError>) -> Option<Result<Arrival, AcceptError>> {
         let judged = match received {
-            Ok(message) => judge(self.reactor(), message, CONNECT),
+            Ok(message) => {
+                judge(self.reactor(), message, CONNECT).and_then(|arrival| self.no_mirror(arrival))
+            }
             Err(ReceiveError::Closed) => return Some(Err(AcceptError::Gone)),
             Err(ReceiveError::Io(error)) => return Some(Err(AcceptError::Io(error))),
             Err(ReceiveError::DescriptorsLost(message)) => {
@@ -199,6 +223,19 @@ impl BoundSocket {
                 None
             }
         }
+    }
+
+    /// The connection, unless it is the address of this very bound socket.
+    fn no_mirror(&self, arrival: Arrival) -> Result<Arrival, Violation> {
+        let own = self
+            .address
+            .is_some_and(|own| ring::socket_cookie(&arrival.socket).is_ok_and(|cookie| cookie == own.get()));
+        if own {
+            // Others hold it too, and it is not to be shut down for them.
+            arrival.socket.into_socket().set_private(false);
+            return Err(Violation::OwnAddress);
+        }
+        Ok(arrival)
     }
 
     /// Says `a` on a fresh connection, in a packet of its own.
@@ -248,7 +285,7 @@ impl BoundSocket {
     /// # Errors
     /// The kernel's (out of descriptors).
     pub fn share(&self) -> io::Result<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned()
+        self.socket.share()
     }
 
     /// What holders of the address did wrong so far.
@@ -270,8 +307,8 @@ impl BoundSocket {
     /// Gives the bound socket back while it accepts. A request that nobody awaits any more is asked home by
     /// that: another attempt after a turn succeeds, unless one has arrived, which must be accepted first.
     pub fn into_fd(self) -> Result<OwnedFd, BoundSocket> {
-        let BoundSocket { socket, confirming, violations } = self;
-        socket.into_fd().map_err(|socket| BoundSocket { socket, confirming, violations })
+        let BoundSocket { socket, address, confirming, violations } = self;
+        socket.into_fd().map_err(|socket| BoundSocket { socket, address, confirming, violations })
     }
 }
 
@@ -311,6 +348,7 @@ pub(crate) enum Violation {
     None,
     Several,
     Unfit(WrapError),
+    OwnAddress,
     Lost,
 }
 
@@ -333,6 +371,7 @@ impl Violation {
             Violation::Unfit(WrapError::WrongKind) => &mut violations.wrong_kind,
             Violation::Unfit(WrapError::Listening) => &mut violations.listening,
             Violation::Unfit(WrapError::Unconnected) => &mut violations.unconnected,
+            Violation::OwnAddress => &mut violations.own_address,
             Violation::Lost => &mut violations.lost,
         }
     }

@@ -123,7 +123,7 @@ impl DataOnlySocket {
     pub fn share(&self) -> io::Result<OwnedFd> {
         // From now on dropping this one must not end the connection of the others.
         self.socket.set_private(false);
-        self.socket.as_fd().try_clone_to_owned()
+        self.socket.share()
     }
 
     /// Another handle to the same end, on the same reactor.

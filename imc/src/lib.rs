@@ -131,7 +131,7 @@ pub(crate) const CONFIRM: &[u8; 1] = b"a";
 /// The kernel's: out of descriptors.
 pub fn bound_socket(reactor: &Reactor) -> io::Result<(BoundSocket, SocketAddress)> {
     let (near, far) = Socket::pair(reactor, Kind::SeqPacket)?;
-    let bound = BoundSocket::new(near);
+    let bound = BoundSocket::new(near).with_address(&far);
     let address = SocketAddress::from_fd(reactor, far).map_err(io::Error::other)?;
     Ok((bound, address))
 }

@@ -236,10 +236,27 @@ on_each_driver! {
         assert_eq!(bound.violations().total(), 0);
     }
 
-    /// The address itself as the far end: what is sent on that "connection" comes back to the acceptor, is
-    /// counted, and does not go round in a circle.
-    fn an_address_given_as_a_connection_does_not_go_round(reactor: &Reactor) {
+    /// The address itself as the far end would be a connection to oneself, which nobody else can end.
+    fn an_address_given_as_a_connection_is_counted(reactor: &Reactor) {
         let (bound, address) = bound_socket(reactor).unwrap();
+        bound.set_confirming(true);
+        send_packet(&address, b"c", &[address.as_fd()]).unwrap();
+        settle(reactor, async {
+            let client = address.connect().await.unwrap();
+            let server = bound.accept().await.unwrap().socket;
+            client.send("honest").await.unwrap();
+            assert_eq!(server.receive().await.unwrap().bytes(), b"honest");
+            assert_eq!(bound.violations().own_address, 1);
+            assert_eq!(bound.violations().total(), 1);
+        });
+    }
+
+    /// Where it is not known which the address is, what is sent on that "connection" comes back to the
+    /// acceptor, is counted, and does not go round in a circle.
+    fn an_address_given_as_a_connection_does_not_go_round(reactor: &Reactor) {
+        let (bound, address) = packet_pair();
+        let bound = BoundSocket::from_fd(reactor, bound).unwrap();
+        let address = SocketAddress::from_fd(reactor, address).unwrap();
         bound.set_confirming(true);
         send_packet(&address, b"c", &[address.as_fd()]).unwrap();
         settle(reactor, async {

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use imc::{AcceptError, Arrival, BoundSocket, WrapError};
-use ring::{Companion, Credentials, Look, Queue, Reactor, Sleep};
+use ring::{Companion, Credentials, Look, Queue, Reactor, Sleep, Socket};
 use slab::Slab;
 
 use crate::incoming::Incoming;
@@ -720,6 +720,11 @@ impl Shared {
         let nobody = Credentials { pid: 0, uid: u32::MAX, gid: u32::MAX };
         let credentials = arrival.who.credentials.unwrap_or(nobody);
         let socket = arrival.socket.into_socket();
+        if self.is_own_address(&socket) {
+            // Others hold it too, and it is not to be shut down for them.
+            socket.set_private(false);
+            return self.count_not_attaching(1);
+        }
         let state = &mut *self.state.borrow_mut();
         let Some(address) = state.addresses.find_mut(number) else { return };
         address.sessions += 1;
@@ -729,6 +734,14 @@ impl Shared {
         let client = Client { key: entry.key(), address: number, credentials };
         let terms = Rc::clone(&self.terms);
         entry.insert(Served::begin(&self.reactor, Rc::downgrade(self), socket, terms, client));
+    }
+
+    /// Whether it is one of the addresses of this object. A session with it would never end: this mailbox is
+    /// its other side.
+    fn is_own_address(&self, socket: &Socket) -> bool {
+        let Ok(cookie) = ring::socket_cookie(socket) else { return false };
+        let state = self.state.borrow();
+        state.addresses.iter().any(|(_, address)| address.bound.address_cookie() == Some(cookie))
     }
 
     /// A session is over. Its calls that nobody has taken go with it.

@@ -293,7 +293,7 @@ impl PlainObject {
     /// # Errors
     /// The kernel's (out of descriptors).
     pub fn share(&self) -> io::Result<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned()
+        self.socket.share()
     }
 
     /// The reactor.
@@ -459,7 +459,8 @@ impl fmt::Debug for PlainCall {
 pub struct PlainViolations {
     /// No descriptor to answer on.
     pub without_continuation: u64,
-    /// The last descriptor is not a connected AF_UNIX SEQPACKET socket.
+    /// The last descriptor is not a connected AF_UNIX SEQPACKET socket; or it is the object itself, as far as
+    /// that is known (it was made here, by [`plain_object`]): the answer would be the next call.
     pub not_a_continuation: u64,
     /// Longer than a packet.
     pub truncated: u64,
@@ -497,7 +498,7 @@ impl PlainMailbox {
 
     /// A copy of the end, for another process that takes calls from it.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
-        self.socket.as_fd().try_clone_to_owned()
+        self.socket.share()
     }
 
     fn from_socket(socket: Socket) -> PlainMailbox {
@@ -633,9 +634,9 @@ pub(crate) struct Reception {
     violations: Cell<PlainViolations>,
     /// Continuations go home with the answer.
     returning: Cell<bool>,
-    /// The cookie of the end by which the object is called, where that was made here. Passed as a
-    /// continuation that goes home it would make each answer the next call: a server that calls itself for
-    /// ever, also when whoever began it is gone.
+    /// The cookie of the end by which the object is called, where that was made here. Answered there, the
+    /// answer would be a call in this process's own name; and with a socket at its end, such as one that goes
+    /// home, be answered again: a server that calls itself for ever, also when whoever began it is gone.
     object: Cell<Option<u64>>,
     /// Those that have come before.
     known: Known,
@@ -675,17 +676,17 @@ impl Reception {
     }
 
     fn continuation(&self, reactor: &Reactor, fd: OwnedFd) -> Option<PlainContinuation> {
-        if !self.returning.get() {
+        let (object, returning) = (self.object.get(), self.returning.get());
+        let cookie = (object.is_some() || returning).then(|| ring::socket_cookie(&fd).ok()).flatten();
+        if cookie.is_some() && cookie == object {
+            ring::discard(fd);
+            return None;
+        }
+        if !returning {
             let mut continuation = PlainContinuation::from_fd(reactor, fd).ok()?;
             let answered = self.answered.get_or_init(|| Rc::new(Spent::new(reactor, || ())));
             continuation.answered = Some(Rc::clone(answered));
-            continuation.object = self.object.get();
             return Some(continuation);
-        }
-        let cookie = ring::socket_cookie(&fd).ok();
-        if cookie.is_some() && cookie == self.object.get() {
-            ring::discard(fd);
-            return None;
         }
         let mut continuation = match cookie {
             Some(cookie) if self.known.has(cookie) => PlainContinuation::from_known(reactor, fd),
@@ -782,8 +783,6 @@ pub struct PlainContinuation {
     returning: bool,
     /// Where the mailbox has it closed, with others, when it is answered.
     answered: Option<Rc<Spent>>,
-    /// The cookie of the end by which the object is called: not to go home, see `Reception`.
-    object: Option<u64>,
 }
 
 impl PlainContinuation {
@@ -803,7 +802,7 @@ impl PlainContinuation {
     fn from_socket(socket: Socket) -> PlainContinuation {
         // By the protocol nobody else holds it; who keeps a copy loses it.
         socket.set_private(true);
-        PlainContinuation { socket, returning: false, answered: None, object: None }
+        PlainContinuation { socket, returning: false, answered: None }
     }
 
     /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
@@ -836,15 +835,13 @@ impl PlainContinuation {
 
     /// Answers, with this continuation itself as the last descriptor of the answer: for a caller that
     /// [uses the pair again](PlainObject::with_returned_pairs). Beside 253 descriptors there is no room for
-    /// it, and the answer goes without; as does one without descriptors when too many are in flight, and one
-    /// to the end by which the object itself is called, where that was [made here](plain_object).
+    /// it, and the answer goes without; as does one without descriptors when too many are in flight.
     ///
     /// # Errors
     /// As [`answer`](PlainContinuation::answer).
     pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         let message = in_one_packet(message.into())?;
-        let is_home = self.object.is_some() && ring::socket_cookie(&self.socket).ok() == self.object;
-        if message.descriptors().len() < DESCRIPTORS_MAX && !is_home {
+        if message.descriptors().len() < DESCRIPTORS_MAX {
             self.socket.finish_inside(message).map_err(unanswered)
         } else {
             self.socket.finish(message).map_err(unanswered)

@@ -354,18 +354,6 @@ on_each_driver! {
         assert_eq!(mailbox.violations().not_a_continuation, 1);
     }
 
-    /// Nor does one that returns this continuation by itself, and not because of its mailbox.
-    fn an_answer_to_ones_own_object_goes_without_the_far_end(reactor: &Reactor) {
-        let (object, mailbox) = plain_object(reactor).unwrap();
-        let far = object.share().unwrap();
-        testing::send_packet(&far, b"again", &[far.as_fd()]).unwrap();
-        let call = settle(reactor, mailbox.next()).unwrap();
-        call.into_continuation().answer_and_return("and again").unwrap();
-        testing::turn(reactor);
-        testing::poll_once(mailbox.next());
-        assert_eq!(mailbox.violations().without_continuation, 1);
-    }
-
     fn a_continuation_that_was_handed_on_does_not_go_home(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = returning(reactor);
