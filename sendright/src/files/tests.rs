@@ -575,6 +575,38 @@ on_each_driver! {
         stage.ends();
     }
 
+    /// All who hold one address can do to it what they like, and to nobody else's.
+    fn whatever_a_holder_sets_on_a_directory_its_files_are_read_and_others_too(reactor: &Reactor) {
+        let stage = Stage::new(reactor);
+        let other = stage.holder(Rights::ReadOnly);
+        let address = stage.service.give(&stage.root, Path::HERE, Rights::ReadOnly, &stage.grant).unwrap();
+        let copy = address.try_clone().unwrap();
+        let directory = stage.hold(address);
+        testing::meddle(&copy, |what| {
+            for directory in [&directory, &other] {
+                let content = stage.executor.block_on(directory.content(place("one"), Access::Read));
+                assert!(content.is_ok(), "{what}");
+            }
+        });
+        drop((directory, other, copy));
+        stage.ends();
+    }
+
+    fn seventy_thousand_descriptors_at_a_directory_are_closed_and_others_use_theirs(reactor: &Reactor) {
+        let stage = Stage::new(reactor);
+        let other = stage.holder(Rights::ReadOnly);
+        let address = stage.service.give(&stage.root, Path::HERE, Rights::ReadOnly, &stage.grant).unwrap();
+        testing::count_apart();
+        assert!(testing::park(&address, b"c") > 0);
+        let content = stage.executor.block_on(other.content(place("one"), Access::Read));
+        assert!(content.is_ok());
+        let late = stage.hold(address);
+        let content = stage.executor.block_on(late.content(place("one"), Access::Read));
+        assert!(content.is_ok());
+        drop((late, other));
+        stage.ends();
+    }
+
     fn all_holders_together_have_as_many_objects_as_there_are(reactor: &Reactor) {
         let stage = Stage::new(reactor);
         let root = stage.holder(Rights::ReadOnly);
