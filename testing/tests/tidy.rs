@@ -244,7 +244,7 @@ fn test_functions(sources: &[Source]) -> BTreeSet<(String, String)> {
     for source in sources {
         let words = source.words();
         let is_test = |from: &[Word<'_>]| matches!(texts(from).as_slice(), ["cfg", "(", "test", ")"]);
-        let tests = match source.path.contains("/tests/") {
+        let tests = match source.path.contains("/tests/") || source.path.ends_with("/tests.rs") {
             true => Some(0),
             false => (0..words.len()).find(|index| is_test(&words[*index..])),
         };
@@ -383,6 +383,51 @@ fn manifests_apart(manifests: &[(String, String)]) -> Vec<String> {
         }
     }
     complaints
+}
+
+#[test]
+fn each_guarantee_names_a_test_that_exists() {
+    let text = fs::read_to_string(root().join(PROMISES)).unwrap();
+    assert_tidy(guarantees_without_test(&sources(), &text));
+}
+
+/// Where it is said what peers cannot do to each other.
+const PROMISES: &str = "SECURITY.md";
+
+/// Of a table in whose heading stands "kept honest by", each row names a test in its last place; and each
+/// test named anywhere (`package/file.rs::test`) exists.
+fn guarantees_without_test(sources: &[Source], text: &str) -> Vec<String> {
+    let tests = test_functions_by_package(sources);
+    let (mut complaints, mut is_promising) = (Vec::new(), false);
+    for (index, line) in text.lines().enumerate() {
+        let number = index + 1;
+        let cells: Vec<&str> = line.trim().trim_matches('|').split('|').collect();
+        is_promising = line.starts_with('|') && (is_promising || line.contains("kept honest by"));
+        let is_row = is_promising && !line.contains("kept honest by") && !line.starts_with("|-");
+        let of_row = cells.last().copied().unwrap_or_default();
+        if is_row && tests_quoted(of_row).next().is_none() {
+            complaints.push(format!("{PROMISES}:{number}: a guarantee without a test"));
+        }
+        for name in tests_quoted(line).filter(|name| !tests.contains(*name)) {
+            complaints.push(format!("{PROMISES}:{number}: `{name}` does not exist"));
+        }
+    }
+    complaints
+}
+
+fn tests_quoted(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2).filter(|quoted| quoted.contains(".rs::"))
+}
+
+/// Every test function as `package/file.rs::function`.
+fn test_functions_by_package(sources: &[Source]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for source in sources {
+        let package = source.path.split('/').next().unwrap_or_default();
+        let of_file = test_functions(std::slice::from_ref(source));
+        found.extend(of_file.into_iter().map(|(file, test)| format!("{package}/{file}.rs::{test}")));
+    }
+    found
 }
 
 #[test]
@@ -738,4 +783,23 @@ fn errors_without_a_line_in_the_guide_are_noticed() {
     assert_eq!(of("ring/src/blocking.rs", &format!("## `ring::SendError`\n{lines}")), 2);
     assert_eq!(of("ring/src/blocking.rs", &format!("## `ring::blocking::SendError`\n{lines}")), 0);
     assert_eq!(of("sendright/src/demo.rs", ""), 0);
+}
+
+#[test]
+fn guarantees_without_a_test_are_noticed() {
+    let sources = [Source::new("imc/tests/a.rs", "on_each_driver! { fn one(reactor: &Reactor) {} }")];
+    let of = |row: &str| {
+        guarantees_without_test(
+            &sources,
+            &format!("| we guarantee | kept honest by |\n|---|---|\n{row}\n\nx"),
+        )
+        .len()
+    };
+    assert_eq!(of("| a | `imc/a.rs::one` |"), 0);
+    assert_eq!(of("| a | nobody |"), 1);
+    assert_eq!(of("| a, says `imc/a.rs::one` | nobody |"), 1);
+    assert_eq!(of("| a | `imc/a.rs::two` |"), 1);
+    assert_eq!(of("| a | `ring/a.rs::one` |"), 1);
+    assert_eq!(guarantees_without_test(&sources, "elsewhere: `imc/a.rs::two`").len(), 1);
+    assert_eq!(guarantees_without_test(&sources, "| a | b |\n|---|---|\n| no | promise |").len(), 0);
 }
