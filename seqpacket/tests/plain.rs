@@ -104,9 +104,11 @@ on_each_driver! {
             .collect();
         let is_over =
             |near: &OwnedFd| testing::receive_packet(near).is_ok_and(|packet| packet.bytes.is_empty());
-        for (answered, near) in callers.iter().enumerate() {
-            // No turn ends between the last answer and the look: it is the number that closes, not the time.
-            executor.block_on(mailbox.next()).unwrap().answer("hello").unwrap();
+        let calls: Vec<_> = callers.iter().map(|_| executor.block_on(mailbox.next()).unwrap()).collect();
+        for ((answered, near), call) in callers.iter().enumerate().zip(calls) {
+            // No turn is taken from the first answer to the last look: it is the number that closes, not the
+            // time.
+            call.answer("hello").unwrap();
             assert_eq!(testing::receive_packet(near).unwrap().bytes, b"hello");
             assert!(answered + 1 == ANSWERED_MAX || !is_over(near));
         }
