@@ -23,7 +23,7 @@ const SORTS_MAX: usize = 6;
 
 /// How many descriptors one script passes: the kernel counts what is in flight for each user, and refuses
 /// *everybody* of that user from its RLIMIT_NOFILE on, other tests too. 600 are two full packets and more,
-/// and little enough for several at a time below the usual 1,024.
+/// and less than the usual 1,024; so whoever plays scripts in several processes plays one at a time.
 const PASSED_MAX: usize = 600;
 
 /// A socket that it speaks on.

@@ -2,16 +2,20 @@
 //! same seed each time unless told otherwise.
 //!
 //! After each script somebody honest is served, the descriptors are those that were open before, and the
-//! memory in use is bounded.
+//! memory in use is bounded. Only one is played at a time, however many tests run: the kernel counts what is
+//! in flight for each user.
 #![allow(clippy::unwrap_used)]
 
 mod drawing;
+
+use std::fs::File;
 
 use drawing::Then;
 use hostile::{Memory, Scene};
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;
 use ring::Reactor;
+use rustix::fs::{FlockOperation, flock};
 use testing::on_each_driver;
 
 #[global_allocator]
@@ -23,13 +27,30 @@ const CASES: u32 = 48;
 /// How many are played before memory is counted: queues grow to the size they need, once.
 const WARM: usize = 4;
 
+/// What several processes of this program lock in turn: the program, which needs no name of its own.
+struct Turns(File);
+
+impl Turns {
+    fn new() -> Turns {
+        Turns(File::open(std::env::current_exe().unwrap()).unwrap())
+    }
+
+    /// Plays a script while no other is played.
+    fn play(&self, reactor: &Reactor, scene: Scene, script: &[u8]) {
+        flock(&self.0, FlockOperation::LockExclusive).unwrap();
+        scene.play(reactor, script);
+        flock(&self.0, FlockOperation::Unlock).unwrap();
+    }
+}
+
 fn others_do_not_notice(reactor: &Reactor, scene: Scene) {
+    let turns = Turns::new();
     let corpus = drawing::corpus(scene.name());
     let (first, others) = corpus.split_at(WARM);
-    first.iter().for_each(|script| scene.play(reactor, script));
+    first.iter().for_each(|script| turns.play(reactor, scene, script));
     let memory = Memory::count(&ALLOCATOR);
     for script in others {
-        scene.play(reactor, script);
+        turns.play(reactor, scene, script);
         memory.is_bounded();
     }
     let scripts = prop_oneof![
@@ -37,7 +58,7 @@ fn others_do_not_notice(reactor: &Reactor, scene: Scene) {
         1 => drawing::nearly(corpus),
     ];
     drawing::draw(CASES, scripts, Then::End, |script| {
-        scene.play(reactor, script);
+        turns.play(reactor, scene, script);
         memory.is_bounded();
     });
 }
