@@ -50,12 +50,6 @@ pub(crate) fn retire(fd: OwnedFd, credentials_asked: bool) {
     }
 }
 
-/// Ends a connection at this end, for all who hold it, and leaves the closing to the threads.
-pub(crate) fn end(fd: OwnedFd) {
-    let _ = sys::shutdown(fd.as_fd(), Half::Both);
-    queue(fd);
-}
-
 /// The same for an end that others may hold too, which therefore must not be shut down, and from which
 /// nothing may be taken: it would be missing elsewhere.
 ///
@@ -78,6 +72,12 @@ pub(crate) fn retire_connected(fd: OwnedFd) {
     } else {
         queue(fd);
     }
+}
+
+/// Ends a connection at this end, for all who hold it, and leaves the closing to the threads.
+pub(crate) fn end(fd: OwnedFd) {
+    let _ = sys::shutdown(fd.as_fd(), Half::Both);
+    queue(fd);
 }
 
 /// How many descriptors wait. In a forked child those of its parent do not count: nobody there will close

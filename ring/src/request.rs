@@ -54,6 +54,7 @@ pub(crate) struct Want {
     pub(crate) room: Room,
     pub(crate) many: bool,
     /// Of what may be no connected socket at all readiness says nothing: it is asked before it is waited for.
+    /// And whoever made it may have changed what was set on it.
     pub(crate) strange: bool,
 }
 
