@@ -24,8 +24,8 @@ pub const MANY: &str = "many objects";
 /// Who weighs them: see [`weigh`].
 pub const SCALES: &str = "scales";
 
-/// What a process has beside what there are many of: standard streams, rings, a wire, and as many free as keep
-/// a reactor from counting them each turn.
+/// What a process has beside what there are many of: standard streams, rings, a wire, and as many free as
+/// keep a reactor from counting them each turn.
 const DESCRIPTORS_APART: u64 = 1_024;
 
 /// What the tenth, the hundredth and so on of so many take, which are measured beside them: two for each.

@@ -863,8 +863,8 @@ impl Core {
 
     /// Whether letters go out as fast as turns are taken. Those that wait for a full queue do not.
     ///
-    /// A letter that may go is with the driver or in a lane that is dirty; to look through all lanes made each
-    /// end of a `block_on` as long as the list of sockets.
+    /// A letter that may go is with the driver or in a lane that is dirty; to look through all lanes made
+    /// each end of a `block_on` as long as the list of sockets.
     pub(crate) fn is_sending(&self) -> bool {
         let sending = self.letters_away > 0
             || self.dirty.iter().any(|key| self.channels.get(*key).is_some_and(|c| c.lane.is_moving()));
