@@ -654,7 +654,9 @@ on_each_driver! {
     /// What the kernel had taken meanwhile was not known yet when the clock was looked at.
     fn a_handler_that_keeps_the_thread_for_long_ends_no_session_that_reads(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let options = MailboxOptions { large_stall: SOON, ..MailboxOptions::default() };
+        // Long enough for a client that reads whatever there is, on a busy machine too.
+        let stall = 25 * SOON;
+        let options = MailboxOptions { large_stall: stall, ..MailboxOptions::default() };
         let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
         let mailbox = Rc::new(mailbox);
         let serves = Rc::clone(&mailbox);
@@ -665,7 +667,7 @@ on_each_driver! {
                 if call.bytes() == b"work" {
                     // The client reads all there is, and then the thread is kept.
                     while reads.hear().is_some() {}
-                    let done = Instant::now() + 2 * SOON;
+                    let done = Instant::now() + 2 * stall;
                     testing::wait_until("the work is done", || done < Instant::now());
                 }
                 let _ = call.answer(bytes(MIB));
