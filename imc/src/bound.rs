@@ -206,6 +206,7 @@ impl BoundSocket {
                 judge(self.reactor(), message, CONNECT).and_then(|arrival| self.no_mirror(arrival))
             }
             Err(ReceiveError::Closed) => return Some(Err(AcceptError::Gone)),
+            Err(ReceiveError::Forked) => return Some(Err(AcceptError::Forked)),
             Err(ReceiveError::Io(error)) => return Some(Err(AcceptError::Io(error))),
             Err(ReceiveError::DescriptorsLost(message)) => {
                 Err(Violation::of_what_is_left(message.bytes(), CONNECT, message.descriptors()))

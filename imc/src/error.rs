@@ -5,6 +5,7 @@
 
 use std::io;
 
+use ring::fork::ForkedChild;
 use ring::{ReceiveError, SendError};
 use thiserror::Error;
 
@@ -25,6 +26,10 @@ pub enum ConnectError {
     /// flight (ETOOMANYREFS). Nothing was sent.
     #[error("no descriptors left for a connection")]
     OutOfDescriptors,
+    /// The reactor is that of the process this one was forked from; see
+    /// [`ring::fork::ForkedChild`]. Nothing was sent.
+    #[error("{ForkedChild}")]
+    Forked,
     /// Anything else the kernel said. Nothing was sent.
     #[error(transparent)]
     Io(io::Error),
@@ -38,6 +43,7 @@ impl ConnectError {
         const EMFILE: i32 = 24;
         match error.raw_os_error() {
             Some(ENFILE | EMFILE) => ConnectError::OutOfDescriptors,
+            _ if ForkedChild::is(&error) => ConnectError::Forked,
             _ => ConnectError::Io(error),
         }
     }
@@ -60,6 +66,7 @@ impl From<SendError> for ConnectError {
             SendError::Gone => ConnectError::Gone,
             SendError::WouldBlock => ConnectError::WouldBlock,
             SendError::OutOfDescriptors => ConnectError::OutOfDescriptors,
+            SendError::Forked => ConnectError::Forked,
             SendError::Io(error) => ConnectError::Io(error),
             // One byte and one descriptor are neither empty nor too large; a variant to come is not known.
             other => ConnectError::Io(io::Error::other(other)),
@@ -88,6 +95,10 @@ pub enum ConfirmError {
     /// No request was sent. [`ConnectError::WouldBlock`] says that the queue was full all the time.
     #[error("no request was sent: {0}")]
     Connect(#[source] ConnectError),
+    /// The request was sent by the process that this one was forked from, which has the connection; see
+    /// [`ring::fork::ForkedChild`].
+    #[error("{ForkedChild}")]
+    Forked,
     /// The request was sent; waiting for the confirmation failed. Anything else the kernel said.
     #[error(transparent)]
     Io(io::Error),
@@ -97,6 +108,7 @@ impl From<ReceiveError> for ConfirmError {
     fn from(error: ReceiveError) -> ConfirmError {
         match error {
             ReceiveError::Closed => ConfirmError::Gone,
+            ReceiveError::Forked => ConfirmError::Forked,
             ReceiveError::Io(error) => ConfirmError::Io(error),
             // More than one byte, or descriptors: whatever it was, it was no confirmation.
             _ => ConfirmError::Malformed,
@@ -113,6 +125,9 @@ pub enum AcceptError {
     /// Every copy of the address is closed (or a holder has shut it down for all), and the queue is empty.
     #[error("nobody holds the address any more")]
     Gone,
+    /// The reactor is that of the process this one was forked from; see [`ring::fork::ForkedChild`].
+    #[error("{ForkedChild}")]
+    Forked,
     /// The kernel said something else. The bound socket accepts no more.
     #[error(transparent)]
     Io(io::Error),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ring::fork::ForkedChild;
 use ring::{Credentials, Fd, Message, Reactor, ReceiveError, Received, SendError, Socket, discard};
 use thiserror::Error;
 
@@ -362,6 +363,9 @@ pub enum TypedReceiveError {
     /// on.
     #[error("descriptors of the message are lost")]
     DescriptorsLost(Vec<u8>),
+    /// The reactor is that of the process this one was forked from; see [`ring::fork::ForkedChild`].
+    #[error("{ForkedChild}")]
+    Forked,
     /// The kernel said something else. The socket receives no more.
     #[error(transparent)]
     Io(io::Error),
@@ -511,6 +515,7 @@ impl TypedSocket {
             Ok(message) => (message, false),
             Err(ReceiveError::DescriptorsLost(message)) => (message, true),
             Err(ReceiveError::Closed) => return Ok(Err(TypedReceiveError::Closed)),
+            Err(ReceiveError::Forked) => return Ok(Err(TypedReceiveError::Forked)),
             Err(ReceiveError::Io(error)) => return Ok(Err(TypedReceiveError::Io(error))),
             // Longer than the longest.
             Err(_) => return Err(Violation::Malformed),

@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
-use imc::{BoundSocket, ConnectError, ConnectedSocket, SocketAddress, bound_socket};
+use imc::{BoundSocket, ConfirmError, ConnectError, ConnectedSocket, SocketAddress, bound_socket};
 use ring::{Message, Reactor, ReceiveError, SendError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use testing::{helper, on_each_driver, packet_pair, receive_packet, send_packet, settle, start_helper};
+
+/// Long enough for everything.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The one descriptor a helper was given.
 fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
@@ -82,6 +86,13 @@ helper! {
         loop {
             std::thread::park();
         }
+    }
+
+    /// Is given the address of an acceptor that confirms, in its own time.
+    fn waits_to_be_confirmed(descriptors: Vec<OwnedFd>) {
+        let reactor = testing::reactor();
+        let address = SocketAddress::from_fd(&reactor, only(descriptors)).unwrap();
+        let _ = settle(&reactor, address.connect_confirmed(PATIENCE));
     }
 
     /// Is given a connection whose peer is gone and an address whose acceptor is.
@@ -265,6 +276,42 @@ on_each_driver! {
             assert!(matches!(socket.receive().await, Err(ReceiveError::Closed)));
             assert!(matches!(bound.accept().await, Err(imc::AcceptError::Gone)));
         });
+    }
+
+    fn an_acceptor_killed_before_it_confirms_is_gone(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        let mut helper = start_helper!(only_holds, vec![bound.into_fd().unwrap()]);
+        let executor = ring::Executor::new(reactor);
+        let mut connecting = Box::pin(address.connect_confirmed(PATIENCE));
+        testing::poll_once(connecting.as_mut());
+        executor.settle();
+        helper.kill();
+        assert!(matches!(executor.block_on(connecting), Err(ConfirmError::Gone)));
+        let error = executor.block_on(address.connect_confirmed(PATIENCE)).unwrap_err();
+        assert!(matches!(error, ConfirmError::Connect(ConnectError::Gone)), "{error:?}");
+    }
+
+    /// Its connection comes, and ends.
+    fn a_client_killed_while_it_waits_to_be_confirmed_concerns_nobody_else(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        bound.set_confirming(true);
+        let mut helper = start_helper!(waits_to_be_confirmed, vec![address.share().unwrap()]);
+        settle(reactor, async {
+            // Looked at through another descriptor, so that nothing is accepted before it is dead.
+            let asked = ring::Socket::wrap(reactor, bound.share().unwrap()).unwrap();
+            asked.readable().await.unwrap();
+            helper.kill();
+            let dead = bound.accept().await.unwrap().socket;
+            assert!(matches!(dead.receive().await, Err(ReceiveError::Closed)));
+        });
+        let executor = ring::Executor::new(reactor);
+        let mut connecting = Box::pin(address.connect_confirmed(PATIENCE));
+        testing::poll_once(connecting.as_mut());
+        let accepted = executor.block_on(bound.accept()).unwrap().socket;
+        let confirmed = executor.block_on(connecting).unwrap();
+        executor.block_on(confirmed.send("alive")).unwrap();
+        assert_eq!(executor.block_on(accepted.receive()).unwrap().bytes(), b"alive");
+        assert_eq!(bound.violations().total(), 0);
     }
 
     fn nobody_dies_of_sending_to_nobody(reactor: &Reactor) {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use imc::ConnectedSocket;
+use ring::fork::ForkedChild;
 use ring::{Fd, Message, Reactor, ReceiveError, Socket};
 use rustix::net::sockopt;
 
@@ -139,6 +140,7 @@ fn failed(error: ReceiveError) -> Failed {
     match error {
         ReceiveError::Closed => Failed::Closed,
         ReceiveError::Io(error) => Failed::Ours(error),
+        ReceiveError::Forked => Failed::Ours(ForkedChild.into()),
         _ => Failed::Wrong,
     }
 }

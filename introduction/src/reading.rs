@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ring::fork::ForkedChild;
 use ring::{Fd, Kind, Reactor, ReceiveError, Received, Socket, discard};
 
 use crate::inlet::{Carried, Come, Inlet};
@@ -128,6 +129,7 @@ impl Reading {
             Ok(received) => (received, false),
             Err(ReceiveError::DescriptorsLost(received)) => (received, true),
             Err(ReceiveError::Closed) => return Err(Ended::Closed),
+            Err(ReceiveError::Forked) => return Err(Ended::Ours(ForkedChild.into())),
             Err(ReceiveError::Io(error)) => return Err(Ended::Ours(error)),
             Err(_) => return Err(Ended::Violation),
         };

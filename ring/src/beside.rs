@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::task::Poll;
 
-use crate::driver::STARVED_RETRY;
+use crate::driver::{STARVED_RETRY, child};
 use crate::envelope::{self, Room};
 use crate::error::ReceiveError;
 use crate::fd::DESCRIPTORS_MAX;
@@ -53,6 +53,9 @@ impl Core {
     /// As in the drivers there is room for as many descriptors as can come, or as the budget has left: what
     /// is too much is sorted out afterwards, and not closed by the kernel on this thread.
     pub(crate) fn glance(&mut self, key: usize, scratch: &mut [u8]) -> Glance {
+        if self.driver.is_child() {
+            return Glance::Failed(child::refusal());
+        }
         let (fd, room) = self.receiving(key);
         let wanted = room.descriptors + usize::from(room.pidfd);
         let budget = self.budget();
@@ -155,9 +158,9 @@ impl Socket {
                         return Err(ReceiveError::Closed);
                     }
                 }
-                Glance::Empty => self.readable().await.map_err(ReceiveError::Io)?,
+                Glance::Empty => self.readable().await.map_err(ReceiveError::from_kernel)?,
                 Glance::Starved => self.reactor().sleep(STARVED_RETRY).await,
-                Glance::Failed(error) => return Err(ReceiveError::Io(error)),
+                Glance::Failed(error) => return Err(ReceiveError::from_kernel(error)),
             }
         }
     }

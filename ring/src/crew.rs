@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::sync::{
-    AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, OnceLock, Ordering, PoisonError, const_fn, made_once,
+    AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, OnceBox, Ordering, PoisonError, const_fn, made_once,
 };
 
 /// How many threads drop at a time. Whoever has more things than that which take for ever, and then a queue
@@ -19,7 +19,7 @@ pub(crate) struct Crew<T> {
     /// child has not got: the kernel copies the table of descriptors before the memory. So the child leaves
     /// all that alone, and what waited there stays open in it.
     of: AtomicU64,
-    heir: OnceLock<Box<Crew<T>>>,
+    heir: OnceBox<Crew<T>>,
     /// The length of the queue, to be read without the lock.
     waiting: AtomicUsize,
     state: Mutex<State<T>>,
@@ -56,7 +56,7 @@ impl<T> Crew<T> {
         pub(crate) fn new() -> Crew<T> {
             Crew {
                 of: AtomicU64::new(0),
-                heir: OnceLock::new(),
+                heir: OnceBox::new(),
                 waiting: AtomicUsize::new(0),
                 state: Mutex::new(State { waiting: VecDeque::new(), dropping: 0, threads: 0 }),
                 filled: Condvar::new(),

@@ -71,6 +71,7 @@ impl Datagrams {
     /// # Errors
     /// The kernel's: out of descriptors.
     pub fn unbound(reactor: &Reactor) -> io::Result<Datagrams> {
+        reactor.is_ours()?;
         let fd = sys::datagram_socket()?;
         Ok(Datagrams::new(reactor, Fd::ours(fd), true))
     }
@@ -140,7 +141,8 @@ impl Datagrams {
     }
 
     fn send_now(&self, name: &AbstractName, envelope: &mut Envelope) -> Result<(), SendError> {
-        envelope.send_to(self.as_fd(), &name.address()).map_err(SendError::from_kernel)?;
+        let sent = self.reactor().is_ours().and_then(|()| envelope.send_to(self.as_fd(), &name.address()));
+        sent.map_err(SendError::from_kernel)?;
         let (bytes, descriptors) = (envelope.length() as u64, envelope.descriptors().len() as u64);
         self.socket.reactor().with(|core, _| {
             core.stats.messages_sent += 1;

@@ -25,6 +25,7 @@ use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
 use crate::sys::{self, Half};
 
+pub(crate) mod child;
 pub(crate) mod epoll;
 #[cfg(all(test, feature = "script"))]
 mod law;
@@ -33,6 +34,7 @@ pub(crate) mod script;
 #[cfg(uring)]
 pub(crate) mod uring;
 
+use child::Child;
 use epoll::Epoll;
 pub(crate) use epoll::Now;
 #[cfg(feature = "script")]
@@ -238,6 +240,8 @@ pub(crate) enum Driver {
     #[cfg(uring)]
     Uring(Box<Uring>),
     Epoll(Box<Epoll>),
+    /// What the others become in a forked child.
+    Child(Child),
     #[cfg(feature = "script")]
     Script(Box<Script>),
 }
@@ -311,6 +315,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.submit(token, requests),
             Driver::Epoll(epoll) => epoll.submit(token),
+            Driver::Child(child) => child.submit(token),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.submit(token),
         }
@@ -322,6 +327,8 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.cancel(token),
             Driver::Epoll(epoll) => epoll.cancel(token),
+            // It is on its way home already.
+            Driver::Child(_) => {}
             #[cfg(feature = "script")]
             Driver::Script(script) => script.cancel(token),
         }
@@ -338,6 +345,10 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.turn(requests, sleep, home),
             Driver::Epoll(epoll) => epoll.turn(requests, sleep, home),
+            Driver::Child(child) => {
+                child.turn(requests, home);
+                Ok(())
+            }
             #[cfg(feature = "script")]
             Driver::Script(script) => script.turn(requests, sleep, home),
         }
@@ -349,6 +360,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.take_now(fd, room),
             Driver::Epoll(epoll) => epoll.take_now(fd, room),
+            Driver::Child(_) => Now::Failed(child::refusal()),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.take_now(fd, room),
         }
@@ -362,6 +374,7 @@ impl Driver {
             Driver::Uring(uring) => uring.holds_back(),
             // It would have to ask.
             Driver::Epoll(_) => false,
+            Driver::Child(_) => true,
             #[cfg(feature = "script")]
             Driver::Script(_) => false,
         }
@@ -385,6 +398,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => Ok(uring.look(requests, home)),
             Driver::Epoll(epoll) => epoll.look(requests, home),
+            Driver::Child(_) => Ok(true),
             // Time does not pass while somebody looks.
             #[cfg(feature = "script")]
             Driver::Script(_) => Ok(false),
@@ -400,6 +414,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.descriptor(),
             Driver::Epoll(epoll) => epoll.descriptor(),
+            Driver::Child(_) => unreachable!("a forked child has no host"),
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
@@ -412,6 +427,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.hand_over(first),
             Driver::Epoll(epoll) => epoll.hand_over(first),
+            Driver::Child(_) => unreachable!("a forked child has no host"),
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
@@ -422,7 +438,7 @@ impl Driver {
         match self {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.take_back(),
-            Driver::Epoll(_) => {}
+            Driver::Epoll(_) | Driver::Child(_) => {}
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
@@ -434,6 +450,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.wants_a_turn(first),
             Driver::Epoll(epoll) => epoll.wants_a_turn(first),
+            Driver::Child(_) => false,
             #[cfg(feature = "script")]
             Driver::Script(_) => unreachable!("a simulated world has no host"),
         }
@@ -445,6 +462,7 @@ impl Driver {
             #[cfg(uring)]
             Driver::Uring(_) => {}
             Driver::Epoll(epoll) => epoll.forget(fd),
+            Driver::Child(_) => {}
             #[cfg(feature = "script")]
             Driver::Script(script) => script.forget(fd),
         }
@@ -457,6 +475,7 @@ impl Driver {
         match self {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.pair(kind),
+            Driver::Child(_) => Err(child::refusal()),
             _ => sys::socketpair(kind),
         }
     }
@@ -476,6 +495,7 @@ impl Driver {
         match self {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.send_now(fd, envelope),
+            Driver::Child(_) => Err(child::refusal()),
             _ => envelope.send(fd.as_fd()),
         }
     }
@@ -485,6 +505,8 @@ impl Driver {
         match self {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.shut_down(fd),
+            // The connection is the parent's.
+            Driver::Child(_) => {}
             // Whoever is not connected has nothing to end.
             _ => drop(sys::shutdown(fd.as_fd(), Half::Both)),
         }
@@ -499,13 +521,25 @@ impl Driver {
         }
     }
 
-    /// Whether the process this is the driver of has died, in a simulated world.
+    /// Whether nothing is sent any more, not even on leaving: the process has died, in a simulated world, or
+    /// is a forked child.
     pub(crate) fn is_dead(&self) -> bool {
         match self {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.is_dead(),
-            _ => false,
+            _ => self.is_child(),
         }
+    }
+
+    /// Whether this is a forked child, in which nothing is touched.
+    pub(crate) fn is_child(&self) -> bool {
+        matches!(self, Driver::Child(_))
+    }
+
+    /// Becomes the driver of a forked child. What the child has of the one before is closed here and stays
+    /// as it is in the parent: nothing is cancelled, removed or submitted.
+    pub(crate) fn become_child(&mut self) {
+        *self = Driver::Child(Child::default());
     }
 }
 

@@ -7,6 +7,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::fork::ForkedChild;
 use crate::message::Received;
 use crate::sys::errno;
 
@@ -31,6 +32,10 @@ pub enum SendError {
     /// what all processes of its uid together have sent and nobody has received yet.
     #[error("too many descriptors of this user are in flight (raise RLIMIT_NOFILE, or wait)")]
     OutOfDescriptors,
+    /// The reactor is that of the process this one was forked from; see
+    /// [`ForkedChild`](crate::fork::ForkedChild).
+    #[error("{ForkedChild}")]
+    Forked,
     /// Anything else the kernel said.
     #[error(transparent)]
     Io(io::Error),
@@ -43,6 +48,7 @@ impl SendError {
             Some(errno::EMSGSIZE) => SendError::TooLarge,
             Some(errno::ETOOMANYREFS) => SendError::OutOfDescriptors,
             _ if error.kind() == io::ErrorKind::WouldBlock => SendError::WouldBlock,
+            _ if ForkedChild::is(&error) => SendError::Forked,
             _ => SendError::Io(error),
         }
     }
@@ -64,9 +70,19 @@ pub enum ReceiveError {
     /// order.
     #[error("descriptors of the message are lost")]
     DescriptorsLost(Received),
+    /// The reactor is that of the process this one was forked from, which receives what comes; see
+    /// [`ForkedChild`](crate::fork::ForkedChild).
+    #[error("{ForkedChild}")]
+    Forked,
     /// The kernel said something else. The socket receives no more.
     #[error(transparent)]
     Io(io::Error),
+}
+
+impl ReceiveError {
+    pub(crate) fn from_kernel(error: io::Error) -> ReceiveError {
+        if ForkedChild::is(&error) { ReceiveError::Forked } else { ReceiveError::Io(error) }
+    }
 }
 
 /// A descriptor is not a socket this crate speaks. It has been closed.

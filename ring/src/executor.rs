@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::fork::ForkedChild;
 use crate::op::LAST_TURNS_MAX;
 use crate::reactor::{Reactor, Wait};
 use crate::task::{Main, Tasks};
@@ -70,7 +71,9 @@ impl Executor {
     /// shown to the kernel by then.
     ///
     /// # Panics
-    /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause.
+    /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause. And in a forked
+    /// child of the process that made the reactor, if the future waits for what never comes there: a timer of
+    /// this reactor, a thread of the parent's. Verbs end in a child, refused by name.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         let main = Main::new(Arc::clone(self.0.reactor.bell()));
@@ -137,7 +140,12 @@ impl Executor {
     }
 
     fn turn(&self, wait: Wait) -> bool {
-        self.0.reactor.turn(wait).expect("the kernel refuses to go on with the reactor")
+        if self.0.reactor.is_forked() {
+            let happened = self.0.reactor.turn_in_child();
+            assert!(happened || wait == Wait::Not, "nothing ever happens here again: {ForkedChild}");
+            return happened;
+        }
+        self.0.reactor.turn_here(wait).expect("the kernel refuses to go on with the reactor")
     }
 }
 

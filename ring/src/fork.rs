@@ -1,12 +1,16 @@
 //! Noticing that this process is the child of a fork.
 //!
-//! Owns one page that the kernel empties in every child, and the count of processes that followed each other.
+//! Owns pages that the kernel empties in every child, and the count of processes that followed each other.
 //! It knows no socket: whoever holds something that a child must not use notes the generation it was made in,
-//! and compares.
+//! and compares. Nothing here is ever locked, since a fork would leave it locked in the child.
+
+use std::io;
+
+use thiserror::Error;
 
 pub use crate::generation::Generation;
-use crate::sync::{AtomicU64, OnceLock};
-use crate::sys;
+use crate::sync::{AtomicU64, OnceBox, Ordering, made_once};
+use crate::sys::{self, Word};
 
 /// How a fork is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,20 +52,87 @@ pub fn fork_for_tests(child: impl FnOnce() -> i32) -> std::io::Result<i32> {
     sys::fork(child)
 }
 
+/// This is a forked child of the process that made the reactor, which stays the parent's.
+///
+/// What the child has of it are copies: of memory in which the parent goes on writing down what it awaits,
+/// of a ring both would write to, of sockets on which both would speak. So each verb of an inherited reactor
+/// is refused with this, before anything is touched: as `Forked` by those whose errors are enums, and inside
+/// an [`io::Error`] by the others, where [`ForkedChild::is`] finds it.
+///
+/// A child may drop what it has inherited, which closes its copies and says nothing to anybody; it may take
+/// the descriptors out ([`Socket::into_fd`](crate::Socket::into_fd)); and it may make a reactor of its own.
+///
+/// ```
+/// use ring::fork::ForkedChild;
+///
+/// // What `Reactor::turn` says in a child.
+/// let refused = std::io::Error::from(ForkedChild);
+/// assert!(ForkedChild::is(&refused));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the reactor belongs to the process that made it, and this is a forked child of that")]
+pub struct ForkedChild;
+
+impl ForkedChild {
+    /// Whether this is what went wrong.
+    pub fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inside| inside.is::<ForkedChild>())
+    }
+}
+
+impl From<ForkedChild> for io::Error {
+    fn from(forked: ForkedChild) -> io::Error {
+        io::Error::other(forked)
+    }
+}
+
+/// Where something was made: in this process, or in one that this is a forked child of.
+///
+/// With a page of its own, so that asking is one load and one comparison. It is asked before each step of a
+/// reactor.
+pub(crate) struct Origin {
+    word: Word,
+    made_in: Generation,
+}
+
+/// The word, where nothing has forked since.
+const HERE: u64 = 1;
+
+/// The word, where the kernel does not wipe it: the generation has to be asked for.
+const UNKNOWN: u64 = 2;
+
+impl Origin {
+    pub(crate) fn here() -> io::Result<Origin> {
+        let made_in = generation();
+        let (word, mark) = match Word::wiped_on_fork() {
+            Ok(word) => (word, HERE),
+            Err(_) => (Word::new()?, UNKNOWN),
+        };
+        word.store(mark, Ordering::Relaxed);
+        Ok(Origin { word, made_in })
+    }
+
+    /// Whether this process is a child of the one it was made in.
+    #[inline]
+    pub(crate) fn is_a_parents(&self) -> bool {
+        self.word.load(Ordering::Relaxed) != HERE && self.ask()
+    }
+
+    #[cold]
+    fn ask(&self) -> bool {
+        self.word.load(Ordering::Relaxed) != UNKNOWN || generation() != self.made_in
+    }
+}
+
 enum Watch {
-    Page(&'static AtomicU64),
+    Page(Word),
     Process,
 }
 
 fn watch() -> &'static Watch {
-    static WATCH: OnceLock<Watch> = OnceLock::new();
-    if let Some(watch) = WATCH.get() {
-        return watch;
-    }
-    // Mapped before the lock is asked for and not under it: a fork by another thread meanwhile would leave it
-    // locked in the child. Of two threads that come here first one maps a page in vain.
-    let watch = sys::wiped_on_fork().map_or(Watch::Process, Watch::Page);
-    WATCH.get_or_init(|| watch)
+    // Of two threads that come here first one maps a page in vain.
+    static WATCH: OnceBox<Watch> = OnceBox::new();
+    made_once(&WATCH, || Box::new(Word::wiped_on_fork().map_or(Watch::Process, Watch::Page)))
 }
 
 /// Generations given out in this line of processes.
@@ -73,7 +144,6 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::Ordering;
 
     #[test]
     fn a_wiped_page_begins_another_generation() {

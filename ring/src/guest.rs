@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::driver::{Sleep, SleepPlace, StartError};
 use crate::executor::Executor;
+use crate::fork::ForkedChild;
 use crate::reactor::{Config, Reactor};
 
 /// How many rounds one [`Guest::turn`] takes at most, so that guests that are never done do not starve their
@@ -64,7 +65,8 @@ pub const ROUNDS_MAX: usize = 32;
 ///
 /// # What stays as it is
 ///
-/// A guest is not `Send` and stays in the process that made it, as any [`Reactor`]. [`Executor::block_on`]
+/// A guest is not `Send` and stays in the process that made it, as any [`Reactor`]: in a forked child `turn`
+/// says so ([`ForkedChild`]). [`Executor::block_on`]
 /// and [`Reactor::turn`] work, and block the host with everything else on its thread until they return; what
 /// they leave to do makes the descriptor readable. Tasks of other executors on this reactor are not run by
 /// `turn`. A host that watches with epoll takes the descriptor out of it before the guest is dropped, as with
@@ -121,9 +123,12 @@ impl Guest {
     /// most [`ROUNDS_MAX`] rounds of it.
     ///
     /// # Errors
-    /// The kernel refuses to go on ([`Reactor::turn`]). No peer can cause that.
+    /// The kernel refuses to go on, or this is a forked child ([`Reactor::turn`]). No peer can cause that.
     pub fn turn(&self) -> io::Result<AfterTurn> {
         let reactor = self.reactor();
+        if reactor.is_forked() {
+            return self.turn_in_child();
+        }
         let mut stay = Stay { reactor, restless: true };
         reactor.take_back();
         for _ in 0..ROUNDS_MAX {
@@ -140,6 +145,17 @@ impl Guest {
             reactor.take_back();
         }
         Ok(AfterTurn { tasks_left: self.executor.any_left(), more: stay.restless })
+    }
+
+    /// Those who wait are told, and the host is not called again: the descriptor is its parent's.
+    fn turn_in_child(&self) -> io::Result<AfterTurn> {
+        for _ in 0..ROUNDS_MAX {
+            let ran = self.executor.run_ready();
+            if !self.reactor().turn_in_child() && !ran {
+                break;
+            }
+        }
+        Err(ForkedChild.into())
     }
 }
 

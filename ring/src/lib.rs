@@ -47,7 +47,7 @@
 //!
 //! It does not know any protocol, does not use threads (but for a few that close what may be slow to close),
 //! does not open files, and is not `Send`: other threads hold a [`Remote`]. A reactor stays in the process
-//! that made it: after a fork only one of the two may go on using it.
+//! that made it: in a forked child each verb is refused by name ([`fork::ForkedChild`]) and touches nothing.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without the uring driver there are things that nobody asks of the modules below it.

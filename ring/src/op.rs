@@ -20,7 +20,7 @@ use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
-use crate::driver::{Driver, Ground, Now, Sleep};
+use crate::driver::{Driver, Ground, Now, Sleep, child};
 use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
@@ -372,7 +372,8 @@ impl Core {
 
     pub(crate) fn ask_for_credentials(&mut self, channel: usize) {
         let channel = &mut self.channels[channel];
-        if !channel.credentials.are_asked() {
+        // A child asks nothing of its parent's sockets.
+        if !channel.credentials.are_asked() && !self.driver.is_child() {
             channel.ask_for_credentials();
         }
     }
@@ -386,7 +387,8 @@ impl Core {
         let channel = &self.channels[channel];
         channel.lane.is_idle()
             && channel.inbox.away.is_none()
-            && channel.inbox.arrived.is_empty()
+            // What "arrives" in a child is the refusal.
+            && (channel.inbox.arrived.is_empty() || self.driver.is_child())
             && channel.accepted.is_empty()
             && channel.others == 0
     }
@@ -412,7 +414,7 @@ impl Core {
         let channel = self.channels.remove(channel);
         woken.drop.extend(channel.inbox.waker);
         self.driver.forget(&channel.fd);
-        if channel.credentials == Credentials::AskedHere {
+        if channel.credentials == Credentials::AskedHere && !self.driver.is_child() {
             // The next holder may offer control room for descriptors only, and would find credentials in it.
             let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 0);
         }
@@ -475,7 +477,10 @@ impl Core {
         drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
         let Ok(fd) = fd.try_into_owned() else { return };
-        if travels == Travels::Gone {
+        if self.driver.is_child() {
+            // A copy, and mostly not the last: what lies in its queue is for the parent.
+            closer::close(fd);
+        } else if travels == Travels::Gone {
             closer::retire_connected(fd);
         } else if !private {
             closer::retire_shared(fd);
@@ -617,7 +622,7 @@ impl Core {
     pub(crate) fn try_send(&mut self, key: usize, message: Message) -> Result<(), SendError> {
         let channel = &mut self.channels[key];
         if channel.lane.broken {
-            return Err(SendError::Gone);
+            return Err(self.broken());
         }
         if !channel.lane.is_idle() {
             return Err(SendError::WouldBlock);
@@ -745,8 +750,13 @@ impl Core {
     fn fail_lane(&mut self, key: usize, woken: &mut Woken) {
         let mut letters = std::mem::take(&mut self.channels[key].lane.waiting);
         while let Some(letter) = letters.pop_front() {
-            self.settle(letter.slip, Err(SendError::Gone), woken);
+            self.settle(letter.slip, Err(self.broken()), woken);
         }
+    }
+
+    /// What is said of a lane that is broken.
+    fn broken(&self) -> SendError {
+        if self.driver.is_child() { SendError::Forked } else { SendError::Gone }
     }
 
     /// A letter has gone, or could not.
@@ -1047,7 +1057,8 @@ impl Core {
             }
             return Some(result);
         }
-        inbox.ended.then_some(Err(ReceiveError::Closed))
+        let end = || if self.driver.is_child() { ReceiveError::Forked } else { ReceiveError::Closed };
+        inbox.ended.then(|| Err(end()))
     }
 
     /// Whether a message or the end is here.
@@ -1058,6 +1069,9 @@ impl Core {
 
     /// Whether neither a message nor the end is here, nor on its way here.
     pub(crate) fn is_quiet(&mut self, key: usize) -> bool {
+        if self.driver.is_child() {
+            return false;
+        }
         let Channel { inbox, fd, .. } = &self.channels[key];
         if !inbox.arrived.is_empty() || inbox.ended || !self.home.is_empty() {
             return false;
@@ -1097,7 +1111,7 @@ impl Core {
         if channel.inbox.away.is_some() || channel.inbox.ended || channel.inbox.stopped || channel.closed {
             return;
         }
-        if channel.kind == Kind::SeqPacket && !channel.credentials.are_asked() {
+        if channel.kind == Kind::SeqPacket && !channel.credentials.are_asked() && !self.driver.is_child() {
             channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
@@ -1158,6 +1172,32 @@ impl Core {
         }
     }
 
+    /// Becomes what a forked child has of its parent's table: whatever is away comes home refused, and what
+    /// has arrived is forgotten, since the parent has it too. Nothing is sent, cancelled or shut down.
+    pub(crate) fn become_child(&mut self, woken: &mut Woken) {
+        if self.driver.is_child() {
+            return;
+        }
+        self.driver.become_child();
+        self.home.clear();
+        self.retrying.clear();
+        for (_, channel) in &mut self.channels {
+            channel.inbox.arrived = Queue::new();
+            channel.inbox.bytes = 0;
+            std::iter::from_fn(|| channel.accepted.pop_front()).for_each(drop);
+        }
+        for (_, waiter) in &mut self.waiters {
+            if let WaiterState::Done(Done::Accepted(result)) = &mut waiter.state {
+                *result = Err(child::refusal());
+            }
+        }
+        for token in self.requests.tokens() {
+            self.driver.submit(token, &mut self.requests);
+        }
+        // Cannot fail, since nobody is asked; and each turn brings some home, of finitely many.
+        while self.turn(Sleep::Not, woken).is_ok_and(|any| any) {}
+    }
+
     /// Zero bytes and no control data: the end, if it is said twice. Once it may be a lie: a receive that
     /// found the queue empty, and looked for the end only after the peer had sent and closed.
     fn nothing(&mut self, key: usize, woken: &mut Woken) {
@@ -1177,7 +1217,7 @@ impl Core {
     fn end(&mut self, key: usize, error: Option<io::Error>, woken: &mut Woken) {
         let inbox = &mut self.channels[key].inbox;
         inbox.ended = true;
-        inbox.arrived.with_memory().extend(error.map(|error| Err(ReceiveError::Io(error))));
+        inbox.arrived.with_memory().extend(error.map(|error| Err(ReceiveError::from_kernel(error))));
         woken.wake.extend(inbox.waker.take());
     }
 
@@ -1468,8 +1508,10 @@ impl Core {
             let _ = self.driver.turn(&mut self.requests, Sleep::For(Duration::from_millis(20)), &mut home);
         }
         if !self.requests.is_empty() {
-            // Never seen; but leaking is better than freeing under the kernel's hands.
-            std::mem::forget(std::mem::take(&mut self.requests));
+            // A filter of system calls was installed over the ring, and nothing can be asked of it any more.
+            // What only waits has given the kernel nothing to write to; of a send leaking is better than
+            // freeing under the kernel's hands.
+            self.requests.forget_all_but_waits();
         }
         // Sockets that were dropped, and whose last token has just come home.
         for channel in std::mem::take(&mut self.channels) {

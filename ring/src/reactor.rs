@@ -21,6 +21,7 @@ use crate::clock::Clock;
 #[cfg(feature = "script")]
 use crate::driver::script::Fate;
 use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, SleepPlace, StartError};
+use crate::fork::{ForkedChild, Origin};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
 use crate::stats::Stats;
@@ -99,6 +100,7 @@ pub(crate) struct Shared {
     spinner: RefCell<Spinner>,
     woken: Cell<Woken>,
     report: DriverReport,
+    origin: Origin,
 }
 
 impl Reactor {
@@ -122,7 +124,7 @@ impl Reactor {
         let (bell, ground) = (Arc::new(Bell::new(place)?), ground(&config, Clock::Real, place));
         let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
         driver::announce(&report);
-        Ok(Reactor::on(driver, report, ground, bell, config.wait))
+        Ok(Reactor::on(driver, report, ground, bell, config.wait)?)
     }
 
     /// One of a simulated world.
@@ -131,7 +133,7 @@ impl Reactor {
         let (bell, ground) =
             (Arc::new(Bell::new(SleepPlace::OwnTurn)?), ground(config, fate.clock(), SleepPlace::OwnTurn));
         let (driver, report) = Driver::script(ground.clone(), fate);
-        Ok(Reactor::on(driver, report, ground, bell, WaitPolicy::Sleep))
+        Reactor::on(driver, report, ground, bell, WaitPolicy::Sleep)
     }
 
     fn on(
@@ -140,13 +142,15 @@ impl Reactor {
         ground: Ground,
         bell: Arc<Bell>,
         wait: WaitPolicy,
-    ) -> Reactor {
+    ) -> io::Result<Reactor> {
+        let origin = Origin::here()?;
         let place = ground.place;
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
         let spinner = RefCell::new(Spinner::new(wait));
         let (turning, woken) = (Cell::new(false), Cell::new(Woken::default()));
-        Reactor(Rc::new(Shared { core, companions, bell, place, turning, spinner, woken, report }))
+        let shared = Shared { core, companions, bell, place, turning, spinner, woken, report, origin };
+        Ok(Reactor(Rc::new(shared)))
     }
 
     /// Which driver runs, and why.
@@ -188,8 +192,42 @@ impl Reactor {
     ///
     /// # Errors
     /// The kernel refuses to go on (`io_uring_enter` or `epoll_wait` failed with anything but a signal or a
-    /// timeout). No peer can cause that.
+    /// timeout), which no peer can cause. Or this is a forked child: [`ForkedChild`]; whoever waited on this
+    /// reactor has been told so when it returns.
     pub fn turn(&self, wait: Wait) -> io::Result<bool> {
+        if self.is_forked() {
+            self.turn_in_child();
+            return Err(ForkedChild.into());
+        }
+        self.turn_here(wait)
+    }
+
+    /// Whether this is a forked child of the process that made the reactor. Then each verb of it, and of what
+    /// was made on it, says so by name, and touches nothing: see [`ForkedChild`]. Asking is two loads.
+    ///
+    /// ```
+    /// assert!(!ring::Reactor::new()?.is_forked());
+    /// # Ok::<(), ring::StartError>(())
+    /// ```
+    #[inline]
+    pub fn is_forked(&self) -> bool {
+        self.0.origin.is_a_parents()
+    }
+
+    /// As [`is_forked`](Reactor::is_forked), for those who would go on otherwise.
+    pub(crate) fn is_ours(&self) -> io::Result<()> {
+        if self.is_forked() { Err(ForkedChild.into()) } else { Ok(()) }
+    }
+
+    /// One turn in a forked child: tells those who wait, and runs the companions, who tell others. Says
+    /// whether anything happened.
+    pub(crate) fn turn_in_child(&self) -> bool {
+        self.0.become_child();
+        self.step(driver::Sleep::Not).is_ok_and(|happened| happened)
+    }
+
+    /// A turn of the process that made the reactor.
+    pub(crate) fn turn_here(&self, wait: Wait) -> io::Result<bool> {
         let mut sleep = match wait {
             Wait::Not => driver::Sleep::Not,
             Wait::Until(moment) => driver::Sleep::For(moment.saturating_duration_since(self.now())),
@@ -340,6 +378,9 @@ impl Reactor {
 
     /// Borrows the table for one step, then wakes and drops what the step has collected.
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Core, &mut Woken) -> T) -> T {
+        if self.is_forked() {
+            self.0.become_child();
+        }
         let mut woken = Woken::default();
         let mut core = self.0.core.borrow_mut();
         let result = step(&mut core, &mut woken);
@@ -351,9 +392,7 @@ impl Reactor {
         if call {
             self.call_the_host();
         }
-        if !woken.is_empty() {
-            woken.finish();
-        }
+        woken.finish_if_any();
         result
     }
 
@@ -363,6 +402,25 @@ impl Reactor {
 
     pub(crate) fn is(&self, other: &Reactor) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Shared {
+    /// What belongs to the parent is left to it, once.
+    #[cold]
+    fn become_child(&self) {
+        let mut woken = Woken::default();
+        self.core.borrow_mut().become_child(&mut woken);
+        woken.finish();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Before the table is drained, which would send what is left to send.
+        if self.origin.is_a_parents() {
+            self.become_child();
+        }
     }
 }
 
@@ -380,8 +438,15 @@ impl fmt::Debug for Reactor {
 }
 
 impl Woken {
-    fn is_empty(&self) -> bool {
-        self.wake.is_empty() && self.drop.is_empty()
+    /// For who mostly has collected nothing. Dropping two vectors that never had memory took thirty
+    /// instructions each time.
+    #[inline]
+    fn finish_if_any(self) {
+        if self.wake.capacity() == 0 && self.drop.capacity() == 0 {
+            std::mem::forget(self);
+        } else {
+            self.finish();
+        }
     }
 
     #[inline]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::driver::SleepPlace;
+use crate::fork::{self, Generation};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, ThreadId, thread};
 use crate::sys::{self, EventFd};
 
@@ -45,6 +46,7 @@ pub(crate) struct Bell {
     asleep: AtomicBool,
     /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
     attendant: Mutex<Option<Waker>>,
+    made_in: Generation,
 }
 
 impl Bell {
@@ -56,6 +58,7 @@ impl Bell {
             rung: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             attendant: Mutex::new(None),
+            made_in: fork::generation(),
         })
     }
 
@@ -81,6 +84,10 @@ impl Bell {
 
     /// Makes the sleeper's descriptor readable, whether it sleeps or not.
     pub(crate) fn strike(&self) {
+        // The parent's sleep is none of a child's business, which shares the eventfd with it.
+        if self.is_a_parents() {
+            return;
+        }
         // Cloned, since it is woken where nothing is locked.
         let attendant = self.attendant().clone();
         match attendant {
@@ -92,7 +99,13 @@ impl Bell {
     /// From here on this waker is woken, and the eventfd left alone. Gives back the one before, to be dropped
     /// where nothing is locked.
     pub(crate) fn attend(&self, waker: Option<Waker>) -> Option<Waker> {
-        std::mem::replace(&mut *self.attendant(), waker)
+        // A thread that is not there may have locked it in the parent.
+        if self.is_a_parents() { waker } else { std::mem::replace(&mut *self.attendant(), waker) }
+    }
+
+    /// Whether this process is a forked child of the one that made it.
+    pub(crate) fn is_a_parents(&self) -> bool {
+        fork::generation() != self.made_in
     }
 
     /// Until what is given back is dropped the eventfd is written to after all: who would be woken instead

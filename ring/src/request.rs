@@ -137,6 +137,15 @@ impl Requests {
         self.slots.is_empty()
     }
 
+    /// Drops what waits for readiness, with its descriptor, and leaks what the kernel may still read.
+    pub(crate) fn forget_all_but_waits(&mut self) {
+        for (_, request) in self.slots.drain() {
+            if let Request::Send { .. } = request {
+                std::mem::forget(request);
+            }
+        }
+    }
+
     /// All that are away.
     pub(crate) fn tokens(&self) -> Vec<Token> {
         let token = |(slot, (generation, _)): (usize, &(u32, Request))| Token {

@@ -19,7 +19,7 @@ pub use crate::driver::script::Faults;
 use crate::driver::script::{Decision, Fate};
 use crate::executor::Executor;
 use crate::reactor::{Config, Reactor};
-use crate::sys;
+use crate::sys::{self, Interrupted};
 
 /// So many steps without an end are taken for a world that goes round in circles.
 pub const STEPS_MAX: u64 = 1_000_000;
@@ -47,6 +47,20 @@ pub fn set_any_socket_option(fd: impl AsFd, number: i32, value: &[u8]) -> io::Re
 /// The kernel's.
 pub fn signal_when_ready(fd: impl AsFd, process: i32) -> io::Result<()> {
     sys::signal_when_ready(fd.as_fd(), process)
+}
+
+/// From here on this signal (SIGALRM, SIGUSR1) only interrupts: with `restart` system calls begin again after
+/// it where the kernel can (SA_RESTART), and without they fail with EINTR.
+///
+/// # Errors
+/// The kernel's: no such signal.
+pub fn catch_signal(signal: i32, restart: bool) -> io::Result<()> {
+    sys::catch_signal(signal, if restart { Interrupted::BeginsAgain } else { Interrupted::Fails })
+}
+
+/// How many signals this process has [caught](catch_signal).
+pub fn signals_caught() -> u64 {
+    sys::SIGNALS_CAUGHT.load(Ordering::Relaxed)
 }
 
 /// One simulated world. While there is one in a process, descriptors are closed at once.

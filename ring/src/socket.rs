@@ -92,6 +92,7 @@ impl Socket {
     }
 
     async fn connect_to(reactor: &Reactor, address: UnixAddress, kind: Kind) -> io::Result<Socket> {
+        reactor.is_ours()?;
         let fd = sys::socket(kind)?;
         // AF_UNIX tells nobody when a backlog has room again.
         const RETRY: Duration = Duration::from_millis(1);
@@ -130,6 +131,7 @@ impl Socket {
     }
 
     fn listen_at(reactor: &Reactor, address: UnixAddress, kind: Kind, backlog: i32) -> io::Result<Socket> {
+        reactor.is_ours()?;
         let fd = sys::socket(kind)?;
         sys::bind(fd.as_fd(), &address)?;
         sys::listen(fd.as_fd(), backlog)?;
@@ -141,6 +143,7 @@ impl Socket {
     /// # Errors
     /// The kernel's: `WouldBlock` if the backlog is full, `ConnectionRefused` if nobody listens.
     pub fn try_connect_abstract(reactor: &Reactor, name: &AbstractName, kind: Kind) -> io::Result<Socket> {
+        reactor.is_ours()?;
         let fd = sys::socket(kind)?;
         sys::connect(fd.as_fd(), &name.address())?;
         Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
@@ -234,6 +237,7 @@ impl Socket {
     /// # Errors
     /// The kernel does not know them.
     pub fn ask_for_pidfds(&self) -> io::Result<()> {
+        self.reactor.is_ours()?;
         sys::set_socket_option(self.as_fd(), SocketOption::PassPidfd, 1)?;
         self.reactor.with(|core, _| core.set_pidfd(self.channel));
         Ok(())
@@ -245,6 +249,7 @@ impl Socket {
     /// # Errors
     /// The kernel cannot do it.
     pub fn refuse_descriptors(&self) -> io::Result<()> {
+        self.reactor.is_ours()?;
         sys::set_socket_option(self.as_fd(), SocketOption::PassRights, 0)
     }
 
@@ -391,7 +396,8 @@ impl Socket {
     /// Sends a last message, now if nothing waits before it, and closes the socket when it has gone.
     ///
     /// # Errors
-    /// What is wrong with the message itself (empty, too large): the socket is closed without it.
+    /// What is wrong with the message itself (empty, too large), or [`SendError::Forked`]: the socket is
+    /// closed without it.
     pub fn finish(self, message: impl Into<Message>) -> Result<(), SendError> {
         self.finish_and_keep(message).map(drop)
     }
@@ -404,7 +410,7 @@ impl Socket {
     /// As [`finish`](Socket::finish).
     pub fn finish_and_keep(self, message: impl Into<Message>) -> Result<Option<Socket>, SendError> {
         let message = message.into();
-        if let Some(error) = self.refuse(&message) {
+        if let Some(error) = self.refuse_last(&message) {
             return Err(error);
         }
         let kept = self.reactor.with(|core, _| {
@@ -421,16 +427,21 @@ impl Socket {
     /// socket. If it cannot be sent at all the socket is closed like any other.
     ///
     /// # Errors
-    /// What is wrong with the message itself (empty, too large, 253 descriptors besides this one): the socket
-    /// is closed without it.
+    /// What is wrong with the message itself (empty, too large, 253 descriptors besides this one), or
+    /// [`SendError::Forked`]: the socket is closed without it.
     pub fn finish_inside(self, message: impl Into<Message>) -> Result<(), SendError> {
         let mut message = message.into();
         message.push_descriptor(self.fd.as_ref().expect("present until dropped").clone());
-        if let Some(error) = self.refuse(&message) {
+        if let Some(error) = self.refuse_last(&message) {
             return Err(error);
         }
         self.reactor.with(|core, _| core.send_inside(self.channel, message));
         Ok(())
+    }
+
+    /// What can be said against a last message, of which nobody is told any more how it goes.
+    fn refuse_last(&self, message: &Message) -> Option<SendError> {
+        if self.reactor.is_forked() { Some(SendError::Forked) } else { self.refuse(message) }
     }
 
     /// What can be said against a message before anybody is asked.
@@ -535,7 +546,7 @@ impl Socket {
             let told = std::task::ready!(told);
             look.asked = None;
             if let Done::Ready(Err(error)) = told {
-                return Poll::Ready(Err(ReceiveError::Io(error)));
+                return Poll::Ready(Err(ReceiveError::from_kernel(error)));
             }
             match self.reactor.with(|core, woken| core.take_one(self.channel, woken)) {
                 OneTaken::Here(result) => return Poll::Ready(result),
@@ -604,7 +615,7 @@ impl Socket {
     /// Takes one connection from a listening socket. The listener is made non-blocking, which everybody who
     /// holds it shares.
     pub fn accept(&self) -> Accepting<'_> {
-        let refused = sys::set_nonblocking(self.as_fd()).err();
+        let refused = self.reactor.is_ours().and_then(|()| sys::set_nonblocking(self.as_fd())).err();
         let waiter = match refused {
             Some(_) => None,
             None => Some(self.reactor.with(|core, _| core.ask_for_connection(self.channel))),

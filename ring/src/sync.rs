@@ -5,12 +5,15 @@
 //! locks from here; `Arc` it does not, since a waker must be the standard library's.
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 pub(crate) use std::thread::{self, ThreadId};
 
-/// What is in there, made by the first who asks.
-pub(crate) fn made_once<T>(lock: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
-    lock.get_or_init(make)
+pub(crate) use once_cell::race::OnceBox;
+
+/// What is in there, made by the first who asks. Of several who ask at once each may make one, and one is
+/// kept: nothing is locked meanwhile, since a child that is forked then would have it locked for ever.
+pub(crate) fn made_once<T>(once: &OnceBox<T>, make: impl FnOnce() -> Box<T>) -> &T {
+    once.get_or_init(make)
 }
 
 /// A function that can make a static. Loom's types cannot be made in one: there it is an ordinary function.

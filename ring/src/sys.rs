@@ -5,6 +5,7 @@
 
 use std::io::{self, Write as _};
 use std::mem::{self, MaybeUninit};
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -180,6 +181,39 @@ pub(crate) fn die_of_broken_pipes() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// What becomes of a system call that a signal interrupts.
+#[cfg(feature = "script")]
+#[derive(Clone, Copy)]
+pub(crate) enum Interrupted {
+    /// It fails with EINTR.
+    Fails,
+    /// It begins again, as far as the kernel knows how to (SA_RESTART).
+    BeginsAgain,
+}
+
+/// How many signals were caught.
+#[cfg(feature = "script")]
+pub(crate) static SIGNALS_CAUGHT: AtomicU64 = AtomicU64::new(0);
+
+/// From here on this signal is counted, and nothing else happens.
+#[cfg(feature = "script")]
+pub(crate) fn catch_signal(signal: i32, interrupted: Interrupted) -> io::Result<()> {
+    extern "C" fn count(_: libc::c_int) {
+        SIGNALS_CAUGHT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    let count: extern "C" fn(libc::c_int) = count;
+    // SAFETY: all zeroes is an action: the default, with no flags and nothing blocked.
+    // Kept honest by `interrupted.rs::a_reactor_serves_under_a_storm_of_signals`.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = count as libc::sighandler_t;
+    if let Interrupted::BeginsAgain = interrupted {
+        action.sa_flags = libc::SA_RESTART;
+    }
+    // SAFETY: the handler adds to an atomic number, which may be done in a signal's handler.
+    // Kept honest by `interrupted.rs::a_reactor_serves_under_a_storm_of_signals`.
+    check(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) }).map(drop)
 }
 
 /// Makes a descriptor of *ours* non-blocking. Never to be used on a stranger's: the flag is shared.
@@ -655,29 +689,61 @@ pub(crate) fn prefer_huge_pages(memory: &mut [mem::MaybeUninit<u8>]) {
 
 // -- forks ----------------------------------------------------------------------------------------------
 
-/// A number that is 0 again in each child of a fork, for as long as the process lives.
-pub(crate) fn wiped_on_fork() -> io::Result<&'static AtomicU64> {
-    // The kernel rounds this up to a page.
-    let length = mem::size_of::<AtomicU64>();
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping, wherever the kernel likes.
-    // Kept honest by `fork.rs::a_child_is_another_generation`.
-    let page = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-    if page == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+/// One word in a page of its own.
+pub(crate) struct Word(NonNull<AtomicU64>);
+
+// SAFETY: it owns its page as a box owns its memory, and what is in there is an atomic.
+// Kept honest by `fork.rs::threads_of_a_child_agree_on_its_generation`.
+unsafe impl Send for Word {}
+
+// SAFETY: as above: all that a shared word lends is a shared atomic.
+// Kept honest by `fork.rs::threads_of_a_child_agree_on_its_generation`.
+unsafe impl Sync for Word {}
+
+impl Word {
+    /// A word of zero.
+    pub(crate) fn new() -> io::Result<Word> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        // Kept honest by `fork.rs::a_child_is_another_generation`.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), Word::BYTES, protection, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(Word).ok_or_else(io::Error::last_os_error)
     }
-    // SAFETY: the mapping just made, which nobody else knows.
-    // Kept honest by `fork.rs::a_child_is_another_generation`.
-    if let Err(error) = check(unsafe { libc::madvise(page, length, libc::MADV_WIPEONFORK) }) {
-        // SAFETY: as above, and nobody has a reference into it.
+
+    /// A word of zero, which the kernel makes zero again in every forked child (Linux 4.14).
+    pub(crate) fn wiped_on_fork() -> io::Result<Word> {
+        let word = Word::new()?;
+        // SAFETY: its own page, in which nothing is kept yet.
         // Kept honest by `fork.rs::without_the_page_a_child_is_another_generation_all_the_same`.
-        unsafe { libc::munmap(page, length) };
-        return Err(error);
+        check(unsafe { libc::madvise(word.0.as_ptr().cast(), Word::BYTES, libc::MADV_WIPEONFORK) })?;
+        Ok(word)
     }
-    // SAFETY: a page of zeroes, aligned as pages are, never unmapped, and used as this one atomic only.
-    // Kept honest by `fork.rs::a_child_is_another_generation`.
-    Ok(unsafe { &*page.cast::<AtomicU64>() })
+
+    /// The kernel rounds this up to a page.
+    const BYTES: usize = mem::size_of::<AtomicU64>();
+}
+
+impl Deref for Word {
+    type Target = AtomicU64;
+
+    #[inline]
+    fn deref(&self) -> &AtomicU64 {
+        // SAFETY: a page that was zeroes at first, aligned as pages are, mapped until the drop, and used as
+        // this one atomic only. Kept honest by `fork.rs::a_child_is_another_generation`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Word {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`; whoever borrowed from it is gone.
+        // Kept honest by `forked.rs::a_reactor_leaves_no_page_behind`.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), Word::BYTES) };
+    }
 }
 
 /// The number of this process, as the kernel has it now.

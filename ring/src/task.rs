@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use slab::Slab;
 
 use crate::remote::Bell;
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, TryLockError};
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -65,14 +65,15 @@ impl Tasks {
     }
 
     pub(crate) fn any_ready(&self) -> bool {
-        !self.ready.lock().is_empty()
+        self.ready.lock().is_some_and(|queue| !queue.is_empty())
     }
 
     /// Polls each task that is ready now, once. Says whether there was one.
     pub(crate) fn run(&self) -> bool {
-        let count = self.ready.lock().len();
+        let count = self.ready.lock().map_or(0, |queue| queue.len());
         for _ in 0..count {
-            let Some(signal) = self.ready.lock().pop_front() else { break };
+            let next = self.ready.lock().and_then(|mut queue| queue.pop_front());
+            let Some(signal) = next else { break };
             self.poll(&signal);
         }
         count > 0
@@ -119,9 +120,9 @@ impl Drop for Tasks {
     fn drop(&mut self) {
         // The queue holds signals and they hold the queue: whoever comes late finds it closed.
         let late = {
-            let mut queue = self.ready.lock();
+            let queue = self.ready.lock();
             self.ready.closed.store(true, Ordering::Release);
-            std::mem::take(&mut *queue)
+            queue.map(|mut queue| std::mem::take(&mut *queue))
         };
         drop(late);
         self.clear();
@@ -135,9 +136,25 @@ struct Ready {
 }
 
 impl Ready {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Signal>>> {
-        // Nothing panics while it is held.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `None` in a forked child, if a thread held it at the moment of the fork: that thread is not there to
+    /// let go of it, and nothing runs there any more.
+    // Two instructions more than `Mutex::lock` where it stands, and twenty where it is called.
+    #[inline(always)]
+    fn lock(&self) -> Option<MutexGuard<'_, VecDeque<Arc<Signal>>>> {
+        match self.queue.try_lock() {
+            Ok(queue) => Some(queue),
+            Err(TryLockError::WouldBlock) => self.wait_for_lock(),
+            // Nothing panics while it is held.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        }
+    }
+
+    #[cold]
+    fn wait_for_lock(&self) -> Option<MutexGuard<'_, VecDeque<Arc<Signal>>>> {
+        if self.bell.is_a_parents() {
+            return None;
+        }
+        Some(self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -156,7 +173,7 @@ impl Wake for Signal {
         if self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mut queue = self.ready.lock();
+        let Some(mut queue) = self.ready.lock() else { return };
         // Under the lock, or one that comes late from another thread would stay in a queue it holds itself.
         if !self.ready.closed.load(Ordering::Acquire) {
             queue.push_back(Arc::clone(self));

@@ -53,6 +53,16 @@ mod driver {
     }
 }
 
+/// Nobody forks here.
+mod fork {
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub(crate) struct Generation;
+
+    pub(crate) fn generation() -> Generation {
+        Generation
+    }
+}
+
 /// How often a thread is interrupted where it would not wait. With two nearly every defect that is known in
 /// such programs shows itself; with each one more the orders are many times as many.
 const PREEMPTIONS_MAX: usize = 3;

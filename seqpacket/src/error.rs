@@ -5,6 +5,7 @@
 use std::io;
 
 use ring::SendError;
+use ring::fork::ForkedChild;
 use thiserror::Error;
 
 use crate::wire::RefusedReason;
@@ -48,6 +49,7 @@ impl std::fmt::Display for Part {
 /// | `OutOfMemory(Answer)` | yes | yes, and answered | only if seeing it twice does no harm |
 /// | `WouldBlock` | no | no | yes, later |
 /// | `Malformed` | perhaps | perhaps | no: the other side does not speak this protocol |
+/// | `Forked` | perhaps | perhaps | not here: the parent may have the answer, or be waiting for it |
 /// | `Io` | perhaps | perhaps | only if seeing it twice does no harm |
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -100,6 +102,10 @@ pub enum CallError {
     /// given to a plain object (and not sent), where it could not be told from the end of file.
     #[error("malformed: {0}")]
     Malformed(&'static str),
+    /// The reactor is that of the process this one was forked from; see [`ring::fork::ForkedChild`]. A call
+    /// made here has not been sent; one that was under way at the fork is the parent's, and goes on there.
+    #[error("{ForkedChild}")]
+    Forked,
     /// The kernel said something else.
     #[error(transparent)]
     Io(io::Error),
@@ -113,7 +119,7 @@ impl CallError {
             | CallError::WouldBlock
             | CallError::TooLarge(Part::Call)
             | CallError::OutOfDescriptors(Part::Call) => Some(false),
-            CallError::Deadline | CallError::Malformed(_) | CallError::Io(_) => None,
+            CallError::Deadline | CallError::Malformed(_) | CallError::Forked | CallError::Io(_) => None,
             _ => Some(true),
         }
     }
@@ -138,6 +144,7 @@ impl CallError {
             | CallError::OutOfDescriptors(Part::Answer)
             | CallError::OutOfMemory(Part::Answer)
             | CallError::Malformed(_)
+            | CallError::Forked
             | CallError::Io(_) => true,
         }
     }
@@ -162,6 +169,7 @@ impl CallError {
         const EMFILE: i32 = 24;
         match error.raw_os_error() {
             Some(ENFILE | EMFILE) => CallError::OutOfDescriptors(Part::Call),
+            _ if ForkedChild::is(&error) => CallError::Forked,
             _ => CallError::Io(error),
         }
     }
@@ -173,6 +181,7 @@ impl CallError {
             SendError::TooLarge => CallError::TooLarge(Part::Call),
             SendError::Empty => CallError::Malformed("an empty message cannot be told from the end of file"),
             SendError::OutOfDescriptors => CallError::OutOfDescriptors(Part::Call),
+            SendError::Forked => CallError::Forked,
             SendError::Io(error) => CallError::Io(error),
             _ => CallError::Io(io::Error::other("not sent")),
         }
@@ -225,13 +234,17 @@ pub enum AnswerError {
     /// [`CallError::Dropped`].
     #[error("an empty answer cannot be told from the end of file")]
     Empty,
+    /// The reactor is that of the process this one was forked from; see [`ring::fork::ForkedChild`]. The call
+    /// is the parent's to answer, and the caller is told nothing.
+    #[error("{ForkedChild}")]
+    Forked,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn one_of_each() -> [CallError; 18] {
+    fn one_of_each() -> [CallError; 19] {
         [
             CallError::Gone,
             CallError::Dropped,
@@ -250,6 +263,7 @@ mod tests {
             CallError::OutOfMemory(Part::Answer),
             CallError::WouldBlock,
             CallError::Malformed("malformed"),
+            CallError::Forked,
             CallError::Io(io::Error::other("something else")),
         ]
     }

@@ -215,6 +215,10 @@ impl Object {
     /// the server's windows are full, or while other calls wait. What else is wrong the call itself says.
     pub fn try_call(&self, message: impl Into<Message>) -> Result<Call, CallError> {
         let room = self.room(CallOptions::default())?;
+        // It would have to wait for ever: there is no attaching here.
+        if self.0.reactor.is_forked() {
+            return Err(CallError::Forked);
+        }
         let message = message.into();
         let attached = self.attached();
         if attached.session().would_wait(&message, room) {

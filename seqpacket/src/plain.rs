@@ -430,6 +430,7 @@ fn failed(error: ReceiveError) -> CallError {
     match error {
         ReceiveError::Truncated(_) => CallError::Truncated,
         ReceiveError::DescriptorsLost(_) => CallError::DescriptorsLost(Part::Answer),
+        ReceiveError::Forked => CallError::Forked,
         ReceiveError::Io(error) => CallError::Io(error),
         _ => CallError::Dropped,
     }
@@ -935,6 +936,7 @@ fn unanswered(error: SendError) -> AnswerError {
         SendError::TooLarge => AnswerError::TooLarge,
         SendError::OutOfDescriptors => AnswerError::OutOfDescriptors,
         SendError::WouldBlock => AnswerError::WouldBlock,
+        SendError::Forked => AnswerError::Forked,
         _ => AnswerError::Gone,
     }
 }

@@ -627,6 +627,10 @@ impl Session {
 
     /// Ends a call here that nobody waits for any more.
     fn expect_wanted(&self, number: u32) -> Result<(), AnswerError> {
+        if self.reactor().is_forked() {
+            self.finish(number);
+            return Err(AnswerError::Forked);
+        }
         if self.state.borrow().over {
             self.finish(number);
             return Err(AnswerError::Gone);

@@ -124,6 +124,8 @@ enum End {
     OutOfDescriptors,
     /// A large answer stood still.
     Stalled,
+    /// This is a forked child of the process whose session it is.
+    Forked,
     /// The kernel's number for it.
     Io(i32),
 }
@@ -135,6 +137,7 @@ impl End {
             End::Gone | End::Stalled => CallError::Gone,
             End::Malformed => CallError::Malformed("not a session of this protocol"),
             End::OutOfDescriptors => CallError::OutOfDescriptors(Part::Call),
+            End::Forked => CallError::Forked,
             End::Io(errno) => CallError::Io(std::io::Error::from_raw_os_error(errno)),
         }
     }
@@ -145,7 +148,7 @@ impl End {
             End::Gone | End::OutOfDescriptors => CallError::Dropped,
             End::Malformed => CallError::Malformed("the server has broken the protocol"),
             End::Stalled => CallError::Malformed("the server has stopped in the middle of an answer"),
-            End::Io(_) => self.unsent(),
+            End::Forked | End::Io(_) => self.unsent(),
         }
     }
 
@@ -356,6 +359,7 @@ impl Session {
                 // Longer than a packet, and so than any room.
                 Err(ReceiveError::Truncated(_)) => Err(CallError::TooLarge(Part::Answer)),
                 Err(ReceiveError::DescriptorsLost(_)) => Err(CallError::DescriptorsLost(Part::Answer)),
+                Err(ReceiveError::Forked) => Err(CallError::Forked),
                 Err(ReceiveError::Io(error)) => Err(CallError::Io(error)),
                 Err(_) => Err(CallError::Dropped),
             }
@@ -515,7 +519,11 @@ impl Session {
         }
         let phase = std::mem::replace(&mut state.phase, Phase::Over(end));
         // What this session could not send another may.
-        let unsent = if let Phase::Open { .. } = phase { End::Gone } else { end };
+        let unsent = match (&phase, end) {
+            (_, End::Forked) => end,
+            (Phase::Open { .. }, _) => End::Gone,
+            _ => end,
+        };
         let mut woken = Woken::default();
         woken.extend(state.attaching.take_all());
         let sendings = std::mem::take(&mut state.sendings);
@@ -1120,6 +1128,7 @@ impl Serving {
                         *step = Step::AwaitingHello(Rc::new(socket));
                     }
                     Err(ConnectError::OutOfDescriptors) => return Poll::Ready(End::OutOfDescriptors),
+                    Err(ConnectError::Forked) => return Poll::Ready(End::Forked),
                     Err(ConnectError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
                     Err(_) => return Poll::Ready(End::Gone),
                 },
@@ -1133,6 +1142,7 @@ impl Serving {
                         Err(ReceiveError::Truncated(_) | ReceiveError::DescriptorsLost(_)) => {
                             return Poll::Ready(End::Malformed);
                         }
+                        Err(ReceiveError::Forked) => return Poll::Ready(End::Forked),
                         Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
                         Err(_) => return Poll::Ready(End::Gone),
                     }
@@ -1172,6 +1182,7 @@ impl Session {
                 Ok(packet) => self.file(packet, false),
                 Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true),
                 Err(ReceiveError::Truncated(_)) => Err(Malformed::LONGER_THAN_A_PACKET),
+                Err(ReceiveError::Forked) => return Poll::Ready(End::Forked),
                 Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
                 Err(_) => return Poll::Ready(End::Gone),
             };

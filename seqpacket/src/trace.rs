@@ -62,6 +62,7 @@ pub(crate) fn end_of_call<T>(result: &Result<T, CallError>) -> &'static str {
         Err(CallError::OutOfMemory(_)) => "out of memory",
         Err(CallError::WouldBlock) => "would block",
         Err(CallError::Malformed(_)) => "malformed",
+        Err(CallError::Forked) => "forked",
         Err(CallError::Io(_)) => "io",
     }
 }
@@ -77,6 +78,7 @@ pub(crate) fn end_of_answer<T>(result: &Result<T, AnswerError>, good: &'static s
         Err(AnswerError::WouldBlock) => "would block",
         Err(AnswerError::Unread) => "unread",
         Err(AnswerError::Empty) => "empty",
+        Err(AnswerError::Forked) => "forked",
     }
 }
 

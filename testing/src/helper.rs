@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::body::end_when_orphaned;
 use crate::census::Census;
@@ -136,6 +136,37 @@ impl Helper {
             self.process.kill().unwrap();
             self.wait();
         }
+    }
+
+    /// Stops it with SIGSTOP and waits until each of its threads stands still. It goes on at
+    /// [`resume`](Helper::resume), and can be killed before.
+    ///
+    /// ```no_run
+    /// # use testing::Helper;
+    /// # fn example(helper: &Helper) {
+    /// helper.stop();
+    /// // Whatever is sent to it now waits in a queue of the kernel's.
+    /// helper.resume();
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    /// If it is not there any more.
+    #[track_caller]
+    pub fn stop(&self) {
+        let pid = Pid::from_child(&self.process);
+        kill_process(pid, Signal::STOP).unwrap();
+        let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+        assert!(stopped.is_some_and(|status| status.stopped()), "helper {}: did not stop", self.name);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// If it is not there any more.
+    #[track_caller]
+    pub fn resume(&self) {
+        kill_process(Pid::from_child(&self.process), Signal::CONT).unwrap();
     }
 
     /// Waits until it exits, and insists that it came to its end without a complaint.

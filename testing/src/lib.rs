@@ -48,6 +48,8 @@ pub mod meddling;
 mod role;
 mod sockets;
 mod steps;
+#[cfg(feature = "script")]
+mod storm;
 mod surroundings;
 mod wait;
 #[cfg(feature = "script")]
@@ -71,6 +73,8 @@ pub use sockets::{
     receive_packet, send_packet, set_blocking, set_nonblocking, stream_pair,
 };
 pub use steps::{ends, poll_once, turn};
+#[cfg(feature = "script")]
+pub use storm::{STORM_SIGNALS_MIN, storm};
 pub use surroundings::{
     DescriptorLimit, NOBODY, become_a_user_of_its_own, become_nobody, become_user_of, count_apart,
     enter_sandbox, leave_descriptors, limit_descriptors, refuse_io_uring, refuse_landlock,

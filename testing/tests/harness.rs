@@ -196,6 +196,11 @@ helper! {
         }
     }
 
+    fn echoes_once(descriptors: Vec<OwnedFd>) {
+        let packet = testing::receive_packet(&descriptors[0]).unwrap();
+        testing::send_packet(&descriptors[0], &packet.bytes, &[]).unwrap();
+    }
+
     fn forgets_what_it_got(descriptors: Vec<OwnedFd>) {
         let (near, far) = testing::packet_pair();
         std::mem::forget((near, far));
@@ -205,6 +210,13 @@ helper! {
     fn fails(_descriptors: Vec<OwnedFd>) {
         panic!("as it should");
     }
+}
+
+/// What the kernel says a helper does: `T` is stopped.
+fn state_of(helper: &testing::Helper) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", helper.pid())).unwrap();
+    let (_, rest) = stat.rsplit_once(") ").unwrap();
+    rest.chars().next().unwrap()
 }
 
 on_each_driver! {
@@ -234,6 +246,25 @@ in_own_process! {
         helper.kill();
         assert_eq!(text(&near), "");
         assert!(!helper.wait().success());
+    }
+
+    fn a_stopped_helper_stands_still_and_goes_on() {
+        let (near, far) = testing::packet_pair();
+        let helper = start_helper!(echoes_once, vec![far]);
+        helper.stop();
+        testing::send_packet(&near, b"hello", &[]).unwrap();
+        assert_eq!(state_of(&helper), 'T');
+        helper.resume();
+        assert_eq!(testing::receive_packet(&near).unwrap().bytes, b"hello");
+        helper.succeeded();
+    }
+
+    fn a_stopped_helper_can_be_killed() {
+        let (near, far) = testing::packet_pair();
+        let mut helper = start_helper!(echoes_once, vec![far]);
+        helper.stop();
+        helper.kill();
+        assert!(testing::receive_packet(&near).unwrap().bytes.is_empty());
     }
 
     fn a_dropped_helper_is_killed() {

@@ -22,6 +22,10 @@ const UNSAFE_FILES: [&str; 4] =
 /// The only file that may name the crate `io_uring`.
 const IO_URING_FILE: &str = "ring/src/driver/uring.rs";
 
+/// The only files that may read the wall clock: the date of a measurement, and the age of a file as it is
+/// shown.
+const WALL_CLOCK_FILES: [&str; 2] = ["perf/src/surroundings.rs", "sendright/src/commands/names.rs"];
+
 /// The modules of `ring` below the line: nothing there knows who waits, or what a socket is.
 const BELOW_THE_LINE: [&str; 7] = ["driver", "request", "envelope", "buffer", "message", "fd", "sys"];
 
@@ -192,6 +196,24 @@ fn is_below_the_line(path: &str) -> bool {
     let Some(module) = path.strip_prefix("ring/src/") else { return false };
     let module = module.split('/').next().unwrap_or_default();
     BELOW_THE_LINE.contains(&module.strip_suffix(".rs").unwrap_or(module))
+}
+
+#[test]
+fn nobody_waits_by_the_wall_clock() {
+    assert_tidy(wall_clocks(&sources()));
+}
+
+/// The clock on the wall is set forward and back by whoever may; time limits are those of `Instant`, which
+/// goes on as before (and stands still while the machine is suspended). Nor may a time limit be handed to the
+/// kernel as anything but a span, or a moment of the monotonic clock.
+fn wall_clocks(sources: &[Source]) -> Vec<String> {
+    words_outside(sources, &WALL_CLOCK_FILES, |words| match words[0].text {
+        "SystemTime" | "UNIX_EPOCH" | "CLOCK_REALTIME" | "REALTIME" | "Realtime" | "RealtimeAlarm"
+        | "jiff" | "humantime" => {
+            Some("the wall clock: it may jump, and only what is shown to people may read it")
+        }
+        _ => None,
+    })
 }
 
 #[test]
@@ -684,6 +706,8 @@ fn each_rule_complains_about_what_it_forbids() {
     complains(io_in_wire_modules, "introduction/src/record.rs", "fn f(fd: BorrowedFd<'_>) {}");
     complains(waiting_below_the_line, "ring/src/driver/epoll.rs", "waker: Waker");
     complains(waiting_below_the_line, "ring/src/fd.rs", "impl From<Socket> for Fd {}");
+    complains(wall_clocks, "ring/src/clock.rs", "use std::time::{Instant, SystemTime};");
+    complains(wall_clocks, "ring/src/sys.rs", "libc::timerfd_create(libc::CLOCK_REALTIME, 0)");
     complains(thread_locals, "ring/src/reactor.rs", "thread_local! { static A: u8 = 0 }");
     complains(left_for_later, "imc/src/lib.rs", "fn f() { todo!() }");
     complains(left_for_later, "imc/tests/a.rs", "#[test]\n#[ignore = \"slow\"]\nfn f() {}");
@@ -720,6 +744,7 @@ fn each_rule_leaves_alone_what_it_allows() {
     is_content(io_in_wire_modules, "seqpacket/src/session.rs", "use std::io;");
     is_content(waiting_below_the_line, "ring/src/sys.rs", "SocketOption::Kind // Socket");
     is_content(waiting_below_the_line, "ring/src/socket.rs", "struct Socket; waker: Waker");
+    is_content(wall_clocks, "ring/src/clock.rs", "use std::time::Instant; // SystemTime");
     is_content(thread_locals, "ring/tests/a.rs", "thread_local! {}");
     is_content(wide_lines, "imc/src/lib.rs", &"é".repeat(110));
     is_content(wide_lines, "imc/src/lib.rs", &format!("// https://example.org/{}", "x".repeat(111)));

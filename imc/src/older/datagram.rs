@@ -54,6 +54,7 @@ impl BoundSocket {
                     Err(Violation::of_what_is_left(message.bytes(), REQUEST, message.descriptors()))
                 }
                 Err(ReceiveError::Closed) => return Err(AcceptError::Gone),
+                Err(ReceiveError::Forked) => return Err(AcceptError::Forked),
                 Err(ReceiveError::Io(error)) => return Err(AcceptError::Io(error)),
                 // Longer than a packet, and so much longer than nothing.
                 Err(_) => Err(Violation::WrongMessage),

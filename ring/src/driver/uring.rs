@@ -64,6 +64,8 @@ pub(crate) struct Uring {
     reaped: Vec<cqueue::Entry>,
     /// Asked to come home, and not home yet.
     cancelled: HashSet<Token>,
+    /// Entries for which the queue had no room, and could not be emptied.
+    kept: Vec<squeue::Entry>,
 }
 
 impl Uring {
@@ -91,6 +93,7 @@ impl Uring {
             unseen_turns: 0,
             reaped: Vec::new(),
             cancelled: HashSet::new(),
+            kept: Vec::new(),
         };
         // The enter through a registered descriptor saves a table look-up; without it nothing is different.
         let _ = uring.ring.submitter().register_ring_fd();
@@ -238,9 +241,10 @@ impl Uring {
 
     fn push(&mut self, entry: squeue::Entry) {
         while self.ring.submission().is_full() {
-            // What goes wrong here goes wrong again in `turn`, which can say so.
+            // What goes wrong here goes wrong again in `turn`, which can say so. The ring may be refused for
+            // good, by a filter of system calls that was installed over it.
             if self.enter(Sleep::Not).is_err() {
-                break;
+                return self.kept.push(entry);
             }
         }
         // SAFETY: all that `entry` points at is in the request, which stays in its slot until its last
@@ -265,6 +269,9 @@ impl Uring {
             self.bell_armed = true;
             let bell = types::Fd(self.bell.as_fd().as_raw_fd());
             self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
+        }
+        if !self.kept.is_empty() {
+            std::mem::take(&mut self.kept).into_iter().for_each(|entry| self.push(entry));
         }
         self.feed_the_starved(requests, home);
         self.begin_with_the_fresh(requests, home);

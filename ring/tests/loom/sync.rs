@@ -3,23 +3,23 @@
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use loom::thread::{self, ThreadId};
-pub(crate) use std::sync::PoisonError;
+pub(crate) use std::sync::{PoisonError, TryLockError};
 
-/// The standard library's, behind a lock that loom knows: whoever finds the value has seen it made.
-pub(crate) struct OnceLock<T> {
+/// As the library's, behind a lock that loom knows: whoever finds the value has seen it made.
+pub(crate) struct OnceBox<T> {
     gate: Mutex<()>,
-    value: std::sync::OnceLock<T>,
+    value: std::sync::OnceLock<Box<T>>,
 }
 
-impl<T> OnceLock<T> {
-    pub(crate) fn new() -> OnceLock<T> {
-        OnceLock { gate: Mutex::new(()), value: std::sync::OnceLock::new() }
+impl<T> OnceBox<T> {
+    pub(crate) fn new() -> OnceBox<T> {
+        OnceBox { gate: Mutex::new(()), value: std::sync::OnceLock::new() }
     }
 }
 
-pub(crate) fn made_once<T>(lock: &OnceLock<T>, make: impl FnOnce() -> T) -> &T {
-    let _behind = lock.gate.lock().unwrap();
-    lock.value.get_or_init(make)
+pub(crate) fn made_once<T>(once: &OnceBox<T>, make: impl FnOnce() -> Box<T>) -> &T {
+    let _behind = once.gate.lock().unwrap();
+    once.value.get_or_init(make)
 }
 
 macro_rules! const_fn {
