@@ -41,6 +41,10 @@ pub const FDS_MAX: u8 = 12;
 /// answer, made and read), and 64 MiB for a process with its code, its buffers and its allocator.
 const MEMORY_MAX_KIB: u64 = (4 * stage::UNDER_WAY_MAX * deed::LARGE_BYTES_MAX) as u64 / 1_024 + 65_536;
 
+/// Descriptors that a party needs beside those of its calls: its own, what the reactor leaves for others, and
+/// room for an answer.
+const DESCRIPTORS_NEEDED: usize = 80;
+
 /// Calls of each way unless told otherwise.
 const CALLS_DEFAULT: u64 = 20_000;
 
@@ -59,6 +63,7 @@ pub struct Settings {
 /// Runs each way that was asked for, and says what became of everything.
 pub fn run(options: &Stress) -> Result<Outcome, Failure> {
     let settings = settings(options)?;
+    enough_descriptors(&settings)?;
     let driver = {
         let (reactor, _) = crate::reactor::start(options.driver.as_deref())?;
         reactor.driver().kind().to_string()
@@ -116,6 +121,19 @@ fn settings(options: &Stress) -> Result<Settings, Failure> {
         seed,
         journal: options.journal.clone(),
     })
+}
+
+/// A client whose waiting calls have all its descriptors would wait for an answer that has no room.
+fn enough_descriptors(settings: &Settings) -> Result<(), Failure> {
+    let in_each = if settings.fds > 0 { usize::from(settings.fds) + 1 } else { 0 };
+    let needed = DESCRIPTORS_NEEDED + 2 * client::DEPTH * in_each;
+    match crate::reactor::descriptors_max() {
+        limit if limit < needed => Err(Failure::new(format_args!(
+            "RLIMIT_NOFILE is {limit}, and {needed} are needed: raise it with `ulimit -n`, or pass \
+             fewer with --fds"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The CPUs that are named, which this process may run on.

@@ -6,7 +6,7 @@ mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use program::{json, run, sendright, status, stderr, stdout};
 use rustix::process::{Pid, Signal, kill_process};
@@ -302,6 +302,30 @@ fn what_this_machine_does_not_have_is_told() {
         assert_eq!(status(&output), 1, "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(told), "{arguments:?}: {}", stderr(&output));
     }
+}
+
+#[test]
+fn with_too_few_descriptors_it_does_not_begin() {
+    for (fds, limit) in [("0", 79), ("2", 127), ("12", 287)] {
+        let output = with_descriptors(limit, &["--fds", fds]);
+        assert_eq!(status(&output), 1, "{}", stderr(&output));
+        let told = format!("RLIMIT_NOFILE is {limit}, and {} are needed", limit + 1);
+        assert!(stderr(&output).contains(&told), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn with_just_enough_descriptors_what_is_lost_is_told() {
+    let output = with_descriptors(288, &["--way", "session", "--fds", "12", "--calls", "600"]);
+    assert_eq!(passed(&output)["calls"], 600);
+}
+
+/// The same with fewer descriptors for each process; the introduction server has as many as ever.
+fn with_descriptors(limit: u32, arguments: &[&str]) -> Output {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -S -n $1; shift; exec \"$@\"", "sh", &limit.to_string()]);
+    shell.arg(sendright().get_program()).args(["stress", "--json"]).args(arguments);
+    shell.env_remove(ring::DRIVER_VARIABLE).output().unwrap()
 }
 
 #[test]
