@@ -57,13 +57,13 @@ impl Core {
             return Glance::Failed(child::refusal());
         }
         let (fd, room) = self.receiving(key);
-        let wanted = room.descriptors + usize::from(room.pidfd);
+        let wanted = usize::from(room.descriptors) + usize::from(room.pidfd);
         let budget = self.budget();
         let granted = budget.room(wanted);
         if granted == 0 && wanted > 0 {
             return Glance::Starved;
         }
-        let offered = Room { descriptors: granted.min(DESCRIPTORS_MAX), pidfd: room.pidfd };
+        let offered = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
         let taken = match envelope::receive(fd.as_fd(), scratch, offered) {
             Ok(taken) => taken,
             Err(error) => return failed(error),

@@ -369,7 +369,7 @@ impl Socket {
 
     fn room(&self) -> Room {
         // As wide as there is: what the kernel throws away for want of room it closes on this thread.
-        Room { descriptors: DESCRIPTORS_MAX, pidfd: self.pidfd.get() }
+        Room { descriptors: DESCRIPTORS_MAX as u16, pidfd: self.pidfd.get() }
     }
 
     /// One attempt of a receive that may sleep in the kernel until the deadline. `WouldBlock` when that has

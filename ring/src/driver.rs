@@ -37,6 +37,7 @@ pub(crate) mod uring;
 use child::Child;
 use epoll::Epoll;
 pub(crate) use epoll::Now;
+pub use epoll::UNSEEN_TURNS_MAX;
 #[cfg(feature = "script")]
 use script::{Fate, Script};
 #[cfg(uring)]
@@ -384,8 +385,8 @@ impl Driver {
     pub(crate) fn hears_nothing(&mut self, token: Token, requests: &mut Requests) -> bool {
         match (self, requests.find(token)) {
             #[cfg(uring)]
-            (Driver::Uring(uring), Some(Request::Receive { want, .. })) => {
-                want.many && uring.hears_nothing(token)
+            (Driver::Uring(uring), Some(Request::Receive { want, share, .. })) => {
+                want.many && !share.hot && !share.starved && uring.hears_nothing()
             }
             _ => false,
         }

@@ -229,7 +229,8 @@ fn write_rights(into: &mut [u64], numbers: impl ExactSizeIterator<Item = RawFd>)
 /// What a receive is ready to take besides bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
-    pub(crate) descriptors: usize,
+    /// At most `DESCRIPTORS_MAX`; small, since each socket and each receive has one.
+    pub(crate) descriptors: u16,
     pub(crate) pidfd: bool,
 }
 
@@ -243,11 +244,11 @@ impl Room {
     /// have: other holders of the socket may ask for times or labels (SO_TIMESTAMP, SO_PASSSEC), which come
     /// before the descriptors, and in a room that was measured to the byte the last eight were lost.
     pub(crate) const fn bytes(self) -> usize {
-        if self.descriptors >= DESCRIPTORS_MAX {
+        if self.descriptors as usize >= DESCRIPTORS_MAX {
             return CONTROL_WORDS_MAX * mem::size_of::<u64>();
         }
         const CREDENTIALS: usize = CONTROL_HEADER + align(mem::size_of::<libc::ucred>());
-        let data = self.descriptors * mem::size_of::<RawFd>();
+        let data = self.descriptors as usize * mem::size_of::<RawFd>();
         match (self.descriptors, self.pidfd) {
             (0, false) => CREDENTIALS,
             (_, false) => CREDENTIALS + CONTROL_HEADER + data,
@@ -256,7 +257,7 @@ impl Room {
     }
 
     /// The widest there is: nothing that can be sent is kept back by the kernel for want of space.
-    pub(crate) const WIDEST: Room = Room { descriptors: DESCRIPTORS_MAX, pidfd: true };
+    pub(crate) const WIDEST: Room = Room { descriptors: DESCRIPTORS_MAX as u16, pidfd: true };
 }
 
 /// What the widest room needs is 136 of these, in `u64`. The rest is for what other holders of a socket ask

@@ -96,7 +96,9 @@ pub use beside::LARGE_PACKET_BYTES_MAX;
 #[doc(hidden)]
 pub use closer::{closer_busy, closer_idle};
 pub use datagram::Datagrams;
-pub use driver::{DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UnknownDriver};
+pub use driver::{
+    DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UNSEEN_TURNS_MAX, UnknownDriver,
+};
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};
 pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard, is_unix_socket};
@@ -105,8 +107,10 @@ pub use message::{BYTES_INSIDE_MAX, Bytes, Credentials, Message, PACKET_BYTES_MA
 pub use name::{AbstractName, NAME_BYTES_MAX};
 #[cfg(feature = "tokio")]
 pub use on_tokio::{HostError, OnTokio};
+pub use op::WAITING_BYTES_MAX;
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, SLEEP_MAX, Sleep, Wait};
 pub use remote::Remote;
+pub use request::{BURST_BYTES_MAX, BURST_MAX};
 pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
     Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,

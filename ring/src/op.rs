@@ -25,7 +25,7 @@ use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Token, Want};
 use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, SocketOption, errno, ready};
@@ -36,6 +36,11 @@ const BACKLOG_MESSAGES_MAX: usize = 64;
 
 /// … or so many bytes.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
+
+/// The most memory, in bytes, that messages take which wait in a socket whose owner does not receive: about
+/// 1.2 MiB. What one turn brings comes on top of what stops the stream, and one message more while it is cut
+/// to its length.
+pub const WAITING_BYTES_MAX: usize = BACKLOG_BYTES_MAX + BURST_BYTES_MAX + 2 * PACKET_BYTES_MAX;
 
 /// A full queue on an end that others hold too is tried again after this long, at first: the kernel says
 /// "writable" only when three quarters are free, and newcomers can take every slot before that.
@@ -317,7 +322,7 @@ impl Core {
             made_here: false,
             given: !private,
             many: false,
-            room: Room { descriptors: DESCRIPTORS_DEFAULT, pidfd: false },
+            room: Room { descriptors: DESCRIPTORS_DEFAULT as u16, pidfd: false },
             credentials: Credentials::NotAsked,
             lane: Lane::default(),
             inbox: Inbox::default(),
@@ -331,7 +336,7 @@ impl Core {
 
     pub(crate) fn set_descriptors_max(&mut self, channel: usize, count: usize) {
         let channel = &mut self.channels[channel];
-        channel.room.descriptors = count.min(DESCRIPTORS_MAX);
+        channel.room.descriptors = count.min(DESCRIPTORS_MAX) as u16;
         // The receive that is away has control room for all there can be; this is what it waits for.
         if let Some(token) = channel.inbox.away
             && let Some(Request::Receive { want, .. }) = self.requests.find(token)
@@ -1116,7 +1121,7 @@ impl Core {
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
         let want = Want { room, many, strange: !channel.made_here };
-        let token = self.submit(key, Role::Inbox, Request::Receive { fd, want });
+        let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);
         inbox.cancelled = false;
@@ -1252,7 +1257,7 @@ impl Core {
     pub(crate) fn judge(&mut self, key: usize, arrival: Arrival) -> Result<Received, ReceiveError> {
         let mut message = arrival.message;
         self.stats.descriptors_received += message.descriptors() as u64;
-        let too_many = message.keep_descriptors(self.channels[key].room.descriptors);
+        let too_many = message.keep_descriptors(usize::from(self.channels[key].room.descriptors));
         if arrival.bytes_lost {
             self.stats.messages_truncated += 1;
             Err(ReceiveError::Truncated(message))
@@ -1389,10 +1394,7 @@ impl Core {
         }
         let now = self.clock.now();
         self.timers.expire(now, &mut woken.wake);
-        let (due, later) =
-            std::mem::take(&mut self.retrying).into_iter().partition(|(moment, _)| *moment <= now);
-        self.retrying = later;
-        let due: Vec<(Instant, usize)> = due;
+        let due: Vec<_> = self.retrying.extract_if(.., |(moment, _)| *moment <= now).collect();
         for (_, key) in due {
             self.try_blocked(key, woken);
             // It may have been all that a dropped socket was waiting for.

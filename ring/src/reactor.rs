@@ -168,6 +168,12 @@ impl Reactor {
         self.0.core.borrow().stats()
     }
 
+    /// How many turns there have been: for whoever shares out what is done between two of them.
+    #[doc(hidden)]
+    pub fn turns(&self) -> u64 {
+        self.0.core.borrow().stats.turns
+    }
+
     /// Whether this process has room for so many more descriptors, without those kept in reserve
     /// ([`Config::descriptors_reserve`]). Receives wait while there is none.
     ///

@@ -15,14 +15,31 @@ use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
 use crate::envelope::{self, Room};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 
-/// How many messages one socket may deliver in one turn before others have theirs.
-pub(super) const BURST_MAX: usize = 16;
+/// How many turns in a row may have something to report without looking who else has news: what arrives on a
+/// socket that was quiet is seen in the turn after these at the latest, or sooner if they report much.
+pub const UNSEEN_TURNS_MAX: u32 = 8;
 
-/// How many turns with completions of their own may go by without looking at epoll.
-pub(super) const UNSEEN_TURNS_MAX: u32 = 8;
+/// After so many messages the look is due too, since what one busy socket delivers may be much.
+const UNSEEN_MESSAGES_MAX: usize = 16;
+
+/// What has been reported since somebody looked who else has news.
+#[derive(Default)]
+pub(super) struct Unseen {
+    turns: u32,
+    messages: usize,
+}
+
+impl Unseen {
+    /// A turn has so much to report. Whether the look can wait.
+    pub(super) fn may_wait(&mut self, messages: usize) -> bool {
+        self.turns += 1;
+        self.messages += messages;
+        self.turns < UNSEEN_TURNS_MAX && self.messages < UNSEEN_MESSAGES_MAX
+    }
+}
 
 const BELL: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
@@ -41,7 +58,9 @@ pub(crate) struct Epoll {
     cancelled: Vec<Token>,
     /// Receives (and accepts) that wait for descriptors to come free.
     starved: Vec<Token>,
-    unseen_turns: u32,
+    unseen: Unseen,
+    /// The number of this turn.
+    turn: u32,
     events: Vec<Event>,
     /// The last look brought as many events as it could: there may be more.
     more: bool,
@@ -119,7 +138,8 @@ impl Epoll {
             hot: Vec::new(),
             cancelled: Vec::new(),
             starved: Vec::new(),
-            unseen_turns: 0,
+            unseen: Unseen::default(),
+            turn: 0,
             events: Vec::new(),
             more: false,
         })
@@ -152,6 +172,7 @@ impl Epoll {
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ground.budget.turn();
+        self.turn = self.turn.wrapping_add(1);
         self.bring_home_cancelled(requests, home);
         if !self.starved.is_empty() && self.ground.budget.has_room() {
             self.hot.append(&mut self.starved);
@@ -164,13 +185,13 @@ impl Epoll {
         // socket would starve the others.
         let mut sleep = sleep;
         if !home.is_empty() || !self.hot.is_empty() {
-            self.unseen_turns += 1;
-            if self.unseen_turns < UNSEEN_TURNS_MAX {
+            // More than it could show were ready when it last looked.
+            if !self.more && self.unseen.may_wait(home.len()) {
                 return Ok(());
             }
             sleep = Sleep::Not;
         }
-        self.unseen_turns = 0;
+        self.unseen = Unseen::default();
         if !self.starved.is_empty() {
             sleep = sleep.at_most(STARVED_RETRY);
         }
@@ -290,10 +311,7 @@ impl Epoll {
         let Some(request) = requests.find(token) else { return };
         let attempt = match request {
             Request::Send { fd, envelope, .. } => Attempt::Home(Outcome::Sent(envelope.send(fd.as_fd()))),
-            Request::Receive { fd, want, .. } => {
-                let (fd, want) = (fd.clone(), *want);
-                self.receive(token, &fd, want, home)
-            }
+            Request::Receive { fd, want, share } => self.receive(token, fd, *want, share, home),
             Request::Ready { fd, interest } => match sys::poll_now(fd.as_fd(), *interest) {
                 Ok(0) if *interest & ready::WRITE != 0 => {
                     Attempt::Park(fd.clone(), Watched::ReadingAndWriting)
@@ -323,13 +341,21 @@ impl Epoll {
         }
     }
 
-    fn receive(&mut self, token: Token, fd: &Fd, want: Want, home: &mut Vec<Completion>) -> Attempt {
+    fn receive(
+        &mut self,
+        token: Token,
+        fd: &Fd,
+        want: Want,
+        share: &mut Share,
+        home: &mut Vec<Completion>,
+    ) -> Attempt {
         if fd.watch().get().is_some_and(|number| !self.watches[number as usize].readable) {
             return Attempt::Park(fd.clone(), Watched::Reading);
         }
-        for _ in 0..BURST_MAX {
+        while share.is_left(self.turn) {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if want.many && !arrival.nothing => {
+                    share.took(arrival.message.bytes().len());
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                 }
                 Now::Arrived(arrival) => return Attempt::Home(Outcome::Arrived(Ok(arrival))),
@@ -386,12 +412,12 @@ pub(crate) enum Now {
 /// wants: those for which there is no room the kernel closes during the call, and if the last reference to a
 /// socket that lingers is among them this thread waits with it. What is too much is sorted out afterwards.
 pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
-    let wanted = room.descriptors + usize::from(room.pidfd);
+    let wanted = usize::from(room.descriptors) + usize::from(room.pidfd);
     let granted = ground.budget.room(wanted);
     if granted == 0 && wanted > 0 {
         return Now::Starved;
     }
-    let room = Room { descriptors: granted.min(DESCRIPTORS_MAX), pidfd: room.pidfd };
+    let room = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
     let (taken, mut message) = match ground.pool.take() {
         Some(number) => {
             let mut lease = ground.pool.lend(number, 0..PACKET_BYTES_MAX);

@@ -59,7 +59,7 @@ impl Trial {
             1 => {
                 let room = Room { descriptors: 4, pidfd: false };
                 let want = Want { room, many: self.fate.happens(500), strange: self.fate.happens(500) };
-                (Request::Receive { fd, want }, Some((end, false)))
+                (Request::receive(fd, want), Some((end, false)))
             }
             _ => {
                 let interest = if self.fate.happens(500) { ready::READ } else { ready::WRITE };
@@ -205,7 +205,7 @@ fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
     let room = Room { descriptors: 4, pidfd: false };
     let want = Want { room, many: true, strange: false };
-    let stream = requests.insert(Request::Receive { fd: near.clone(), want });
+    let stream = requests.insert(Request::receive(near.clone(), want));
     driver.submit(stream, &mut requests);
     let mut home = Vec::new();
     driver.turn(&mut requests, Sleep::Not, &mut home).unwrap();

@@ -16,13 +16,13 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::epoll::{BURST_MAX, Now, out_of_descriptors, receive_now};
+use super::epoll::{Now, out_of_descriptors, receive_now};
 use super::{Ground, STARVED_RETRY, Sleep};
 use crate::clock::Clock;
 use crate::envelope::{Control, Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::message::Received;
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Arrival, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, Half, errno, ready};
 
 /// How many decisions a world remembers, to be printed when it fails.

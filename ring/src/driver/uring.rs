@@ -3,7 +3,8 @@
 //! Receives stay armed by readiness, and what is ready is taken with a plain call: measured against the same
 //! receive inside the ring, that is a tenth faster for one message at a time and no slower for many, lends
 //! the kernel no buffers and exposes no descriptors. It owns the ring; requests it only points at. It never
-//! touches a request between its submission and its last completion, except to read which kind it is.
+//! touches a request between its submission and its last completion, except to read which kind it is and to
+//! write down what the kernel knows nothing of: a stream's share of a turn, and whom nobody needs be told of.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::epoll::{BURST_MAX, Now, UNSEEN_TURNS_MAX, out_of_descriptors, receive_now};
+use super::epoll::{Now, Unseen, out_of_descriptors, receive_now};
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
@@ -27,6 +28,11 @@ const SUBMISSIONS: u32 = 256;
 
 /// Entries of the completion queue. What does not fit the kernel keeps (FEAT_NODROP).
 const COMPLETIONS: u32 = 4096;
+
+/// How often a turn asks the kernel for the rest of its news. It tells of 20 sockets at a time (since 6.13),
+/// and one that has just become ready would otherwise wait for as many turns as there are times 20 busy ones
+/// before it: 7 turns behind 150, each of which brings a share of all of them.
+const REST_MAX: usize = 64;
 
 /// `user_data` of what is not a token. Generations never get this high.
 const BELL: u64 = u64::MAX;
@@ -43,7 +49,7 @@ pub(crate) struct Uring {
     /// What the entry that sets the alarm points at, until the kernel has read it.
     alarm_time: Box<Timespec>,
     no_iowait: bool,
-    /// Silent sends that were submitted, or are about to be, and have not come home.
+    /// Silent sends that were submitted, or are about to be. One that has failed is not silent any more.
     silent: Vec<(Token, usize)>,
     /// One of them is not to be slept over.
     prompt: bool,
@@ -59,7 +65,9 @@ pub(crate) struct Uring {
     ending: HashMap<Token, io::Result<Arrival>>,
     /// The stream that delivered last: where a spinner looks.
     lately: Option<Token>,
-    unseen_turns: u32,
+    unseen: Unseen,
+    /// The number of this turn.
+    turn: u32,
     /// Completions being looked at.
     reaped: Vec<cqueue::Entry>,
     /// Asked to come home, and not home yet.
@@ -90,7 +98,8 @@ impl Uring {
             hot: Vec::new(),
             ending: HashMap::new(),
             lately: None,
-            unseen_turns: 0,
+            unseen: Unseen::default(),
+            turn: 0,
             reaped: Vec::new(),
             cancelled: HashSet::new(),
             kept: Vec::new(),
@@ -139,8 +148,7 @@ impl Uring {
         envelope.seal();
         let mut requests = Requests::default();
         let room = Room { descriptors: 0, pidfd: false };
-        let receive =
-            requests.insert(Request::Receive { fd: near, want: Want { room, many: true, strange: false } });
+        let receive = requests.insert(Request::receive(near, Want { room, many: true, strange: false }));
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
         self.submit(send, &mut requests);
@@ -215,8 +223,8 @@ impl Uring {
             Request::Receive { want: Want { many: false, strange: true, .. }, .. } => {
                 return self.fresh.push(token);
             }
-            Request::Receive { fd, want } => {
-                if want.strange {
+            Request::Receive { fd, want, share } => {
+                if want.strange && !std::mem::replace(&mut share.hot, true) {
                     self.hot.push(token);
                 }
                 let (fd, want) = (fd.clone(), *want);
@@ -263,6 +271,7 @@ impl Uring {
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ground.budget.turn();
+        self.turn = self.turn.wrapping_add(1);
         // Some had come home already when they were asked to, and nobody had looked.
         self.cancelled.retain(|token| requests.find(*token).is_some());
         if !self.bell_armed && self.ground.place == SleepPlace::OwnTurn {
@@ -280,13 +289,11 @@ impl Uring {
         // With something to report, the look at the ring can wait a turn or two; not for ever, or one busy
         // socket would starve the others.
         let reports = !home.is_empty();
-        if reports && self.ring.submission().is_empty() && self.silent.is_empty() {
-            self.unseen_turns += 1;
-            if self.unseen_turns < UNSEEN_TURNS_MAX {
-                return Ok(());
-            }
+        let quiet = reports && self.ring.submission().is_empty() && self.silent.is_empty();
+        if quiet && self.unseen.may_wait(home.len()) {
+            return Ok(());
         }
-        self.unseen_turns = 0;
+        self.unseen = Unseen::default();
         let mut sleep = if reports { Sleep::Not } else { sleep };
         // Nobody but us knows that a silent send has succeeded, and we know it when the enter returns. Two
         // enters are cheaper than a sleep with a time limit: on a virtual machine a timer costs more than a
@@ -305,8 +312,9 @@ impl Uring {
         let consumed = submission.is_empty() && !submission.cq_overflow();
         drop(submission);
         self.reap(requests, home);
+        self.hear_the_rest(requests, home)?;
         if consumed {
-            self.bring_home_the_silent(home);
+            self.bring_home_the_silent(requests, home);
         } else {
             self.prompt = !self.silent.is_empty();
         }
@@ -317,7 +325,7 @@ impl Uring {
     /// one plain call finds it sooner than the ring tells of it.
     pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> bool {
         if let Some(token) = self.lately
-            && let Some(Request::Receive { fd, want }) = requests.find(token)
+            && let Some(Request::Receive { fd, want, .. }) = requests.find(token)
             && !self.cancelled.contains(&token)
         {
             match receive_now(&self.ground, fd, want.room) {
@@ -345,10 +353,10 @@ impl Uring {
         self.is_told()
     }
 
-    /// What arrives for a stream whose poll is in the ring makes work at once, and there is none.
-    pub(crate) fn hears_nothing(&mut self, stream: Token) -> bool {
-        let looks_again = self.hot.contains(&stream) || self.starved.contains(&stream);
-        !looks_again && self.ring.submission().is_empty() && !self.is_told()
+    /// What arrives for a stream whose poll is in the ring, and which is on none of the lists, makes work at
+    /// once, and there is none.
+    pub(crate) fn hears_nothing(&mut self) -> bool {
+        self.ring.submission().is_empty() && !self.is_told()
     }
 
     /// Whether nothing is kept for any token: what it is to be when all are home.
@@ -457,6 +465,17 @@ impl Uring {
         }
     }
 
+    fn hear_the_rest(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<()> {
+        for _ in 0..REST_MAX {
+            if !self.ring.submission().taskrun() {
+                break;
+            }
+            self.enter(Sleep::Not)?;
+            self.reap(requests, home);
+        }
+        Ok(())
+    }
+
     fn reap(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         let mut reaped = std::mem::take(&mut self.reaped);
         reaped.extend(self.ring.completion());
@@ -488,12 +507,10 @@ impl Uring {
         };
         let outcome = match request {
             Request::Send { silent, .. } => {
-                if *silent {
-                    self.silent.retain(|(silent, _)| *silent != token);
-                }
+                *silent = false;
                 Some(Outcome::Sent(result))
             }
-            Request::Receive { fd, want } => {
+            Request::Receive { fd, want, .. } => {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
                     // News of what has ended, whose poll is still in the ring.
@@ -515,15 +532,23 @@ impl Uring {
             },
         };
         if let Some(outcome) = outcome {
-            self.bring_home_for_good(token, outcome, home);
+            self.bring_home_for_good(token, outcome, requests, home);
         }
     }
 
     /// Nothing of it is in the ring any more.
-    fn bring_home_for_good(&mut self, token: Token, outcome: Outcome, home: &mut Vec<Completion>) {
+    fn bring_home_for_good(
+        &mut self,
+        token: Token,
+        outcome: Outcome,
+        requests: &mut Requests,
+        home: &mut Vec<Completion>,
+    ) {
         self.cancelled.remove(&token);
-        self.starved.retain(|starved| *starved != token);
-        self.hot.retain(|hot| *hot != token);
+        // The lists may still name it; whoever goes through them looks here.
+        if let Some(Request::Receive { share, .. }) = requests.find(token) {
+            (share.hot, share.starved) = (false, false);
+        }
         // What a stream has ended with is said instead of how its poll came home: asked to, or by itself.
         let outcome = self.ending.remove(&token).map_or(outcome, Outcome::Arrived);
         home.push(Completion { token, outcome, last: true });
@@ -572,16 +597,25 @@ impl Uring {
     ) -> Option<Outcome> {
         // Of one that waits for descriptors, or for its turn, this is no news; and what is asked home leaves
         // what there is to others.
-        let waits = self.starved.contains(&token) || self.hot.contains(&token);
+        let waits = requests.share(token).is_none_or(|share| share.starved || share.hot);
         if !waits && !self.cancelled.contains(&token) {
-            self.take_many(token, fd, want, home);
+            self.take_many(token, fd, want, requests, home);
         }
         if armed { None } else { self.again(token, requests) }
     }
 
-    fn take_many(&mut self, token: Token, fd: &Fd, want: Want, home: &mut Vec<Completion>) {
+    /// Takes what there is, and what is left of the stream's share of this turn.
+    fn take_many(
+        &mut self,
+        token: Token,
+        fd: &Fd,
+        want: Want,
+        requests: &mut Requests,
+        home: &mut Vec<Completion>,
+    ) {
+        let Some(share) = requests.share(token) else { return };
         let mut nothing = false;
-        for _ in 0..BURST_MAX {
+        while share.is_left(self.turn) {
             let result = match receive_now(&self.ground, fd, want.room) {
                 // The end of file is believed when it is said twice, and then there is nothing more to come.
                 Now::Arrived(arrival) if arrival.nothing && nothing => return self.end(token, Ok(arrival)),
@@ -591,18 +625,29 @@ impl Uring {
                         // As in `op.rs`, whose turn comes too late: the second one is taken here.
                         sys::name_senders_again(fd.as_fd());
                     }
+                    share.took(arrival.message.bytes().len());
                     self.lately = Some(token);
                     Ok(arrival)
                 }
                 // A reset stands in front of what is queued.
-                Now::Failed(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(error),
+                Now::Failed(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    share.took(0);
+                    Err(error)
+                }
                 Now::Failed(error) => return self.end(token, Err(error)),
                 Now::Empty => return,
-                Now::Starved => return self.starved.push(token),
+                Now::Starved => {
+                    if !std::mem::replace(&mut share.starved, true) {
+                        self.starved.push(token);
+                    }
+                    return;
+                }
             };
             home.push(Completion { token, outcome: Outcome::Arrived(result), last: false });
         }
-        self.hot.push(token);
+        if !std::mem::replace(&mut share.hot, true) {
+            self.hot.push(token);
+        }
     }
 
     /// Nothing more comes of this stream.
@@ -613,10 +658,10 @@ impl Uring {
 
     fn begin_with_the_fresh(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         for token in std::mem::take(&mut self.fresh) {
-            let Some(Request::Receive { fd, want }) = requests.find(token) else { continue };
+            let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
             let (fd, want) = (fd.clone(), *want);
             if let Some(outcome) = self.take(token, &fd, want) {
-                self.bring_home_for_good(token, outcome, home);
+                self.bring_home_for_good(token, outcome, requests, home);
             }
         }
     }
@@ -624,11 +669,12 @@ impl Uring {
     /// Streams that had more than their share in the turn before.
     fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         for token in std::mem::take(&mut self.hot) {
-            if let Some(Request::Receive { fd, want }) = requests.find(token)
+            if let Some(Request::Receive { fd, want, share }) = requests.find(token)
+                && std::mem::take(&mut share.hot)
                 && !self.cancelled.contains(&token)
             {
                 let (fd, want) = (fd.clone(), *want);
-                self.take_many(token, &fd, want, home);
+                self.take_many(token, &fd, want, requests, home);
             }
         }
     }
@@ -650,32 +696,43 @@ impl Uring {
         for token in std::mem::take(&mut self.starved) {
             let cancelled = self.cancelled.contains(&token);
             let outcome = match requests.find(token) {
+                // It has come home, and was only not taken off the list.
+                None => None,
+                Some(Request::Receive { want, share, .. }) if want.many && !share.starved => None,
                 // Its poll comes home from the ring.
-                Some(Request::Receive { want, .. }) if want.many && cancelled => None,
-                _ if !room && !cancelled => {
+                Some(Request::Receive { want, share, .. }) if want.many && cancelled => {
+                    share.starved = false;
+                    None
+                }
+                Some(_) if !room && !cancelled => {
                     self.starved.push(token);
                     None
                 }
-                Some(Request::Receive { fd, want }) => {
+                Some(Request::Receive { fd, want, share }) => {
+                    share.starved = false;
                     let (fd, want) = (fd.clone(), *want);
                     if want.many {
-                        self.take_many(token, &fd, want, home);
+                        self.take_many(token, &fd, want, requests, home);
                         None
                     } else {
                         self.take(token, &fd, want)
                     }
                 }
-                _ => self.again(token, requests),
+                Some(_) => self.again(token, requests),
             };
             if let Some(outcome) = outcome {
-                self.bring_home_for_good(token, outcome, home);
+                self.bring_home_for_good(token, outcome, requests, home);
             }
         }
     }
 
     /// They were done inside the enter, since they may not wait and are never handed to a worker.
-    fn bring_home_the_silent(&mut self, home: &mut Vec<Completion>) {
+    fn bring_home_the_silent(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         for (token, length) in self.silent.drain(..) {
+            // Of one that has failed this was told.
+            if !matches!(requests.find(token), Some(Request::Send { silent: true, .. })) {
+                continue;
+            }
             home.push(Completion { token, outcome: Outcome::Sent(Ok(length)), last: true });
         }
     }
