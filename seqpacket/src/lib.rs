@@ -164,7 +164,10 @@ pub use imc::WrapError;
 pub use error::{AnswerError, CallError, Part};
 pub use incoming::Incoming;
 pub use large::LARGE_ANSWER_BYTES_DEFAULT;
-pub use mailbox::{Grant, Mailbox, MailboxOptions, Next, Violations};
+pub use mailbox::{
+    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, DISPATCH_TURNS_MAX, Grant, Mailbox, MailboxOptions, Next,
+    Violations,
+};
 pub use make_socket::{Listening, ListeningViolations, make_socket};
 pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
@@ -177,5 +180,6 @@ pub use plain::{
     plain_object,
 };
 pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
+pub use served::{SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};
 pub use stats::{MalformedCounts, Outcomes, SessionStats, Stats, Traffic};

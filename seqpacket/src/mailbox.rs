@@ -36,6 +36,28 @@ use crate::wire::{
 /// whoever runs first would attach all that wait.
 pub(crate) const FRESH_MAX: Duration = Duration::from_millis(10);
 
+/// How many calls a mailbox hands out between two turns of the reactor, of all its sessions together. Whoever
+/// serves them in a row would otherwise go on for as long as there are any, and a session whose call has come
+/// meanwhile would wait for all those of all others.
+pub const CALLS_A_TURN_MAX: u32 = 256;
+
+/// How many clients an address attaches in one turn: each costs as much as many calls.
+pub const ATTACHES_A_TURN_MAX: usize = 16;
+
+/// For how many turns of the reactor a call may wait, from its arrival in the kernel's queue until it is
+/// handed out, where somebody awaits calls all the time: 10. What each other session can have done in so many
+/// turns ([`SESSION_PACKETS_A_TURN_MAX`](crate::SESSION_PACKETS_A_TURN_MAX),
+/// [`SESSION_FRAMES_A_TURN_MAX`](crate::SESSION_FRAMES_A_TURN_MAX)) is all that comes before it, however it
+/// behaves. For each 256 sessions that have something to say at once there is one turn more.
+pub const DISPATCH_TURNS_MAX: usize = ring::UNSEEN_TURNS_MAX as usize + 2;
+
+/// What a call under way takes besides its bytes, at most: what is remembered of it, and where its
+/// descriptors stand.
+const CALL_MEMORY_MAX: usize = 1024;
+
+/// What a session takes at most besides its calls and what waits in its socket.
+const SESSION_MEMORY: usize = 4096;
+
 /// What a server promises its clients, and how many it takes.
 ///
 /// The first three are windows: each counts a call from its arrival until its answer has been handed to the
@@ -97,6 +119,46 @@ impl Default for MailboxOptions {
 }
 
 impl MailboxOptions {
+    /// The most memory, in bytes, that one session can make the server hold, whatever its client does: the
+    /// calls that nobody has taken and the answers that it does not read, each in up to twice as much memory
+    /// as is counted; large messages; and what waits in its socket ([`ring::WAITING_BYTES_MAX`]). Not what
+    /// the server's own handlers keep, and not the buffers that all sessions of a reactor share.
+    ///
+    /// ```
+    /// use seqpacket::MailboxOptions;
+    ///
+    /// let strict = MailboxOptions {
+    ///     calls: 16,
+    ///     bytes: 131_072,
+    ///     message_bytes: 65_520,
+    ///     large_bytes: 0,
+    ///     ..MailboxOptions::default()
+    /// };
+    /// assert!(strict.session_memory_max() < 2 << 20);
+    /// ```
+    pub fn session_memory_max(&self) -> usize {
+        let windows = self.hello().windows;
+        let large = if self.takes_large() { windows.large_bytes as usize } else { 0 };
+        2 * windows.bytes as usize
+            + large
+            + windows.calls as usize * CALL_MEMORY_MAX
+            + ring::WAITING_BYTES_MAX
+            + PACKET_BYTES_MAX
+            + SESSION_MEMORY
+    }
+
+    /// The same for all sessions together. With the defaults that is more than any machine has: where
+    /// strangers attach, say less. (Of large *calls* all sessions together hold no more than
+    /// [`large_bytes_together`](MailboxOptions::large_bytes_together); large answers are the server's own
+    /// doing.)
+    pub fn memory_max(&self) -> usize {
+        self.session_memory_max().saturating_mul(self.sessions)
+    }
+
+    fn takes_large(&self) -> bool {
+        self.hello().message_bytes_max as usize > PAYLOAD_BYTES_MAX
+    }
+
     /// As a HELLO that a client accepts: what is too small is made large enough.
     fn hello(self) -> Hello {
         let call_descriptors_max = self.call_descriptors.min(DESCRIPTORS_MAX as u32);
@@ -188,6 +250,24 @@ struct State {
     acceptor: Option<Waker>,
     /// A client has attached, and nobody has taken a call since: the next is left to others for a moment.
     fresh: bool,
+    handed_out: HandedOut,
+}
+
+/// How many calls have been handed out since a turn of the reactor.
+#[derive(Default)]
+struct HandedOut {
+    turn: u64,
+    calls: u32,
+}
+
+impl HandedOut {
+    /// Whether there is one more for this turn.
+    fn is_left(&mut self, turn: u64) -> bool {
+        if self.turn != turn {
+            *self = HandedOut { turn, calls: 0 };
+        }
+        self.calls < CALLS_A_TURN_MAX
+    }
 }
 
 /// One bound socket and the companion that accepts from it.
@@ -298,6 +378,12 @@ impl Mailbox {
 
     fn poll_next_at(&self, place: &mut Place, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
         let mut state = self.shared.state.borrow_mut();
+        if !state.turn.is_empty() && !state.handed_out.is_left(self.shared.reactor.turns()) {
+            drop(state);
+            // What has come for others meanwhile is seen first.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         while let Some(key) = state.turn.pop_front() {
             let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
             let Some((taken, more)) = served.session().take() else { continue };
@@ -305,6 +391,7 @@ impl Mailbox {
                 state.turn.with_memory().push_back(key);
             }
             state.fresh = false;
+            state.handed_out.calls += 1;
             // What traces calls may be anybody's code.
             drop(state);
             return Poll::Ready(Some(Incoming::new(served, taken)));
@@ -690,6 +777,10 @@ impl Shared {
 
     // -- sessions ---------------------------------------------------------------------------------------
 
+    pub(crate) fn session(&self, key: usize) -> Option<Rc<Served>> {
+        self.state.borrow().sessions.get(key).map(Rc::clone)
+    }
+
     /// Ready when there is room for one more session through this address.
     fn poll_room(&self, number: u64, place: &mut Place, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.borrow_mut();
@@ -860,7 +951,12 @@ impl Future for AcceptingAll {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let AcceptingAll { shared, bound, number, held, place } = &mut *self;
+        let mut attached = 0;
         loop {
+            if attached == ATTACHES_A_TURN_MAX {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             // Until there is room clients wait in the kernel's queue.
             ready!(shared.poll_room(*number, place, context));
             let accepted = match held.take() {
@@ -873,7 +969,10 @@ impl Future for AcceptingAll {
                     *held = Some(Box::new(Ok(arrival)));
                     return Poll::Pending;
                 }
-                Ok(arrival) => shared.attach(arrival, *number),
+                Ok(arrival) => {
+                    shared.attach(arrival, *number);
+                    attached += 1;
+                }
                 // Nobody holds the address; or the kernel has ended the bound socket.
                 Err(_) => break,
             }

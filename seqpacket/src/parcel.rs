@@ -12,7 +12,9 @@ use std::rc::Rc;
 use bytemuck::AnyBitPattern;
 use ring::{Credentials, Received};
 
-/// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it.
+/// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it if they
+/// are most of it. Otherwise a call of a thousand bytes, which is counted as that, would hold 65,536 for as
+/// long as nobody takes it.
 const COPIED_MAX: usize = 1024;
 
 #[derive(Default)]
@@ -75,7 +77,9 @@ impl Parcel {
     /// A part of a packet.
     pub(crate) fn part(packet: &Packet, range: Range<usize>) -> Parcel {
         let bytes = match packet {
-            Packet::Shared(packet) if range.len() > COPIED_MAX => Bytes::Shared(Rc::clone(packet), range),
+            Packet::Shared(packet) if range.len() > COPIED_MAX && range.len() >= packet.bytes().len() / 2 => {
+                Bytes::Shared(Rc::clone(packet), range)
+            }
             _ => Bytes::Copied(ring::Bytes::from(&packet.bytes()[range])),
         };
         Parcel { bytes, descriptors: VecDeque::new() }

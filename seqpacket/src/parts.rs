@@ -5,8 +5,8 @@
 //! small frames go between. An assembly owns what has arrived of one. It does not know which side it is on,
 //! what a number stands for, or windows.
 
-use std::cell::Cell;
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -292,32 +292,83 @@ pub(crate) fn expect_part(length: usize, missing: usize, part_bytes_max: usize) 
     Ok(())
 }
 
-/// How much of large calls a mailbox may be holding, all its sessions together.
+/// How much of large calls a mailbox may be holding, all its sessions together, and which of them holds how
+/// much for calls that have not arrived whole: those can be refused to make room for somebody else's.
 pub(crate) struct Memory {
     left: Cell<usize>,
+    arriving: RefCell<Arriving>,
+}
+
+/// What sessions hold for calls that have not arrived whole.
+#[derive(Default)]
+struct Arriving {
+    of: BTreeMap<usize, usize>,
+    /// The same, least first, so that nobody has to search all sessions for whoever holds most.
+    ranked: BTreeSet<(usize, usize)>,
+}
+
+impl Arriving {
+    fn change(&mut self, session: usize, change: impl FnOnce(usize) -> usize) {
+        let held = self.of.remove(&session).unwrap_or(0);
+        self.ranked.remove(&(held, session));
+        let held = change(held);
+        if held > 0 {
+            self.of.insert(session, held);
+            self.ranked.insert((held, session));
+        }
+    }
 }
 
 impl Memory {
     pub(crate) fn new(bytes: usize) -> Rc<Memory> {
-        Rc::new(Memory { left: Cell::new(bytes) })
+        Rc::new(Memory { left: Cell::new(bytes), arriving: RefCell::default() })
     }
 
-    /// So many bytes of it, until the claim is dropped.
-    pub(crate) fn claim(memory: &Rc<Memory>, bytes: usize) -> Option<Claim> {
+    /// So many bytes of it for a call of this session that is to arrive, until the claim is dropped.
+    pub(crate) fn claim(memory: &Rc<Memory>, session: usize, bytes: usize) -> Option<Claim> {
         let left = memory.left.get().checked_sub(bytes)?;
         memory.left.set(left);
-        Some(Claim { memory: Rc::clone(memory), bytes })
+        memory.arriving.borrow_mut().change(session, |held| held + bytes);
+        Some(Claim { memory: Rc::clone(memory), session, bytes, arriving: true })
+    }
+
+    /// What a session holds for calls that have not arrived whole.
+    pub(crate) fn held_by(&self, session: usize) -> usize {
+        self.arriving.borrow().of.get(&session).copied().unwrap_or(0)
+    }
+
+    /// The session that holds most for such calls, if that is more than so many bytes.
+    pub(crate) fn who_holds_more_than(&self, bytes: usize) -> Option<usize> {
+        let arriving = self.arriving.borrow();
+        let (held, session) = arriving.ranked.last()?;
+        (*held > bytes).then_some(*session)
     }
 }
 
 /// Memory that one call may fill.
 pub(crate) struct Claim {
     memory: Rc<Memory>,
+    session: usize,
     bytes: usize,
+    arriving: bool,
+}
+
+impl Claim {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All of the call has arrived: from here on it is its answerer's.
+    pub(crate) fn is_whole(&mut self) {
+        if std::mem::take(&mut self.arriving) {
+            self.memory.arriving.borrow_mut().change(self.session, |held| held - self.bytes);
+        }
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        self.is_whole();
         self.memory.left.set(self.memory.left.get() + self.bytes);
     }
 }
@@ -427,13 +478,32 @@ mod tests {
     #[test]
     fn memory_is_claimed_up_to_its_end_and_given_back() {
         let memory = Memory::new(100);
-        let first = Memory::claim(&memory, 60);
+        let first = Memory::claim(&memory, 1, 60);
         assert!(first.is_some());
-        assert!(Memory::claim(&memory, 41).is_none());
-        assert!(Memory::claim(&memory, 40).is_some(), "dropped again at once");
+        assert!(Memory::claim(&memory, 1, 41).is_none());
+        assert!(Memory::claim(&memory, 1, 40).is_some(), "dropped again at once");
         drop(first);
-        assert!(Memory::claim(&memory, 100).is_some());
-        assert!(Memory::claim(&memory, 101).is_none());
+        assert!(Memory::claim(&memory, 1, 100).is_some());
+        assert!(Memory::claim(&memory, 1, 101).is_none());
+    }
+
+    #[test]
+    fn whoever_holds_most_for_calls_that_are_arriving_is_known() {
+        let memory = Memory::new(100);
+        assert_eq!(memory.who_holds_more_than(0), None);
+        let _first = Memory::claim(&memory, 1, 30).unwrap();
+        let mut second = Memory::claim(&memory, 2, 20).unwrap();
+        let third = Memory::claim(&memory, 2, 15).unwrap();
+        assert_eq!((memory.held_by(1), memory.held_by(2), memory.held_by(3)), (30, 35, 0));
+        assert_eq!(memory.who_holds_more_than(34), Some(2));
+        assert_eq!(memory.who_holds_more_than(35), None, "as much is not more");
+        second.is_whole();
+        assert_eq!(memory.held_by(2), 15, "what is whole is its answerer's");
+        assert_eq!(memory.who_holds_more_than(0), Some(1));
+        drop((second, third));
+        assert_eq!(memory.held_by(2), 0);
+        assert!(Memory::claim(&memory, 3, 71).is_none());
+        assert!(Memory::claim(&memory, 3, 70).is_some());
     }
 
     proptest! {

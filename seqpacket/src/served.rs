@@ -25,8 +25,17 @@ use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::stats::{Counters, SessionStats};
 use crate::waiting::wake;
 use crate::wire::{
-    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, RefusedReason, Size,
+    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, Place, RefusedReason, Size,
 };
+
+/// How many packets of one session are looked at in one turn, before the others have theirs: at most 65,536
+/// bytes.
+pub const SESSION_PACKETS_A_TURN_MAX: usize = 1;
+
+/// How many frames of one session are looked at in one turn: as many as a session may have calls under way
+/// unless its server says otherwise. A packet has room for 4,096, which take a hundred times as long to read
+/// as to send; what is left of it is read in the next turns, and nothing more is taken before.
+pub const SESSION_FRAMES_A_TURN_MAX: usize = 256;
 
 /// A session and the companion that serves it: held by the mailbox and by every call taken from it.
 pub(crate) struct Served {
@@ -62,6 +71,7 @@ impl Served {
             unsettled: Queue::new(),
             arriving: 0,
             large: None,
+            unread: None,
             waker: None,
         });
         let counters = Counters::default();
@@ -155,12 +165,22 @@ struct State {
     arriving: usize,
     /// While something large is under way.
     large: Option<Box<Large>>,
+    /// A packet with more frames than one turn has for it.
+    unread: Option<Box<Unread>>,
     /// Of the companion.
     waker: Option<Waker>,
 }
 
 /// A call that nobody has taken: its number, the room for its answer, what it brought.
 type Untaken = (u32, Size, Parcel);
+
+/// A packet, and how far it has been read.
+struct Unread {
+    packet: Packet,
+    /// Of which no frame has been read yet that declares them.
+    descriptors: Parcel,
+    place: Place,
+}
 
 /// What only large messages need.
 #[derive(Default)]
@@ -249,29 +269,47 @@ impl Session {
 
     /// Receives and files until the session ends.
     fn poll_over(&self, context: &mut Context<'_>) -> Poll<Over> {
-        let Some(received) = ready!(self.poll_next(context)) else { return Poll::Ready(Over::Stalled) };
-        let (packet, cut) = match received {
-            Ok(packet) => (packet, false),
-            Err(ReceiveError::DescriptorsLost(packet)) => (packet, true),
-            Err(ReceiveError::Truncated(_)) => {
-                return Poll::Ready(self.blame(&Malformed::LONGER_THAN_A_PACKET));
-            }
-            Err(_) => return Poll::Ready(Over::Closed),
+        self.look_after_answers(context);
+        let unread = self.state.borrow_mut().unread.take();
+        let unread = match unread {
+            Some(unread) => *unread,
+            None => match self.unread_of(ready!(self.poll_next(context))) {
+                Ok(unread) => unread,
+                Err(over) => return Poll::Ready(over),
+            },
         };
-        if let Err(over) = self.file(packet, cut) {
+        if let Err(over) = self.file(unread) {
             return Poll::Ready(over);
         }
-        // One packet, then the others have theirs. With nothing here this only waits for the next.
-        if self.socket.has_arrived() {
+        // One packet or a part of it, then the others have theirs: `SESSION_PACKETS_A_TURN_MAX`. With nothing
+        // here this only waits for the next.
+        if self.state.borrow().unread.is_some() || self.socket.has_arrived() {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         self.poll_over(context)
     }
 
-    /// Sends the next part of a large answer, and receives the next packet; `None` if a large message stands
-    /// still.
-    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, ReceiveError>>> {
+    fn unread_of(&self, received: Option<Result<Received, ReceiveError>>) -> Result<Unread, Over> {
+        let (mut packet, cut) = match received {
+            Some(Ok(packet)) => (packet, false),
+            Some(Err(ReceiveError::DescriptorsLost(packet))) => (packet, true),
+            Some(Err(ReceiveError::Truncated(_))) => {
+                return Err(self.blame(&Malformed::LONGER_THAN_A_PACKET));
+            }
+            Some(Err(_)) => return Err(Over::Closed),
+            None => return Err(Over::Stalled),
+        };
+        let descriptors = Parcel::of_descriptors(packet.take_descriptors());
+        let arrived = match cut {
+            false => Arrived::Whole(descriptors.descriptors()),
+            true => Arrived::Cut(descriptors.descriptors()),
+        };
+        Ok(Unread { packet: Packet::new(packet), descriptors, place: Place::beginning(arrived) })
+    }
+
+    /// Sends the next part of a large answer, and gives back what answers took that have left.
+    fn look_after_answers(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
         let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         let old = if known { None } else { state.waker.replace(context.waker().clone()) };
@@ -280,6 +318,10 @@ impl Session {
         self.send_parts(context);
         // After each packet too, or a session that rests would remember as many answers as its window has.
         self.settle();
+    }
+
+    /// Receives the next packet; `None` if a large message stands still.
+    fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, ReceiveError>>> {
         // What has arrived counts before what has not.
         if let Poll::Ready(received) = self.socket.poll_receive(context) {
             return Poll::Ready(Some(received));
@@ -345,18 +387,21 @@ impl Session {
         }
     }
 
-    /// Files what a packet says.
-    fn file(&self, mut packet: Received, cut: bool) -> Result<(), Over> {
-        let mut descriptors = Parcel::of_descriptors(packet.take_descriptors());
-        let arrived = match cut {
-            false => Arrived::Whole(descriptors.descriptors()),
-            true => Arrived::Cut(descriptors.descriptors()),
-        };
-        let packet = Packet::new(packet);
+    /// Files what a packet says, or as much of it as one turn has time for.
+    fn file(&self, unread: Unread) -> Result<(), Over> {
+        let Unread { packet, mut descriptors, place } = unread;
+        let came = if place.read == 0 { descriptors.descriptors() } else { 0 };
+        let mut frames = wire::frames_from(packet.bytes(), place);
         let mut result = Ok(());
-        let (mut frames, came) = (0, descriptors.descriptors());
-        for frame in wire::frames(packet.bytes(), arrived) {
-            frames += 1;
+        let mut count = 0;
+        let left = loop {
+            if count >= SESSION_FRAMES_A_TURN_MAX
+                && let Some(place) = frames.place_in(packet.bytes())
+            {
+                break Some(place);
+            }
+            let Some(frame) = frames.next() else { break None };
+            count += 1;
             result = frame.map_err(|malformed| self.blame(&malformed)).and_then(|frame| {
                 let opening = frame.opening();
                 self.terms.hello.admits(&opening).map_err(|malformed| self.blame(&malformed))?;
@@ -364,10 +409,14 @@ impl Session {
                 self.frame(said, &opening, &packet, &mut descriptors)
             });
             if result.is_err() {
-                break;
+                break None;
             }
+        };
+        let end = left.map_or(packet.bytes().len(), |left| left.read);
+        self.counters.received(count, end - place.read, came);
+        if let Some(place) = left {
+            self.state.borrow_mut().unread = Some(Box::new(Unread { packet, descriptors, place }));
         }
-        self.counters.received(frames, packet.bytes().len(), came);
         self.ask_for_turn();
         result
     }
@@ -483,7 +532,7 @@ impl Session {
         } else if self.is_leaving() {
             Err(RefusedReason::Leaving)
         } else {
-            let claim = Memory::claim(self.terms.memory(), total as usize);
+            let claim = self.claim(total as usize);
             let begun = claim.and_then(|claim| Some((Assembly::begin(total, descriptors, now).ok()?, claim)));
             begun.ok_or(RefusedReason::OutOfMemory)
         };
@@ -505,6 +554,38 @@ impl Session {
         }
     }
 
+    /// Memory for a large call: what is left, or what a session gives up that has more of it for calls which
+    /// have not arrived whole. Otherwise whoever comes first could keep all there is, a part every ten
+    /// seconds, and nobody else would have a large message taken.
+    fn claim(&self, bytes: usize) -> Option<Claim> {
+        let memory = self.terms.memory();
+        loop {
+            if let Some(claim) = Memory::claim(memory, self.client.key, bytes) {
+                return Some(claim);
+            }
+            let holder = memory.who_holds_more_than(memory.held_by(self.client.key).checked_add(bytes)?)?;
+            let holder = self.mailbox.upgrade()?.session(holder)?;
+            if !holder.session().give_up_the_largest() {
+                return None;
+            }
+        }
+    }
+
+    /// Refuses the largest of the calls that have not arrived whole, to make room for somebody else's. Says
+    /// whether there was one.
+    fn give_up_the_largest(&self) -> bool {
+        let state = self.state.borrow();
+        let arriving = state.calls.iter().filter(|(_, entry)| matches!(entry.stage, Stage::Arriving { .. }));
+        let largest = arriving.max_by_key(|(_, entry)| entry.claim.as_ref().map_or(0, Claim::bytes));
+        let Some(number) = largest.filter(|(_, entry)| entry.claim.is_some()).map(|(number, _)| number)
+        else {
+            return false;
+        };
+        drop(state);
+        self.refuse(number, RefusedReason::OutOfMemory);
+        true
+    }
+
     fn part(&self, number: u32, payload: &[u8]) -> Result<(), Over> {
         let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
         let state = &mut *self.state.borrow_mut();
@@ -518,6 +599,7 @@ impl Session {
                         std::mem::replace(&mut entry.stage, Stage::Here)
                 {
                     state.arriving -= 1;
+                    entry.claim.iter_mut().for_each(Claim::is_whole);
                     state.queue.with_memory().push_back((number, room, assembly.into_parcel()));
                 }
                 Ok(())
@@ -825,13 +907,13 @@ impl Session {
         let cut_off = state.calls.len() as u64;
         self.counters.cut_off(cut_off);
         let queue = std::mem::take(&mut state.queue);
-        let large = state.large.take();
+        let (large, unread) = (state.large.take(), state.unread.take());
         state.arriving = 0;
         let woken: Vec<Waker> = state.calls.values_mut().filter_map(|entry| entry.waker.take()).collect();
         let calls = std::mem::take(&mut state.calls);
         drop(state);
         self.socket.shut_down();
-        drop((queue, large, calls));
+        drop((queue, large, unread, calls));
         wake(woken);
     }
 

@@ -116,6 +116,30 @@ pub fn frames(packet: &[u8], arrived: Arrived) -> Frames<'_> {
     Frames { rest: packet, arrived, claimed: false, state: State::Fresh }
 }
 
+/// The frames of a packet from where an earlier look at it has stopped.
+pub(crate) fn frames_from(packet: &[u8], place: Place) -> Frames<'_> {
+    let Place { read, arrived, claimed } = place;
+    let state = if read == 0 { State::Fresh } else { State::Under };
+    Frames { rest: &packet[read..], arrived, claimed, state }
+}
+
+/// How far a packet has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Bytes.
+    pub(crate) read: usize,
+    arrived: Arrived,
+    /// A frame has declared its descriptors.
+    claimed: bool,
+}
+
+impl Place {
+    /// Nothing has been read.
+    pub(crate) fn beginning(arrived: Arrived) -> Place {
+        Place { read: 0, arrived, claimed: false }
+    }
+}
+
 /// How many descriptors came with a packet, and whether the kernel says that some are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrived {
@@ -162,6 +186,13 @@ impl<'a> Iterator for Frames<'a> {
 impl std::iter::FusedIterator for Frames<'_> {}
 
 impl<'a> Frames<'a> {
+    /// Where to go on in the packet this reads, if frames are left.
+    pub(crate) fn place_in(&self, packet: &[u8]) -> Option<Place> {
+        let (arrived, claimed) = (self.arrived, self.claimed);
+        let place = Place { read: packet.len() - self.rest.len(), arrived, claimed };
+        (self.state == State::Under && !self.rest.is_empty()).then_some(place)
+    }
+
     fn check_packet(&self) -> Result<(), Malformed> {
         match self.rest.len() {
             0 => Err(Malformed::Empty),
