@@ -4,9 +4,13 @@
 
 use std::fmt::Write;
 
+use crate::attack::Misdeed;
 use crate::fds;
 use crate::record::Records;
 use crate::row::Row;
+
+/// How many times the p99 of a raw pair that of a call beside misbehaving sessions may be.
+pub(crate) const ISOLATION_MAX: f64 = 2.0;
 
 /// A bar: what it is for, how high it is, and where in the records its figure is.
 struct Bar {
@@ -132,6 +136,17 @@ const BARS: &[Bar] = &[
         },
     },
     Bar {
+        what: "a call beside sessions that misbehave, one CPU, the worst of ten ways: its p99, × that of \
+               a raw pair whose server answers the same",
+        limit: Limit::AtMost(ISOLATION_MAX),
+        measured: |records| worst_isolation(records, false),
+    },
+    Bar {
+        what: "the same on two CPUs",
+        limit: Limit::AtMost(ISOLATION_MAX),
+        measured: |records| worst_isolation(records, true),
+    },
+    Bar {
         what: "a call to one of 10,000 objects, in turn: × that to the only one",
         limit: Limit::AtMost(1.3),
         measured: |records| {
@@ -224,6 +239,24 @@ fn parked(records: &Records, way: &str) -> Option<f64> {
         find(records, "pairs", false, is_it).map(|row| row.p50_ns as f64)
     };
     Some(of(true)? / of(false)?)
+}
+
+/// A call beside this misdeed: its p99, and how many times that of the raw pair it is.
+pub(crate) fn isolation(rows: &[Row], misdeed: Misdeed, driver: &str) -> Option<f64> {
+    let of =
+        |driver: &str| rows.iter().find(|row| row.driver == driver && row.name.ends_with(&beside(misdeed)));
+    Some(of(driver)?.p99_ns as f64 / of("none")?.p99_ns as f64)
+}
+
+/// How the name of a row ends that is about it.
+pub(crate) fn beside(misdeed: Misdeed) -> String {
+    format!(" beside {}", misdeed.name())
+}
+
+fn worst_isolation(records: &Records, is_apart: bool) -> Option<f64> {
+    let record = records.find("isolation", is_apart)?;
+    let misdeeds = Misdeed::ALL.into_iter().filter(|misdeed| *misdeed != Misdeed::Nothing);
+    misdeeds.filter_map(|misdeed| isolation(&record.rows, misdeed, "uring")).max_by(f64::total_cmp)
 }
 
 fn copy_rate(records: &Records, bytes: usize) -> Option<f64> {

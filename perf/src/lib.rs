@@ -32,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attack;
 mod bars;
 pub mod connect;
 pub mod fds;
@@ -75,6 +76,9 @@ const PARTS: &[process::Part] = &[
     (large::LOOKER, large::serve),
     (large::RAW_LOOKER, large::serve_raw),
     (large::LOAD, large::serve_load),
+    (attack::VICTIM, attack::serve_victim),
+    (attack::ATTACKER, attack::serve_attacker),
+    (attack::POLLED, attack::serve_polled),
     (scale::MANY, scale::serve),
     (scale::SCALES, scale::weigh),
 ];

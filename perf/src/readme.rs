@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use crate::attack::{Misdeed, SESSIONS};
 use crate::bars;
 use crate::fds;
 use crate::record::{Record, Records};
@@ -80,6 +81,11 @@ pub fn section(records: &Records) -> String {
         let rows: Vec<&Row> = record.rows.iter().filter(|row| (shown.is_shown)(row)).collect();
         let _ = write!(section, "{}.\n{}:\n\n{}\n", shown.heading, record.surroundings, table(&rows));
     }
+    for is_apart in [false, true] {
+        if let Some(record) = records.find("isolation", is_apart) {
+            section.push_str(&isolation(record, is_apart));
+        }
+    }
     if let Some(record) = records.find("fds", false) {
         section.push_str(&transfers(record));
     }
@@ -132,6 +138,47 @@ fn table(rows: &[&Row]) -> String {
         table.push('\n');
         said.push(label);
     }
+    table
+}
+
+/// A line for each misdeed: what stands in it is about what comes once in a hundred calls.
+fn isolation(record: &Record, is_apart: bool) -> String {
+    let place = match is_apart {
+        false => "all processes on one CPU",
+        true => "the server on one CPU, its clients on another",
+    };
+    let mut table = format!(
+        "A small call while {SESSIONS} other sessions of its server misbehave, beside a raw pair whose \
+         server, a loop of `poll`, `recv` and `send`, answers the same; {place} (in bold: more than {:.0} \
+         times as long).\n{}:\n\n",
+        bars::ISOLATION_MAX,
+        record.surroundings
+    );
+    table.push_str(
+        "| beside | raw: p50 µs | p99 | ours: p50 | p99 | × raw p99 | epoll: p50 | p99 | × raw p99 |\n",
+    );
+    table.push_str("|---|---|---|---|---|---|---|---|---|\n");
+    for misdeed in Misdeed::ALL {
+        let of = |driver: &str| {
+            let is_it = |row: &&Row| row.driver == driver && row.name.ends_with(&bars::beside(misdeed));
+            record.rows.iter().find(is_it)
+        };
+        let Some(raw) = of("none") else { continue };
+        let _ = write!(table, "| {} | {} | {} |", misdeed.name(), micros(raw.p50_ns), micros(raw.p99_ns));
+        for driver in ["uring", "epoll"] {
+            let row = of(driver).zip(bars::isolation(&record.rows, misdeed, driver));
+            let _ = match row {
+                Some((row, ratio)) => {
+                    let bold = if ratio > bars::ISOLATION_MAX { "**" } else { "" };
+                    let (p50, p99) = (micros(row.p50_ns), micros(row.p99_ns));
+                    write!(table, " {p50} | {p99} | {bold}{ratio:.2}{bold} |")
+                }
+                None => write!(table, " | | |"),
+            };
+        }
+        table.push('\n');
+    }
+    table.push('\n');
     table
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use ring::DriverChoice;
 use thiserror::Error;
 
+use crate::attack::Misdeed;
 use crate::connect;
 use crate::fds;
 use crate::floor::{Floor, FloorOptions};
@@ -49,6 +50,8 @@ pub enum Suite {
     Fds,
     /// One among up to 10,000 objects, and among up to 1,000 sessions.
     Scale,
+    /// Calls beside sessions that misbehave.
+    Isolation,
 }
 
 /// Nobody has heard of such a suite.
@@ -69,7 +72,7 @@ pub struct Group {
 
 impl Suite {
     /// All of them.
-    pub const ALL: [Suite; 9] = [
+    pub const ALL: [Suite; 10] = [
         Suite::Quick,
         Suite::Full,
         Suite::Floor,
@@ -79,6 +82,7 @@ impl Suite {
         Suite::Large,
         Suite::Fds,
         Suite::Scale,
+        Suite::Isolation,
     ];
 
     /// Its name.
@@ -93,6 +97,7 @@ impl Suite {
             Suite::Large => "large",
             Suite::Fds => "fds",
             Suite::Scale => "scale",
+            Suite::Isolation => "isolation",
         }
     }
 
@@ -104,6 +109,8 @@ impl Suite {
             Suite::Full => 200,
             Suite::Floor | Suite::Pairs | Suite::Deadlines | Suite::Connect | Suite::Large => 1_000,
             Suite::Fds | Suite::Scale => 500,
+            // It is about what comes once in a hundred calls, some of which take milliseconds.
+            Suite::Isolation => 2_000,
         })
     }
 
@@ -119,6 +126,7 @@ impl Suite {
             Suite::Large => sizes(cpus, drivers),
             Suite::Fds => (1..=fds::PAPER_US.len()).map(|count| transfers(cpus, drivers, count)).collect(),
             Suite::Scale => many(cpus, drivers),
+            Suite::Isolation => Misdeed::ALL.map(|misdeed| attacked(cpus, drivers, misdeed)).into(),
         }
     }
 
@@ -330,6 +338,13 @@ fn many(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
         }
     }
     groups
+}
+
+fn attacked(cpus: &Cpus, drivers: &[DriverChoice], misdeed: Misdeed) -> Group {
+    let mut tasks = vec![Task::Attacked(Side::raw(cpus), misdeed)];
+    let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, Client::Async);
+    tasks.extend(drivers.iter().map(|driver| Task::Attacked(ours(driver), misdeed)));
+    Group { title: format!("a small call beside {}", misdeed.name()), tasks, parked: false }
 }
 
 /// What the tasks of a group have in common.

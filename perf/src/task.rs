@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ring::{Config, DriverChoice, Reactor};
 
+use crate::attack;
 use crate::connect;
 use crate::fds;
 use crate::floor::{self, FloorOptions};
@@ -35,6 +36,8 @@ pub enum Task {
     Large(Side, large::Way, usize),
     /// A small call while one of so many bytes is under way.
     Beside(Side, usize),
+    /// A call while others misbehave.
+    Attacked(Side, attack::Misdeed),
     /// A call of one among so many.
     Scale(Side, scale::Kind, scale::Called, usize),
 }
@@ -108,6 +111,14 @@ impl Task {
                 };
                 Head { payload: large::SMALL.len(), ..side.head(name, "session") }
             }
+            Task::Attacked(side, misdeed) => {
+                let what = match side.driver {
+                    None => "pair beside",
+                    Some(_) => "call beside",
+                };
+                let name = format!("{what} {}", misdeed.name());
+                Head { payload: attack::SMALL.len(), ..side.head(&name, "session") }
+            }
             Task::Scale(side, kind, called, count) => {
                 let all = match attachable(*count) {
                     Some(attached) if attached < *count => format!(" ({attached} attached)"),
@@ -128,6 +139,7 @@ impl Task {
             | Task::Transfer(side, ..)
             | Task::Large(side, ..)
             | Task::Beside(side, ..)
+            | Task::Attacked(side, ..)
             | Task::Scale(side, ..) => side.driver,
         }
     }
@@ -149,6 +161,7 @@ impl Task {
             Task::Transfer(side, way, fds) => Start::new(program, side)?.transfer(*way, *fds),
             Task::Large(side, way, bytes) => Start::new(program, side)?.large(*way, *bytes),
             Task::Beside(side, bytes) => Start::new(program, side)?.beside(*bytes),
+            Task::Attacked(side, misdeed) => Start::new(program, side)?.attacked(*misdeed),
             Task::Scale(side, kind, called, count) => {
                 Start::new(program, side)?.scale(*kind, *called, *count)
             }
@@ -203,6 +216,10 @@ pub enum Caller {
     Beside(large::Beside),
     /// See [`large`].
     RawBeside(large::RawBeside),
+    /// See [`attack`].
+    Attacked(attack::Caller),
+    /// See [`attack`].
+    RawAttacked(attack::RawCaller),
     /// See [`scale`].
     Scale(scale::Holder, scale::Called),
 }
@@ -273,6 +290,12 @@ impl Caller {
                 Caller::RawBeside(beside) => {
                     return beside.calls(calls as u64, |took| recorder.record(took, 1)).map(drop);
                 }
+                Caller::Attacked(caller) => {
+                    return caller.calls(calls as u64, |took| recorder.record(took, 1));
+                }
+                Caller::RawAttacked(caller) => {
+                    return caller.calls(calls as u64, |took| recorder.record(took, 1));
+                }
             };
             recorder.record(took, made);
             left = left.saturating_sub(made);
@@ -289,6 +312,8 @@ impl Caller {
             Caller::RawLarge(mover) => drop(mover),
             Caller::Beside(beside) => beside.end(),
             Caller::RawBeside(beside) => drop(beside),
+            Caller::Attacked(caller) => caller.end(),
+            Caller::RawAttacked(caller) => drop(caller),
             Caller::Scale(holder, _) => holder.end(),
         }
     }
@@ -381,6 +406,30 @@ impl<'a> Start<'a> {
         let load = self.server(large::LOAD, &bytes.to_string(), vec![far, address])?;
         let beside = large::RawBeside::new(socket, control);
         Ok(Running::Other(Caller::RawBeside(beside), vec![looker, echo, load]))
+    }
+
+    /// The attacker is a client, and runs where clients do.
+    fn attacked(&self, misdeed: attack::Misdeed) -> Result<Running, Failure> {
+        let (address, bound) = floor::packet_pair()?;
+        let (plain, plain_bound) = floor::packet_pair()?;
+        let (control, far) = floor::packet_pair()?;
+        let (socket, end) = floor::packet_pair()?;
+        let is_ours = self.side.driver.is_some();
+        let mut victim = match is_ours {
+            true => self.server(attack::VICTIM, "", vec![bound, plain_bound])?,
+            false => self.server(attack::POLLED, "", vec![bound, plain_bound, end])?,
+        };
+        let given = vec![far, address.try_clone()?, plain];
+        let at = Posting { cpu: self.side.cpus.client, ..self.at };
+        let attacker = Server::start_with(self.program, attack::ATTACKER, misdeed.name(), at, given)?;
+        let attack = attack::Attack::new(control);
+        let caller = if is_ours {
+            let caller = attack::Caller::new(&self.reactor()?, address, attack);
+            Caller::Attacked(caller.map_err(|error| victim.blame(error))?)
+        } else {
+            Caller::RawAttacked(attack::RawCaller::new(socket, attack))
+        };
+        Ok(Running::Other(caller, vec![attacker, victim]))
     }
 
     fn scale(&self, kind: scale::Kind, called: scale::Called, count: usize) -> Result<Running, Failure> {

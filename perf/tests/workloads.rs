@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use perf::attack::Misdeed;
 use perf::process::Program;
 use perf::{
     Client, Cpus, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Side, Task, Wait, Way,
@@ -129,6 +130,8 @@ on_each_driver! {
         tasks.push(Task::Large(Side::raw(&cpus), large::Way::Call, 300_000));
         tasks.push(Task::Beside(ours(Client::Async), 4 << 20));
         tasks.push(Task::Beside(Side::raw(&cpus), 4 << 20));
+        tasks.extend(Misdeed::ALL.map(|misdeed| Task::Attacked(ours(Client::Async), misdeed)));
+        tasks.push(Task::Attacked(Side::raw(&cpus), Misdeed::SmallCalls));
         for task in tasks {
             let head = task.head();
             let mut running = task.start(&program()).unwrap();
