@@ -6,6 +6,7 @@ mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use program::{json, run, sendright, status, stderr, stdout};
@@ -203,14 +204,16 @@ fn a_call_that_is_let_go_of_without_a_word_is_noticed() {
 
 // -- ends that come early -----------------------------------------------------------------------------------
 
-fn started(arguments: &[&str]) -> Child {
+/// Started with a place of its own for what a run that is killed leaves behind.
+fn started(place: &Path, arguments: &[&str]) -> Child {
     let mut command = sendright();
+    command.env("TMPDIR", place);
     command.args(["stress", "--json", "--calls", "1000000000"]).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits until the journal says that a call was answered.
-fn until_answered(path: &std::path::Path) {
+fn until_answered(path: &Path) {
     testing::wait_until("a call is answered", || {
         let Ok(journal) = fs::File::open(path) else { return false };
         BufReader::new(journal).lines().map_while(Result::ok).any(|line| line.contains("Answered"))
@@ -221,7 +224,7 @@ fn until_answered(path: &std::path::Path) {
 fn an_interrupt_ends_it_with_the_verdict_so_far() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("journal");
-    let child = started(&["--way", "session", "--journal", path.to_str().unwrap()]);
+    let child = started(place.path(), &["--way", "session", "--journal", path.to_str().unwrap()]);
     until_answered(&path);
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let report = passed(&child.wait_with_output().unwrap());
@@ -241,7 +244,7 @@ fn a_run_has_the_time_it_is_given() {
 fn nobody_outlives_a_run_that_is_killed() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("journal");
-    let mut child = started(&["--kill-every", "0", "--journal", path.to_str().unwrap()]);
+    let mut child = started(place.path(), &["--kill-every", "0", "--journal", path.to_str().unwrap()]);
     until_answered(&path);
     let parties = children(child.id());
     assert!(!parties.is_empty());
