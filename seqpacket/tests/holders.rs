@@ -655,7 +655,7 @@ on_each_driver! {
                 drop(poll_once(&mut next));
                 ring::closer_busy() || sessions.sessions() == 1
             });
-            until(&executor, "it is closed elsewhere", || ring::closer_busy());
+            until(&executor, "it is closed elsewhere", ring::closer_busy);
             drop(reader);
             ring::closer_idle();
         }
