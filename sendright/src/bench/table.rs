@@ -20,9 +20,10 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
         let paced = rate.map(|rate| format!(", {rate} calls/s due")).unwrap_or_default();
         let title = paint(&format!("{title} ({cpus}{paced})"), Ink::Heading, &std::io::stdout());
         let _ = writeln!(text, "{title}");
+        let name_width = measured.iter().map(|one| one.row.name.chars().count()).fold(32, usize::max);
         let _ = writeln!(
             text,
-            "{:32} {:6} {:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
+            "{:name_width$} {:6} {:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
             "", "driver", "client", "p50 µs", "p99", "p99.9", "p99.99", "max", "calls/s", "x floor"
         );
         for Measured { row, .. } in measured {
@@ -33,7 +34,7 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
             };
             let _ = writeln!(
                 text,
-                "{:32} {driver:6} {client:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:7.2}",
+                "{:name_width$} {driver:6} {client:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:7.2}",
                 row.name,
                 micros(row.p50_ns),
                 micros(row.p99_ns),
