@@ -52,6 +52,16 @@ pub fn fork_for_tests(child: impl FnOnce() -> i32) -> std::io::Result<i32> {
     sys::fork(child)
 }
 
+/// Forks this process, and goes on in both; gives back the child's number, and 0 in the child. For tests.
+///
+/// # Errors
+/// The kernel's.
+#[cfg(feature = "script")]
+#[doc(hidden)]
+pub fn fork_and_go_on_for_tests() -> std::io::Result<i32> {
+    sys::fork_and_go_on()
+}
+
 /// This is a forked child of the process that made the reactor, which stays the parent's.
 ///
 /// What the child has of it are copies: of memory in which the parent goes on writing down what it awaits,

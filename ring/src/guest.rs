@@ -134,6 +134,10 @@ impl Guest {
         for _ in 0..ROUNDS_MAX {
             reactor.bell().hear();
             let ran = self.executor.run_ready();
+            // One of them has forked, and this is where the child came back to.
+            if reactor.is_forked() {
+                return self.turn_in_child();
+            }
             let happened = reactor.step(Sleep::Not)?;
             if ran || happened || self.executor.any_ready() {
                 continue;

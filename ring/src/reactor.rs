@@ -313,6 +313,8 @@ impl Reactor {
     /// Leaves the watch to the descriptor. False if there is something to do at once.
     pub(crate) fn hand_over(&self) -> io::Result<bool> {
         self.0.turning.set(false);
+        // A companion has forked in this turn: the watch is the parent's.
+        self.is_ours()?;
         let waiting = self.0.core.borrow_mut().hand_over()?;
         // After the descriptor was drained: who rings from here on writes to it, who rang before is seen.
         Ok(self.0.bell.fall_asleep() && !waiting && !self.0.companions.any_ready())

@@ -767,6 +767,14 @@ pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     unsafe { libc::_exit(status) }
 }
 
+/// Forks this process: both go on from here. The number of the child, or 0 in it.
+#[cfg(feature = "script")]
+pub(crate) fn fork_and_go_on() -> io::Result<i32> {
+    // SAFETY: the test that calls this has one thread, and sees to it that the child comes to its end.
+    // Kept honest by `forked.rs::a_task_that_forks_amid_a_guests_turn_ends_that_in_the_child`.
+    check(unsafe { libc::fork() })
+}
+
 // -- randomness -----------------------------------------------------------------------------------------
 
 /// Fills the bytes with what nobody can guess.

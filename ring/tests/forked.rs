@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Wake, Waker};
 use std::time::Duration;
 
-use ring::fork::{ForkedChild, Notice, notice};
+use ring::fork::{ForkedChild, Notice, fork_and_go_on_for_tests, notice};
 use ring::{
     AbstractName, Config, Datagrams, Executor, Fd, Guest, Kind, Message, Reactor, ReceiveError, SendError,
     Socket, Wait,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use testing::{
     Census, ends, fork, in_own_process, on_each_driver, poll_once, receive_packet, refuse_wiping_on_fork,
     send_packet, settle, turn,
@@ -31,6 +32,13 @@ fn pipe() -> OwnedFd {
 #[track_caller]
 fn is_forked<T>(result: io::Result<T>) {
     assert!(ForkedChild::is(&result.err().expect("refused in a child")));
+}
+
+/// The next packet, if it is there: this one and no other.
+#[track_caller]
+fn receive_packet_now(far: &OwnedFd, expected: &[u8]) -> Option<()> {
+    let found = poll(&mut [PollFd::new(far, PollFlags::IN)], Some(&Timespec::default())).unwrap();
+    (found > 0).then(|| assert_eq!(receive_packet(far).unwrap().bytes, expected))
 }
 
 /// A message each way, on a pair that a child has had in its hands.
@@ -336,6 +344,42 @@ on_each_driver! {
         while !heard.get() {
             poll(&mut [PollFd::new(&guest, PollFlags::IN)], None).unwrap();
             guest.turn().unwrap();
+        }
+    }
+
+    /// The child comes back from the task into the middle of a turn that its parent began.
+    fn a_task_that_forks_amid_a_guests_turn_ends_that_in_the_child(_reactor: &Reactor) {
+        for tries_in_there in [false, true] {
+            fork(|| {
+                let guest = guest();
+                let (near, far) = Socket::pair(guest.reactor(), Kind::SeqPacket).unwrap();
+                let near = Rc::new(near);
+                let (forked, uses) = (Rc::new(Cell::new(None)), Rc::clone(&near));
+                let tells = Rc::clone(&forked);
+                guest.executor().spawn(async move {
+                    let child = fork_and_go_on_for_tests().unwrap();
+                    tells.set(Some(child));
+                    if child == 0 && tries_in_there {
+                        assert!(matches!(uses.try_send("from the child"), Err(SendError::Forked)));
+                    }
+                });
+                near.post(&[b"once"], Vec::new());
+                let turned = guest.turn();
+                let Some(child) = Pid::from_raw(forked.get().unwrap()) else {
+                    return is_forked(turned);
+                };
+                turned.unwrap();
+                let (_, status) = waitpid(Some(child), WaitOptions::empty()).unwrap().unwrap();
+                assert_eq!(status.exit_status(), Some(0));
+                near.post(&[b"twice"], Vec::new());
+                while receive_packet_now(&far, b"once").is_none() {
+                    guest.turn().unwrap();
+                }
+                while receive_packet_now(&far, b"twice").is_none() {
+                    guest.turn().unwrap();
+                }
+            })
+            .succeeded();
         }
     }
 
