@@ -592,28 +592,38 @@ pub(crate) fn open_descriptor_directory() -> Option<OwnedFd> {
 }
 
 /// How many descriptors this process has open. `directory` answers in one call since Linux 6.2; without it
-/// (no /proc, an older kernel) `poll` tells which numbers are closed.
+/// (no /proc, an older kernel) the numbers below the limit are asked about one by one.
 pub(crate) fn open_descriptors(directory: Option<BorrowedFd<'_>>) -> usize {
     if let Some(stat) = directory.and_then(|directory| stat(directory).ok())
         && stat.st_size > 0
     {
         return stat.st_size as usize;
     }
-    // Numbers are given out lowest first, so a scan as far as this sees all but a few of any busy process.
-    const SCAN_MAX: usize = 65_536;
-    let count = descriptor_limit().min(SCAN_MAX);
-    let closed = libc::pollfd { fd: -1, events: 0, revents: 0 };
-    let mut entries = vec![closed; count];
-    for (number, entry) in entries.iter_mut().enumerate() {
-        entry.fd = number as RawFd;
-    }
-    // SAFETY: `entries` has `count` entries. Kept honest by
-    // `budget.rs::descriptors_are_counted_without_proc`.
-    match check(unsafe { libc::poll(entries.as_mut_ptr(), count as libc::nfds_t, 0) }) {
-        Ok(_) => entries.iter().filter(|entry| entry.revents & libc::POLLNVAL == 0).count(),
-        Err(_) => 0,
-    }
+    open_descriptors_below(descriptor_limit())
 }
+
+/// How many numbers below this one are open: one system call for each, up to [`NUMBERS_ASKED_MAX`] or a gap
+/// that no busy process has, since numbers are given out lowest first.
+///
+/// It does not `poll` them, which would be one call for all: that asks the file, and a stranger's file (FUSE)
+/// answers when it likes.
+pub(crate) fn open_descriptors_below(limit: usize) -> usize {
+    const GAP_MAX: u32 = 1024;
+    let (mut open, mut gap) = (0, 0);
+    for number in 0..limit.min(NUMBERS_ASKED_MAX) {
+        if close_on_exec(number as RawFd).is_some() {
+            (open, gap) = (open + 1, 0);
+        } else if gap == GAP_MAX {
+            break;
+        } else {
+            gap += 1;
+        }
+    }
+    open
+}
+
+/// How many numbers are asked about one by one at most: some milliseconds' worth.
+pub(crate) const NUMBERS_ASKED_MAX: usize = 65_536;
 
 fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     // SAFETY: all zeroes is a valid `stat`. Kept honest by `closing.rs::a_lingering_socket_does_not_block`.

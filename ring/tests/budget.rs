@@ -3,7 +3,7 @@
 //! Each body lowers its own process's limit.
 #![allow(clippy::unwrap_used)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::task::{Context, Waker};
 
@@ -116,6 +116,34 @@ on_each_driver! {
             assert_eq!((received.bytes(), received.descriptors()), (&[number][..], 2));
         }
         drop(kept);
+    }
+
+    /// A limit that is lowered closes nothing. What is open above it takes no number below it; while that was
+    /// counted, a receive waited for ever although a number below the limit was free.
+    fn what_is_open_above_a_lowered_limit_takes_no_room(_reactor: &Reactor) {
+        for streams in [false, true] {
+            let (_limit, reactor) = under(200, 0);
+            let (near, far) = ends(&reactor, streams);
+            near.set_descriptors_max(1);
+            let (pipe, _writer) = std::io::pipe().unwrap();
+            let last_below = pipe.try_clone().unwrap();
+            let above: Vec<_> = (0..50).map(|_| pipe.try_clone().unwrap()).collect();
+            let lowered = testing::limit_descriptors(last_below.as_raw_fd() as u64 + 1);
+            let mut taken = Vec::new();
+            testing::send_packet(&far, b"one", &[pipe.as_fd()]).unwrap();
+            take_if_it_comes(&reactor, &near, &mut taken);
+            assert!(taken.is_empty());
+            // One is closed below the limit, one comes, and no more.
+            drop(last_below);
+            let received = settle(&reactor, near.receive()).unwrap();
+            assert_eq!((received.bytes(), received.descriptors()), (&b"one"[..], 1));
+            testing::send_packet(&far, b"two", &[pipe.as_fd()]).unwrap();
+            take_if_it_comes(&reactor, &near, &mut taken);
+            assert!(taken.is_empty());
+            drop(received);
+            assert_eq!(settle(&reactor, near.receive()).unwrap().bytes(), b"two");
+            drop((lowered, above));
+        }
     }
 
     fn messages_with_fewer_than_there_is_room_for_lose_nothing(_reactor: &Reactor) {
