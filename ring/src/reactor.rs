@@ -174,6 +174,15 @@ impl Reactor {
         self.0.core.borrow().stats.turns
     }
 
+    /// Whoever has done its share for this turn goes on after the next, and it has to come: a host whose own
+    /// code was told to wait would otherwise not turn its guest, which has nothing else to do.
+    #[doc(hidden)]
+    pub fn ask_for_turn(&self) {
+        if self.0.place == SleepPlace::HostLoop && !self.0.turning.get() {
+            self.call_the_host();
+        }
+    }
+
     /// Whether this process has room for so many more descriptors, without those kept in reserve
     /// ([`Config::descriptors_reserve`]). Receives wait while there is none.
     ///

@@ -382,6 +382,7 @@ impl Mailbox {
             drop(state);
             // What has come for others meanwhile is seen first.
             context.waker().wake_by_ref();
+            self.shared.reactor.ask_for_turn();
             return Poll::Pending;
         }
         while let Some(key) = state.turn.pop_front() {

@@ -5,14 +5,16 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use ring::{Message, Reactor};
+use ring::{Executor, Message, Reactor};
 use seqpacket::{
-    CallError, CallOptions, Mailbox, Object, PlainMailbox, PlainObject, object, plain_data, plain_object,
+    CALLS_A_TURN_MAX, CallError, CallOptions, Mailbox, MailboxOptions, Object, PlainMailbox, PlainObject,
+    object, plain_data, plain_object,
 };
 use testing::{Host, TRIGGERS, Trigger, helper, on_each_driver, start_helper};
 
@@ -223,6 +225,39 @@ on_each_driver! {
                 }
             });
             assert_eq!(served.get(), 100);
+            host.calm();
+        }
+    }
+
+    /// More calls than one turn hands out, taken by the host's own code, which answers none of them yet.
+    fn a_mailbox_that_keeps_calls_for_the_next_turn_calls_the_host(reactor: &Reactor) {
+        const CALLS: usize = CALLS_A_TURN_MAX as usize + 10;
+        for trigger in TRIGGERS {
+            let mut host = Host::new(trigger);
+            let (bound, address) = testing::packet_pair();
+            let (calls, bytes) = (2 * CALLS_A_TURN_MAX, 1 << 26);
+            let options = MailboxOptions { calls, bytes, ..MailboxOptions::default() };
+            let mailbox = Mailbox::from_fd_with(host.reactor(), bound, options).unwrap();
+            let client = Executor::new(reactor);
+            let object = Object::from_fd(reactor, address).unwrap();
+            let bare = || CallOptions { answer_descriptors: Some(0), ..CallOptions::default() };
+            let calls: Vec<_> = (0..CALLS).map(|_| object.call_with("keep this", bare())).collect();
+            let mut kept = Vec::new();
+            let next = || support::poll_once(&mut poll_fn(|context| mailbox.poll_next(context)));
+            assert!(next().is_pending(), "there was no call yet");
+            testing::wait_until("all have come", || {
+                client.settle();
+                host.calm();
+                mailbox.stats().calls.begun == CALLS as u64
+            });
+            while kept.len() < CALLS {
+                match next() {
+                    Poll::Ready(call) => kept.push(call.unwrap()),
+                    Poll::Pending => host.sleep(),
+                }
+            }
+            drop((calls, object, kept, mailbox));
+            client.settle();
             host.calm();
         }
     }
