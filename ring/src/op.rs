@@ -1604,6 +1604,7 @@ mod tests {
     use super::*;
     use crate::driver::{DriverChoice, SleepPlace};
     use crate::envelope::Control;
+    use crate::request::BURST_MAX;
 
     fn core() -> Core {
         let budget = Rc::new(Budget::new(0, Clock::Real));
@@ -1623,6 +1624,27 @@ mod tests {
     fn zero() -> io::Result<Arrival> {
         let message = Received::owned(Vec::new(), Control::default());
         Ok(Arrival { message, bytes_lost: false, control_lost: false, nothing: true })
+    }
+
+    /// A spinner looks, and then takes a turn to see what it has found.
+    #[test]
+    fn what_a_look_brings_is_part_of_the_share_of_the_turn_that_follows() {
+        let mut core = core();
+        let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
+        let key = core.open(Fd::ours(near), Kind::SeqPacket, true);
+        core.set_many(key);
+        core.arm(key);
+        turns(&mut core);
+        let mut received = core.stats().messages_received;
+        for _ in 0..3 {
+            (0..3 * BURST_MAX).for_each(|_| testing::send_packet(&far, b"more", &[]).unwrap());
+            core.look().unwrap();
+            core.look().unwrap();
+            core.turn(Sleep::Not, &mut Woken::default()).unwrap();
+            assert_eq!(core.stats().messages_received - received, BURST_MAX as u64);
+            received += BURST_MAX as u64;
+            while core.take_arrived(key).is_some() {}
+        }
     }
 
     #[test]

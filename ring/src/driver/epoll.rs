@@ -59,7 +59,7 @@ pub(crate) struct Epoll {
     /// Receives (and accepts) that wait for descriptors to come free.
     starved: Vec<Token>,
     unseen: Unseen,
-    /// The number of this turn.
+    /// The number of this turn, or between two of them of the next: what a look brings is part of that.
     turn: u32,
     events: Vec<Event>,
     /// The last look brought as many events as it could: there may be more.
@@ -139,7 +139,7 @@ impl Epoll {
             cancelled: Vec::new(),
             starved: Vec::new(),
             unseen: Unseen::default(),
-            turn: 0,
+            turn: 1,
             events: Vec::new(),
             more: false,
         })
@@ -171,8 +171,18 @@ impl Epoll {
         sleep: Sleep,
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        self.ground.budget.turn();
+        let result = self.go_round(requests, sleep, home);
         self.turn = self.turn.wrapping_add(1);
+        result
+    }
+
+    fn go_round(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        self.ground.budget.turn();
         self.bring_home_cancelled(requests, home);
         if !self.starved.is_empty() && self.ground.budget.has_room() {
             self.hot.append(&mut self.starved);

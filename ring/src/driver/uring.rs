@@ -66,7 +66,7 @@ pub(crate) struct Uring {
     /// The stream that delivered last: where a spinner looks.
     lately: Option<Token>,
     unseen: Unseen,
-    /// The number of this turn.
+    /// The number of this turn, or between two of them of the next: what a look brings is part of that.
     turn: u32,
     /// Completions being looked at.
     reaped: Vec<cqueue::Entry>,
@@ -99,7 +99,7 @@ impl Uring {
             ending: HashMap::new(),
             lately: None,
             unseen: Unseen::default(),
-            turn: 0,
+            turn: 1,
             reaped: Vec::new(),
             cancelled: HashSet::new(),
             kept: Vec::new(),
@@ -270,8 +270,18 @@ impl Uring {
         sleep: Sleep,
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
-        self.ground.budget.turn();
+        let result = self.go_round(requests, sleep, home);
         self.turn = self.turn.wrapping_add(1);
+        result
+    }
+
+    fn go_round(
+        &mut self,
+        requests: &mut Requests,
+        sleep: Sleep,
+        home: &mut Vec<Completion>,
+    ) -> io::Result<()> {
+        self.ground.budget.turn();
         // Some had come home already when they were asked to, and nobody had looked.
         self.cancelled.retain(|token| requests.find(*token).is_some());
         if !self.bell_armed && self.ground.place == SleepPlace::OwnTurn {
@@ -325,11 +335,13 @@ impl Uring {
     /// one plain call finds it sooner than the ring tells of it.
     pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> bool {
         if let Some(token) = self.lately
-            && let Some(Request::Receive { fd, want, .. }) = requests.find(token)
+            && let Some(Request::Receive { fd, want, share }) = requests.find(token)
             && !self.cancelled.contains(&token)
+            && share.is_left(self.turn)
         {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if !arrival.nothing => {
+                    share.took(arrival.message.bytes().len());
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     return true;
                 }
