@@ -301,7 +301,8 @@ impl<'a> Stage<'a> {
     /// Has calls made and parties killed, until there were enough of the former.
     fn play(&mut self, stop: &AtomicBool, bar: &ProgressBar) -> Result<(), Failure> {
         let began = Instant::now();
-        let deadline = self.settings.time.map(|time| began + time);
+        // The time that was asked for is for calls; starting everybody takes as long as it takes.
+        let mut first_call = None;
         let (mut next_kill, mut next_look) = (self.next_kill(began), began);
         let mut progress = (0, began);
         loop {
@@ -310,7 +311,14 @@ impl<'a> Stage<'a> {
                 let judge = self.judge();
                 (judge.tally().calls, judge.entries())
             };
-            let is_late = deadline.is_some_and(|deadline| now >= deadline);
+            if calls > 0 {
+                first_call.get_or_insert(now);
+            }
+            let since = first_call.unwrap_or(began + SILENCE_MAX);
+            let is_late = self.settings.time.is_some_and(|time| now >= since + time);
+            if is_late && calls == 0 {
+                self.judge().trouble("nobody has made a call".into());
+            }
             if calls >= self.settings.calls || is_late || stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
