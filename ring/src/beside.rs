@@ -6,11 +6,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::task::Poll;
 
 use crate::driver::{STARVED_RETRY, child};
-use crate::envelope::{self, Room};
+use crate::envelope::Room;
 use crate::error::ReceiveError;
 use crate::fd::DESCRIPTORS_MAX;
 use crate::message::Received;
@@ -64,11 +63,12 @@ impl Core {
             return Glance::Starved;
         }
         let offered = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
-        let taken = match envelope::receive(fd.as_fd(), scratch, offered) {
+        let taken = match self.driver.receive_beside(&fd, scratch, offered) {
             Ok(taken) => taken,
             Err(error) => return failed(error),
         };
         let message = Received::owned(scratch[..taken.length].to_vec(), taken.control);
+        let budget = self.budget();
         budget.took(message.descriptors() + usize::from(offered.pidfd));
         if taken.control_lost {
             budget.measure();

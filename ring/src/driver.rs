@@ -18,15 +18,17 @@ use thiserror::Error;
 use crate::budget::Budget;
 use crate::buffer::Pool;
 use crate::clock::Clock;
-use crate::envelope::{Envelope, Room};
+use crate::envelope::{self, Envelope, Room, Taken};
 use crate::fd::{Fd, Kind};
 #[cfg(uring)]
 use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
-use crate::sys::{self, Half};
+use crate::sys::{self, Half, UnixAddress};
 
 pub(crate) mod child;
 pub(crate) mod epoll;
+#[cfg(feature = "script")]
+pub(crate) mod faults;
 #[cfg(all(test, feature = "script"))]
 mod law;
 #[cfg(feature = "script")]
@@ -481,6 +483,45 @@ impl Driver {
         }
     }
 
+    /// A socket that is connected to nobody yet.
+    pub(crate) fn socket(&mut self, kind: Kind) -> io::Result<OwnedFd> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.socket(kind),
+            _ => sys::socket(kind),
+        }
+    }
+
+    /// One attempt to connect it to a name.
+    pub(crate) fn connect(&mut self, fd: BorrowedFd<'_>, address: &UnixAddress) -> io::Result<()> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.connect(fd, address),
+            _ => sys::connect(fd, address),
+        }
+    }
+
+    /// Fills the bytes with what nobody can guess; or, in a simulated world, with what its seed says.
+    pub(crate) fn fill_random(&mut self, into: &mut [u8]) -> io::Result<()> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => {
+                script.fill_random(into);
+                Ok(())
+            }
+            _ => sys::random(into),
+        }
+    }
+
+    /// One receive into memory of the caller's, for a descriptor of which the driver knows nothing.
+    pub(crate) fn receive_beside(&mut self, fd: &Fd, bytes: &mut [u8], room: Room) -> io::Result<Taken> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.receive_beside(fd, bytes, room),
+            _ => envelope::receive(fd.as_fd(), bytes, room),
+        }
+    }
+
     /// Whether a message for a socket with none away is best sent with a plain call: there it costs less than
     /// through the ring, and whoever sent it knows at once how it went.
     pub(crate) fn sends_now(&mut self) -> bool {
@@ -519,6 +560,15 @@ impl Driver {
         match self {
             Driver::Script(script) => script.party_of(fate),
             _ => None,
+        }
+    }
+
+    /// Whether something is under way there.
+    #[cfg(feature = "script")]
+    pub(crate) fn is_at_work(&self) -> bool {
+        match self {
+            Driver::Script(script) => script.is_at_work(),
+            _ => false,
         }
     }
 

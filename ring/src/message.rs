@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 
 use crate::buffer::Lease;
 use crate::envelope::Control;
+#[cfg(feature = "script")]
+use crate::fd::Descriptors;
 use crate::fd::Fd;
 
 /// The largest message a socket receives whole, in bytes. A longer one arrives as
@@ -273,6 +275,12 @@ impl Received {
     /// there were any.
     pub(crate) fn keep_descriptors(&mut self, count: usize) -> bool {
         self.control.descriptors.truncate(count)
+    }
+
+    /// The descriptors, for a driver that makes up what a kernel may do to them.
+    #[cfg(feature = "script")]
+    pub(crate) fn descriptors_mut(&mut self) -> &mut Descriptors {
+        &mut self.control.descriptors
     }
 
     /// Whether it came without credentials and without descriptors.

@@ -382,6 +382,23 @@ impl Reactor {
         self.0.core.borrow().now()
     }
 
+    /// Fills these bytes with random ones, from the kernel. For what decides when something happens: a
+    /// simulated world, in which everything follows from one seed, has them from there.
+    ///
+    /// ```
+    /// let reactor = ring::Reactor::new()?;
+    /// let mut drawn = [0; 16];
+    /// reactor.fill_random(&mut drawn)?;
+    /// assert_ne!(drawn, [0; 16]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The kernel's, which has had none since before it could start a process.
+    pub fn fill_random(&self, into: &mut [u8]) -> io::Result<()> {
+        self.with(|core, _| core.driver.fill_random(into))
+    }
+
     /// Ends after so long, or after [`SLEEP_MAX`]: `Duration::MAX` is more than the clock can say, and means
     /// "as good as never".
     pub fn sleep(&self, time: Duration) -> Sleep {

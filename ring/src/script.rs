@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::closer::WORLDS;
-pub use crate::driver::script::Faults;
+pub use crate::driver::faults::{Fault, Faults, Happened, Sabotage};
 use crate::driver::script::{Decision, Fate};
 use crate::executor::Executor;
 use crate::reactor::{Config, Reactor};
@@ -109,6 +109,16 @@ impl World {
         self.fate.set_faults(faults);
     }
 
+    /// From now on the drivers do what none of ours does, and somebody is to notice it.
+    pub fn sabotage(&self, sabotage: Sabotage) {
+        self.fate.set_sabotage(sabotage);
+    }
+
+    /// How often each kind of fault has happened so far.
+    pub fn happened(&self) -> Happened {
+        self.fate.happened()
+    }
+
     /// One more party, with few buffers.
     ///
     /// # Errors
@@ -156,6 +166,10 @@ impl World {
     pub fn kill(&self, reactor: &Reactor) {
         let Some(party) = reactor.with(|core, _| core.driver.party_of(&self.fate)) else { return };
         self.fate.remember(Decision { party, what: "is killed", slot: None, number: 0 });
+        self.fate.count(Fault::Killed);
+        if reactor.with(|core, _| core.driver.is_at_work()) {
+            self.fate.count(Fault::KilledAtWork);
+        }
         self.fate.parties.borrow_mut()[party].dead = true;
         self.fate.stir();
     }

@@ -93,11 +93,11 @@ impl Socket {
 
     async fn connect_to(reactor: &Reactor, address: UnixAddress, kind: Kind) -> io::Result<Socket> {
         reactor.is_ours()?;
-        let fd = sys::socket(kind)?;
+        let fd = reactor.with(|core, _| core.driver.socket(kind))?;
         // AF_UNIX tells nobody when a backlog has room again.
         const RETRY: Duration = Duration::from_millis(1);
         loop {
-            match sys::connect(fd.as_fd(), &address) {
+            match reactor.with(|core, _| core.driver.connect(fd.as_fd(), &address)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor.sleep(RETRY).await,
                 Err(error) => return Err(error),
                 Ok(()) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, true)),
@@ -132,7 +132,7 @@ impl Socket {
 
     fn listen_at(reactor: &Reactor, address: UnixAddress, kind: Kind, backlog: i32) -> io::Result<Socket> {
         reactor.is_ours()?;
-        let fd = sys::socket(kind)?;
+        let fd = reactor.with(|core, _| core.driver.socket(kind))?;
         sys::bind(fd.as_fd(), &address)?;
         sys::listen(fd.as_fd(), backlog)?;
         Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
@@ -144,8 +144,8 @@ impl Socket {
     /// The kernel's: `WouldBlock` if the backlog is full, `ConnectionRefused` if nobody listens.
     pub fn try_connect_abstract(reactor: &Reactor, name: &AbstractName, kind: Kind) -> io::Result<Socket> {
         reactor.is_ours()?;
-        let fd = sys::socket(kind)?;
-        sys::connect(fd.as_fd(), &name.address())?;
+        let fd = reactor.with(|core, _| core.driver.socket(kind))?;
+        reactor.with(|core, _| core.driver.connect(fd.as_fd(), &name.address()))?;
         Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
     }
 

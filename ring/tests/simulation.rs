@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::script::{Faults, World};
-use ring::{DriverKind, Executor, Kind, Message, ReceiveError, SendError, Socket};
-use testing::worlds::{Party, identified, identity};
-use testing::{Census, in_own_process};
+use ring::script::{Fault, Faults, Happened, Sabotage, World};
+use ring::{AbstractName, DriverKind, Executor, Kind, Message, ReceiveError, SendError, Socket};
+use testing::worlds::{Party, at_most, identified, identity};
+use testing::{Census, End, fixture, in_own_process, outcome_of};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -25,10 +25,24 @@ struct Seen {
     cut: usize,
 }
 
+/// How the numbers are received.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By the driver.
+    Stream,
+    /// Past the driver and its buffers.
+    Beside,
+}
+
 /// One world in which numbers are sent and received. Gives back its print.
 fn numbers(seed: u64, faults: Faults, count: u32, seen: &Rc<RefCell<Seen>>) -> u64 {
     let world = World::new(seed, Faults::NONE);
-    let (here, there) = (Party::join(&world), Party::join(&world));
+    numbers_in(&world, faults, count, seen, Way::Stream);
+    world.print()
+}
+
+fn numbers_in(world: &World, faults: Faults, count: u32, seen: &Rc<RefCell<Seen>>, way: Way) {
+    let (here, there) = (Party::join(world), Party::join(world));
     let (near, far) = Socket::pair(here.reactor(), Kind::SeqPacket).unwrap();
     let far = Socket::wrap(there.reactor(), far).unwrap();
     world.set_faults(faults);
@@ -43,10 +57,17 @@ fn numbers(seed: u64, faults: Faults, count: u32, seen: &Rc<RefCell<Seen>>) -> u
     });
     let ended = Rc::new(Cell::new(false));
     let (files, ends) = (Rc::clone(seen), Rc::clone(&ended));
-    near.stream();
+    if way == Way::Stream {
+        near.stream();
+    }
     here.0.spawn(async move {
+        let mut scratch = [0; 100];
         loop {
-            let (message, whole) = match near.receive().await {
+            let received = match way {
+                Way::Stream => near.receive().await,
+                Way::Beside => near.receive_large(&mut scratch).await,
+            };
+            let (message, whole) = match received {
                 Ok(message) => (message, true),
                 Err(ReceiveError::DescriptorsLost(message)) => (message, false),
                 Err(ReceiveError::Closed) => break,
@@ -54,13 +75,86 @@ fn numbers(seed: u64, faults: Faults, count: u32, seen: &Rc<RefCell<Seen>>) -> u
             };
             let mut seen = files.borrow_mut();
             seen.numbers.push(u32::from_ne_bytes(message.bytes().try_into().unwrap()));
-            assert_eq!(message.descriptors() == 1, whole);
+            assert_eq!(message.descriptors() == 1, whole, "what is whole has what was sent");
             *(if whole { &mut seen.whole } else { &mut seen.cut }) += 1;
         }
         ends.set(true);
     });
     world.run(&[&here.0, &there.0], || ended.get()).unwrap();
-    world.print()
+}
+
+/// One world of streams: connected by name, some of them withdrawn, and one side killed. Says what happened.
+fn streams(seed: u64) -> Happened {
+    const BYTES: usize = 20_000;
+    let world = World::new(seed, Faults::NONE);
+    let (here, there) = (Party::join(&world), Party::join(&world));
+    let name = Rc::new(AbstractName::random("streams", 20).unwrap());
+    let listener = Socket::listen_abstract(there.reactor(), &name, Kind::Stream, 1).unwrap();
+    world.set_faults(Faults::ALL);
+    let spawner = there.0.spawner();
+    there.0.spawn(async move {
+        loop {
+            let socket = listener.accept().await.unwrap();
+            socket.set_descriptors_max(0);
+            spawner.spawn(async move {
+                let mut count = 0;
+                loop {
+                    match socket.receive().await {
+                        Ok(message) => {
+                            assert!(message.bytes().iter().all(|byte| *byte == 7));
+                            count += message.bytes().len();
+                        }
+                        Err(ReceiveError::Closed) => break,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                assert!(count <= BYTES, "a stream grows on its way");
+            });
+        }
+    });
+    let left = Rc::new(Cell::new(4));
+    for _ in 0..left.get() {
+        let (reactor, name, left) = (here.reactor().clone(), Rc::clone(&name), Rc::clone(&left));
+        here.0.spawn(async move {
+            if let Ok(socket) = Socket::connect_abstract(&reactor, &name, Kind::Stream).await {
+                // Some are withdrawn on their way.
+                let sending = Box::pin(socket.send(vec![7; BYTES]));
+                let _ = at_most(&reactor, Duration::from_millis(1), sending).await;
+            }
+            left.set(left.get() - 1);
+        });
+    }
+    let executors = [&here.0, &there.0];
+    world.run(&executors, || left.get() < 2 && world.happens(20) || left.get() == 0).unwrap();
+    there.die(&world);
+    world.run(&[&here.0], || left.get() == 0).unwrap();
+    world.happened()
+}
+
+/// What numbers come to under sabotage: somebody must notice.
+fn sabotaged(sabotage: Sabotage) {
+    let census = Census::take();
+    let delivered = Rc::<RefCell<Seen>>::default();
+    let world = World::new(0, Faults::NONE);
+    world.sabotage(sabotage);
+    numbers_in(&world, Faults::NONE, 50, &delivered, Way::Beside);
+    numbers_in(&world, Faults::NONE, 50, &delivered, Way::Stream);
+    drop(world);
+    census.unchanged();
+}
+
+fixture! {
+    fn a_driver_that_loses_silently() {
+        sabotaged(Sabotage::LosesSilently);
+    }
+
+    fn a_driver_that_leaks() {
+        sabotaged(Sabotage::Leaks);
+    }
+
+    fn a_driver_that_stalls() {
+        sabotaged(Sabotage::Stalls);
+    }
 }
 
 in_own_process! {
@@ -130,6 +224,93 @@ in_own_process! {
         }
         let seen = seen.borrow();
         assert!(seen.cut > 0 && seen.whole > 0, "{} whole, {} cut", seen.whole, seen.cut);
+    }
+
+    /// Typed messages and datagrams are received so.
+    fn what_is_received_beside_the_driver_arrives_once_and_in_order_too() {
+        let (whole, any) = (Rc::<RefCell<Seen>>::default(), Rc::<RefCell<Seen>>::default());
+        let mut happened = Happened::default();
+        for seed in 0..50 {
+            let world = World::new(seed, Faults::NONE);
+            numbers_in(&world, Faults::UNNOTICED, 50, &whole, Way::Beside);
+            let numbers = std::mem::take(&mut whole.borrow_mut().numbers);
+            assert_eq!(numbers, (0..50).collect::<Vec<_>>(), "seed {seed}");
+            numbers_in(&world, Faults::ALL, 50, &any, Way::Beside);
+            let numbers = std::mem::take(&mut any.borrow_mut().numbers);
+            assert!(numbers.is_sorted_by(|one, next| one < next), "seed {seed}: {numbers:?}");
+            happened.add(&world.happened());
+        }
+        assert_eq!(whole.borrow().cut, 0);
+        assert!(any.borrow().cut > 0 && any.borrow().whole > 0);
+        for fault in [Fault::Storm, Fault::Reset, Fault::FalseEnd, Fault::DescriptorsLost] {
+            assert!(happened.count(fault) > 0, "{fault:?}: {happened}");
+        }
+    }
+
+    /// Streams and packets together know them all.
+    fn each_kind_of_fault_happens() {
+        let mut happened = Happened::default();
+        for seed in 0..100 {
+            happened.add(&streams(seed));
+            let world = World::new(seed, Faults::NONE);
+            numbers_in(&world, Faults::ALL, 50, &Rc::default(), Way::Stream);
+            world.set_faults(Faults { out_of_descriptors: 0, ..Faults::ALL });
+            let (near, _far) = Socket::pair(Party::join(&world).reactor(), Kind::SeqPacket).unwrap();
+            (0..20).for_each(|_| drop(near.try_send("now")));
+            happened.add(&world.happened());
+        }
+        println!("{happened}");
+        for fault in Fault::EACH {
+            assert!(happened.count(fault) > 0, "{fault:?} never happens: {happened}");
+        }
+    }
+
+    fn nothing_happens_in_a_world_without_faults() {
+        let world = World::new(0, Faults::NONE);
+        numbers_in(&world, Faults::NONE, 50, &Rc::default(), Way::Stream);
+        assert_eq!(world.happened(), Happened::default());
+    }
+
+    /// All that is tried finds nothing for a while, and then all of it is there.
+    fn a_storm_is_outlived() {
+        let storm = Faults { storm: 1000, storm_attempts_max: 20, ..Faults::NONE };
+        let world = World::new(0, Faults::NONE);
+        let (here, there) = (Party::join(&world), Party::join(&world));
+        let (near, far) = Socket::pair(here.reactor(), Kind::SeqPacket).unwrap();
+        let far = Socket::wrap(there.reactor(), far).unwrap();
+        world.set_faults(storm);
+        let heard = Rc::new(Cell::new(false));
+        let said = Rc::clone(&heard);
+        there.0.spawn(async move { said.set(far.receive().await.is_ok()) });
+        here.0.spawn(async move { near.send("after the storm").await.unwrap() });
+        for _ in 0..1000 {
+            world.step(&[&here.0, &there.0]).unwrap();
+        }
+        assert!(!heard.get() && world.happened().count(Fault::Storm) > 100);
+        world.set_faults(Faults::NONE);
+        world.run(&[&here.0, &there.0], || heard.get()).unwrap();
+    }
+
+    /// As many completions as there is room for; then a stream ends, is begun anew, and nothing is lost.
+    fn what_there_is_no_room_for_comes_later() {
+        let seen = Rc::<RefCell<Seen>>::default();
+        let world = World::new(0, Faults::NONE);
+        let faults = Faults { completions_max: 1, untold: 500, ..Faults::NONE };
+        numbers_in(&world, faults, 200, &seen, Way::Stream);
+        assert_eq!(seen.borrow().numbers, (0..200).collect::<Vec<_>>());
+        assert!(world.happened().count(Fault::Overflow) > 10, "{}", world.happened());
+    }
+
+    fn sabotage_is_noticed() {
+        let cases = [
+            (outcome_of!(a_driver_that_loses_silently), "what is whole"),
+            (outcome_of!(a_driver_that_leaks), "left open"),
+            (outcome_of!(a_driver_that_stalls), "everybody waits"),
+        ];
+        for (outcome, word) in cases {
+            assert!(matches!(outcome.end, End::Failed(_)), "{}", outcome.end);
+            assert!(outcome.output.contains(word), "{word}: {}", outcome.output);
+        }
     }
 
     /// Nothing more is sent, not even politely, and all that was held is closed.

@@ -422,6 +422,11 @@ pub(crate) enum Now {
 /// wants: those for which there is no room the kernel closes during the call, and if the last reference to a
 /// socket that lingers is among them this thread waits with it. What is too much is sorted out afterwards.
 pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
+    receive_at_most(ground, fd, room, PACKET_BYTES_MAX)
+}
+
+/// The same, and of a stream no more than so many bytes.
+pub(super) fn receive_at_most(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize) -> Now {
     let wanted = usize::from(room.descriptors) + usize::from(room.pidfd);
     let granted = ground.budget.room(wanted);
     if granted == 0 && wanted > 0 {
@@ -430,7 +435,7 @@ pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
     let room = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
     let (taken, mut message) = match ground.pool.take() {
         Some(number) => {
-            let mut lease = ground.pool.lend(number, 0..PACKET_BYTES_MAX);
+            let mut lease = ground.pool.lend(number, 0..bytes_max);
             match envelope::receive(fd.as_fd(), lease.bytes_mut(), room) {
                 Ok(mut taken) => {
                     lease.narrow(0..taken.length);
@@ -441,7 +446,7 @@ pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
             }
         }
         None => {
-            let mut bytes = vec![0; PACKET_BYTES_MAX];
+            let mut bytes = vec![0; bytes_max];
             match envelope::receive(fd.as_fd(), &mut bytes, room) {
                 Ok(mut taken) => {
                     bytes.truncate(taken.length);

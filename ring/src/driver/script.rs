@@ -10,114 +10,34 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
 use slab::Slab;
 
-use super::epoll::{Now, out_of_descriptors, receive_now};
+use super::epoll::{Now, out_of_descriptors, receive_at_most, receive_now};
+use super::faults::{Fault, Faults, Happened, Sabotage};
 use super::{Ground, STARVED_RETRY, Sleep};
 use crate::clock::Clock;
-use crate::envelope::{Control, Envelope, Room};
-use crate::fd::{Fd, Kind};
-use crate::message::Received;
+use crate::envelope::{self, Control, Envelope, Room, Taken};
+use crate::fd::{Descriptors, Fd, Kind};
+use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want};
-use crate::sys::{self, Half, errno, ready};
+use crate::sys::{self, Half, UnixAddress, errno, ready};
 
 /// How many decisions a world remembers, to be printed when it fails.
 const REMEMBERED_MAX: usize = 200;
 
-/// What a script may do, each in so many of a thousand chances.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
-    /// An operation is not begun in the turn in which it was asked for.
-    pub held: u32,
-    /// … but so many turns later, at most.
-    pub turns_held_max: u32,
-    /// What has happened is not told in this turn.
-    pub untold: u32,
-    /// A send finds the queue full that is not (EAGAIN).
-    pub full: u32,
-    /// So does an attempt that does not wait.
-    pub full_now: u32,
-    /// A stream takes less than there is room for.
-    pub short: u32,
-    /// A receive ends for want of a buffer (ENOBUFS), or is interrupted (EINTR).
-    pub interrupted: u32,
-    /// A stream ends with a message, as if it had been asked for one.
-    pub ended_early: u32,
-    /// A receive reports a reset in front of what is queued (ECONNRESET).
-    pub reset: u32,
-    /// A receive says zero although a message is queued: once for each socket, and only when its peer has
-    /// closed.
-    pub false_end: u32,
-    /// A send finds too many descriptors of its user in flight (ETOOMANYREFS).
-    pub too_many_in_flight: u32,
-    /// A send finds no memory (ENOMEM), which nobody can mend.
-    pub out_of_memory: u32,
-    /// The receiver has no room for all descriptors of a message: the first few arrive.
-    pub descriptors_lost: u32,
-    /// No descriptors for a pair, a socket or a connection (EMFILE).
-    pub out_of_descriptors: u32,
-}
+/// In so many of a thousand cases something happens to a receive for which there is nothing.
+const IN_VAIN: u32 = 50;
 
-impl Faults {
-    /// Everything in order, at once, and without a fault.
-    pub const NONE: Faults = Faults {
-        held: 0,
-        turns_held_max: 0,
-        untold: 0,
-        full: 0,
-        full_now: 0,
-        short: 0,
-        interrupted: 0,
-        ended_early: 0,
-        reset: 0,
-        false_end: 0,
-        too_many_in_flight: 0,
-        out_of_memory: 0,
-        descriptors_lost: 0,
-        out_of_descriptors: 0,
-    };
+/// A stream is cut where a buffer of the kernel's ends, and with the smallest SO_SNDBUF (4,608) these are so
+/// long.
+const WHOLE_BYTES_MAX: usize = 2240;
 
-    /// What even a test that counts turns should not notice: all is done within four.
-    pub const SOON: Faults = Faults {
-        held: 300,
-        turns_held_max: 1,
-        full: 50,
-        short: 300,
-        interrupted: 20,
-        ended_early: 200,
-        reset: 20,
-        false_end: 500,
-        ..Faults::NONE
-    };
-
-    /// What no program should notice but by the order of things.
-    pub const UNNOTICED: Faults = Faults {
-        held: 300,
-        turns_held_max: 4,
-        untold: 300,
-        full: 100,
-        full_now: 100,
-        short: 300,
-        interrupted: 50,
-        ended_early: 100,
-        reset: 30,
-        false_end: 500,
-        ..Faults::NONE
-    };
-
-    /// All there is.
-    pub const ALL: Faults = Faults {
-        too_many_in_flight: 60,
-        out_of_memory: 5,
-        descriptors_lost: 100,
-        out_of_descriptors: 40,
-        ..Faults::UNNOTICED
-    };
-}
+/// The most that a receive of a stream brings when it is short.
+const SHORT_BYTES_MAX: usize = 200;
 
 /// What all reactors of one world share: the seed, the clock, and what was decided.
 pub(crate) struct Fate {
@@ -126,6 +46,8 @@ pub(crate) struct Fate {
     started: Instant,
     now: Rc<Cell<Instant>>,
     faults: Cell<Faults>,
+    happened: Cell<Happened>,
+    sabotage: Cell<Option<Sabotage>>,
     pub(crate) parties: RefCell<Vec<Standing>>,
     /// Somebody else decides when time passes; otherwise the turn that would sleep does.
     pub(crate) conducted: Cell<bool>,
@@ -176,6 +98,8 @@ impl Fate {
             started,
             now: Rc::new(Cell::new(started)),
             faults: Cell::new(faults),
+            happened: Cell::default(),
+            sabotage: Cell::new(None),
             parties: RefCell::new(Vec::new()),
             conducted: Cell::new(false),
             decisions: RefCell::new(VecDeque::new()),
@@ -203,6 +127,26 @@ impl Fate {
         self.faults.get()
     }
 
+    pub(crate) fn happened(&self) -> Happened {
+        self.happened.get()
+    }
+
+    pub(crate) fn count(&self, fault: Fault) {
+        let mut happened = self.happened.get();
+        happened.note(fault);
+        self.happened.set(happened);
+    }
+
+    /// From here on a driver does what none of ours does.
+    pub(crate) fn set_sabotage(&self, sabotage: Sabotage) {
+        self.sabotage.set(Some(sabotage));
+    }
+
+    /// Whether it does so this time. Without sabotage the seed is not asked.
+    fn sabotages(&self, sabotage: Sabotage) -> bool {
+        self.sabotage.get() == Some(sabotage) && self.happens(250)
+    }
+
     /// The next number of the seed: splitmix64, which is short and good enough.
     fn next(&self) -> u64 {
         self.state.set(self.state.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
@@ -221,6 +165,15 @@ impl Fate {
     /// Whether it happens this time.
     pub(crate) fn happens(&self, per_mille: u32) -> bool {
         per_mille > 0 && self.next() % 1000 < u64::from(per_mille)
+    }
+
+    /// Whether this fault happens this time, which is counted.
+    fn strikes(&self, per_mille: u32, fault: Fault) -> bool {
+        let happens = self.happens(per_mille);
+        if happens {
+            self.count(fault);
+        }
+        happens
     }
 
     /// Time passes until this moment.
@@ -271,6 +224,16 @@ pub(crate) struct Script {
     untold: Vec<Completion>,
     /// What is remembered of each descriptor.
     known: Slab<Known>,
+    /// So many attempts more find nothing, and no room.
+    storm: u32,
+    /// What a saboteur keeps.
+    hoard: Hoard,
+}
+
+#[derive(Default)]
+struct Hoard {
+    descriptors: Vec<OwnedFd>,
+    memory: Vec<Vec<u8>>,
 }
 
 /// A token that has not come home.
@@ -294,6 +257,8 @@ enum Attempt {
     More,
     /// Not yet.
     Later,
+    /// Not in this turn, for no reason: asked again in the next.
+    Again,
     /// Not before there are descriptors.
     Starve,
 }
@@ -304,12 +269,13 @@ impl Script {
         let party = parties.len();
         parties.push(Standing::default());
         drop(parties);
-        Script { ground, fate, party, away: Vec::new(), untold: Vec::new(), known: Slab::new() }
+        let (away, untold, known) = (Vec::new(), Vec::new(), Slab::new());
+        Script { ground, fate, party, away, untold, known, storm: 0, hoard: Hoard::default() }
     }
 
     pub(crate) fn submit(&mut self, token: Token) {
         let faults = self.fate.faults();
-        let held = match self.fate.happens(faults.held) {
+        let held = match self.fate.strikes(faults.held, Fault::Held) {
             true => self.fate.below(faults.turns_held_max as usize + 1) as u32,
             false => 0,
         };
@@ -321,7 +287,31 @@ impl Script {
         // What has happened already, and what was cancelled already, comes home as it would have.
         if let Some(away) = self.away.iter_mut().find(|away| away.token == token) {
             away.cancelled.get_or_insert(turns);
+            self.fate.count(Fault::Cancelled);
         }
+    }
+
+    /// Whether something is under way.
+    pub(crate) fn is_at_work(&self) -> bool {
+        !self.away.is_empty() || !self.untold.is_empty()
+    }
+
+    /// Whether this attempt falls into a storm, in which nothing is found and nothing has room.
+    fn is_stormy(&mut self) -> bool {
+        let faults = self.fate.faults();
+        if self.storm == 0 && self.fate.happens(faults.storm) {
+            self.storm = 1 + self.fate.below(faults.storm_attempts_max as usize) as u32;
+        }
+        if self.storm == 0 {
+            return false;
+        }
+        self.storm -= 1;
+        self.fate.count(Fault::Storm);
+        true
+    }
+
+    fn is_out_of_descriptors(&self) -> bool {
+        self.fate.strikes(self.fate.faults().out_of_descriptors, Fault::OutOfDescriptors)
     }
 
     pub(crate) fn forget(&mut self, fd: &Fd) {
@@ -331,11 +321,29 @@ impl Script {
     }
 
     pub(crate) fn pair(&mut self, kind: Kind) -> io::Result<(OwnedFd, OwnedFd)> {
-        if self.fate.happens(self.fate.faults().out_of_descriptors) {
+        if self.is_out_of_descriptors() {
             self.note("no pair", None, 0);
             return Err(error(errno::EMFILE));
         }
         sys::socketpair(kind)
+    }
+
+    pub(crate) fn socket(&mut self, kind: Kind) -> io::Result<OwnedFd> {
+        if self.is_out_of_descriptors() {
+            self.note("no socket", None, 0);
+            return Err(error(errno::EMFILE));
+        }
+        sys::socket(kind)
+    }
+
+    pub(crate) fn connect(&mut self, fd: BorrowedFd<'_>, address: &UnixAddress) -> io::Result<()> {
+        if self.is_dead() || self.is_stormy() || self.fate.strikes(self.fate.faults().full, Fault::Full) {
+            self.note("full backlog", None, 0);
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.note("connects", None, 0);
+        self.fate.stir();
+        sys::connect(fd, address)
     }
 
     /// Both ways to send are the drivers' own, and the same world has to hold with either.
@@ -344,7 +352,8 @@ impl Script {
     }
 
     pub(crate) fn send_now(&mut self, fd: &Fd, envelope: &Envelope) -> io::Result<usize> {
-        if self.is_dead() || self.fate.happens(self.fate.faults().full_now) {
+        let full = self.fate.faults().full_now;
+        if self.is_dead() || self.is_stormy() || self.fate.strikes(full, Fault::FullNow) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.fate.stir();
@@ -354,10 +363,10 @@ impl Script {
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
         let faults = self.fate.faults();
         // Another process may always be faster.
-        if self.is_dead() || self.fate.happens(faults.full) {
+        if self.is_dead() || self.is_stormy() || self.fate.strikes(faults.full, Fault::Full) {
             return Now::Empty;
         }
-        if self.fate.happens(faults.reset) {
+        if self.fate.strikes(faults.reset, Fault::Reset) {
             return Now::Failed(error(errno::ECONNRESET));
         }
         if self.lies(fd, faults) {
@@ -369,6 +378,37 @@ impl Script {
             Now::Arrived(arrival) => Now::Arrived(self.cut(None, arrival, faults)),
             other => other,
         }
+    }
+
+    pub(crate) fn fill_random(&mut self, into: &mut [u8]) {
+        into.iter_mut().for_each(|byte| *byte = self.fate.next() as u8);
+    }
+
+    /// A receive into memory of the caller's, past the pool.
+    pub(crate) fn receive_beside(&mut self, fd: &Fd, bytes: &mut [u8], room: Room) -> io::Result<Taken> {
+        let faults = self.fate.faults();
+        if self.is_dead() || self.is_stormy() || self.fate.strikes(faults.full, Fault::Full) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if let Some(number) = self.interruption(faults) {
+            // There are no buffers that could be missing.
+            return Err(error(if number == errno::ENOBUFS { errno::EINTR } else { number }));
+        }
+        if self.lies(fd, faults) {
+            self.note("says falsely that this is the end", None, 0);
+            return Ok(Taken {
+                length: 0,
+                control: Control::default(),
+                bytes_lost: false,
+                control_lost: false,
+            });
+        }
+        self.fate.stir();
+        let mut taken = envelope::receive(fd.as_fd(), bytes, room)?;
+        self.note("arrived beside", None, taken.length);
+        taken.control_lost |= self.lose_some(None, &mut taken.control.descriptors, faults);
+        self.sabotage(&mut taken.control.descriptors);
+        Ok(taken)
     }
 
     pub(crate) fn shut_down(&mut self, fd: &Fd) {
@@ -423,6 +463,10 @@ impl Script {
     /// Begins, tries and cancels, in any order. Says whether anything has moved.
     fn act(&mut self, requests: &mut Requests, sleep: &mut Sleep) -> bool {
         let mut moved = false;
+        if self.is_full() {
+            self.fate.count(Fault::Overflow);
+            return true;
+        }
         let mut away = std::mem::take(&mut self.away);
         for last in (1..away.len()).rev() {
             away.swap(last, self.fate.below(last + 1));
@@ -443,11 +487,12 @@ impl Script {
                 continue;
             }
             match self.attempt(one.token, requests) {
+                Attempt::Home(_) if self.fate.sabotages(Sabotage::Stalls) => moved = true,
                 Attempt::Home(outcome) => {
                     moved = true;
                     self.untold.push(Completion { token: one.token, outcome, last: true });
                 }
-                Attempt::More => {
+                Attempt::More | Attempt::Again => {
                     moved = true;
                     self.away.push(one);
                 }
@@ -459,6 +504,12 @@ impl Script {
             }
         }
         moved
+    }
+
+    /// Whether there is no room for one more completion.
+    fn is_full(&self) -> bool {
+        let most = self.fate.faults().completions_max as usize;
+        most > 0 && self.untold.len() >= most
     }
 
     /// A cancellation races with what it cancels: what could still happen does, in half of all cases.
@@ -483,6 +534,9 @@ impl Script {
                 let (fd, want) = (fd.clone(), *want);
                 self.receive(token, &fd, want)
             }
+            Request::Ready { fd, interest } if is_ready(fd, *interest) && self.is_stormy() => Attempt::Again,
+            Request::Accept { fd } if !is_ready(fd, ready::READ) => Attempt::Later,
+            Request::Accept { .. } if self.is_stormy() => Attempt::Again,
             Request::Ready { fd, interest } => match sys::poll_now(fd.as_fd(), *interest) {
                 Ok(0) => Attempt::Later,
                 result => {
@@ -490,9 +544,7 @@ impl Script {
                     Attempt::Home(Outcome::Ready(result))
                 }
             },
-            Request::Accept { .. } if self.fate.happens(self.fate.faults().out_of_descriptors) => {
-                Attempt::Starve
-            }
+            Request::Accept { .. } if self.is_out_of_descriptors() => Attempt::Starve,
             Request::Accept { fd } => match sys::accept(fd.as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Later,
                 Err(error) if out_of_descriptors(&error) => Attempt::Starve,
@@ -508,11 +560,11 @@ impl Script {
         let Request::Send { fd, envelope, .. } = request else { unreachable!("looked at before") };
         let faults = self.fate.faults();
         let with_descriptors = !envelope.descriptors().is_empty() && !envelope.is_under_way();
-        let made_up = if self.fate.happens(faults.full) {
+        let made_up = if self.is_stormy() || self.fate.strikes(faults.full, Fault::Full) {
             Some(io::Error::from(io::ErrorKind::WouldBlock))
-        } else if with_descriptors && self.fate.happens(faults.too_many_in_flight) {
+        } else if with_descriptors && self.fate.strikes(faults.too_many_in_flight, Fault::TooManyInFlight) {
             Some(error(errno::ETOOMANYREFS))
-        } else if self.fate.happens(faults.out_of_memory) {
+        } else if self.fate.strikes(faults.out_of_memory, Fault::OutOfMemory) {
             Some(error(errno::ENOMEM))
         } else {
             None
@@ -520,7 +572,10 @@ impl Script {
         let result = match made_up {
             Some(error) => Err(error),
             None => {
-                if self.fate.happens(faults.short) && is_of(fd, Kind::Stream) {
+                // What brings a descriptor and is short the kernel takes whole.
+                let whole = with_descriptors && envelope.length() <= WHOLE_BYTES_MAX;
+                if self.fate.happens(faults.short) && !whole && is_of(fd, Kind::Stream) {
+                    self.fate.count(Fault::ShortSend);
                     envelope.seal_at_most(1 + self.fate.below(envelope.length()));
                 }
                 envelope.send(fd.as_fd())
@@ -535,7 +590,18 @@ impl Script {
 
     fn receive(&mut self, token: Token, fd: &Fd, want: Want) -> Attempt {
         let faults = self.fate.faults();
-        if let Some(number) = self.interruption(faults) {
+        // Whoever waits for nothing is seldom disturbed: each time all others would have to look whether it
+        // has done something, and time would hardly pass.
+        let in_vain = !is_ready(fd, ready::READ | ready::HUNG_UP);
+        let disturbed = !in_vain || self.fate.happens(IN_VAIN);
+        // Of what may be no connected socket readiness says nothing.
+        if !disturbed && !want.strange {
+            return Attempt::Later;
+        }
+        if !in_vain && self.is_stormy() {
+            return Attempt::Again;
+        }
+        if disturbed && let Some(number) = self.interruption(faults) {
             self.note_error("receive ends", token, &error(number));
             return Attempt::Home(Outcome::Arrived(Err(error(number))));
         }
@@ -545,8 +611,19 @@ impl Script {
         }
         let mut any = false;
         for _ in 0..1 + self.fate.below(BURST_MAX) {
-            let arrival = match receive_now(&self.ground, fd, want.room) {
-                Now::Arrived(arrival) => self.cut(Some(token), arrival, faults),
+            // A read that brings a descriptor ends where the bytes end that were sent with it, not before.
+            let short = want.room.descriptors == 0 && is_of(fd, Kind::Stream);
+            let bytes_max = match short && self.fate.happens(faults.short_receive) {
+                true => 1 + self.fate.below(SHORT_BYTES_MAX),
+                false => PACKET_BYTES_MAX,
+            };
+            let arrival = match receive_at_most(&self.ground, fd, want.room, bytes_max) {
+                Now::Arrived(arrival) => {
+                    if arrival.message.bytes().len() == bytes_max {
+                        self.fate.count(Fault::ShortReceive);
+                    }
+                    self.cut(Some(token), arrival, faults)
+                }
                 Now::Starved => return Attempt::Starve,
                 Now::Empty if any => return Attempt::More,
                 Now::Empty => return Attempt::Later,
@@ -558,7 +635,11 @@ impl Script {
             if !want.many || arrival.nothing {
                 return Attempt::Home(Outcome::Arrived(Ok(arrival)));
             }
-            if self.fate.happens(faults.ended_early) {
+            let full = self.is_full();
+            if full || self.fate.strikes(faults.ended_early, Fault::EndedEarly) {
+                if full {
+                    self.fate.count(Fault::Overflow);
+                }
                 self.note("stream ends early", Some(token), 0);
                 return Attempt::Home(Outcome::Arrived(Ok(arrival)));
             }
@@ -571,15 +652,20 @@ impl Script {
     /// Why a receive ends without having looked.
     fn interruption(&self, faults: Faults) -> Option<i32> {
         if self.fate.happens(faults.interrupted) {
-            return Some(if self.fate.happens(500) { errno::ENOBUFS } else { errno::EINTR });
+            let (fault, number) = match self.fate.happens(500) {
+                true => (Fault::NoBuffers, errno::ENOBUFS),
+                false => (Fault::Interrupted, errno::EINTR),
+            };
+            self.fate.count(fault);
+            return Some(number);
         }
-        self.fate.happens(faults.reset).then_some(errno::ECONNRESET)
+        self.fate.strikes(faults.reset, Fault::Reset).then_some(errno::ECONNRESET)
     }
 
     /// Whether this receive says zero before its time. The kernel does so when a message and the end came
     /// between its look at the queue and its look for the end.
     fn lies(&mut self, fd: &Fd, faults: Faults) -> bool {
-        if faults.false_end == 0 {
+        if faults.false_end == 0 || !has_ended(fd) || !is_of(fd, Kind::SeqPacket) {
             return false;
         }
         let number = fd.watch().get().map_or_else(
@@ -590,26 +676,70 @@ impl Script {
             },
             |number| number as usize,
         );
-        let ended = sys::poll_now(fd.as_fd(), ready::HUNG_UP).is_ok_and(|mask| mask & ready::HUNG_UP != 0);
-        let seqpacket = is_of(fd, Kind::SeqPacket);
-        if !ended || !seqpacket || self.known[number].lied || !self.fate.happens(faults.false_end) {
+        if self.known[number].lied || !self.fate.happens(faults.false_end) {
             return false;
         }
         self.known[number].lied = true;
+        self.fate.count(Fault::FalseEnd);
         true
     }
 
     /// The kernel had no room for all descriptors of this message, in some cases.
-    fn cut(&self, token: Option<Token>, mut arrival: Arrival, faults: Faults) -> Arrival {
-        let count = arrival.message.descriptors();
-        self.note("arrived", token, arrival.message.bytes().len());
-        if count > 0 && self.fate.happens(faults.descriptors_lost) {
-            let kept = self.fate.below(count);
-            self.note("descriptors lost", token, count - kept);
-            arrival.message.keep_descriptors(kept);
-            arrival.control_lost = true;
-        }
+    fn cut(&mut self, token: Option<Token>, mut arrival: Arrival, faults: Faults) -> Arrival {
+        let length = arrival.message.bytes().len();
+        self.note("arrived", token, length);
+        let descriptors = arrival.message.descriptors_mut();
+        arrival.control_lost |= self.lose_some(token, descriptors, faults);
+        self.sabotage(descriptors);
         arrival
+    }
+
+    fn lose_some(&self, token: Option<Token>, descriptors: &mut Descriptors, faults: Faults) -> bool {
+        let count = descriptors.len();
+        if count == 0 || !self.fate.strikes(faults.descriptors_lost, Fault::DescriptorsLost) {
+            return false;
+        }
+        let kept = self.fate.below(count);
+        self.note("descriptors lost", token, count - kept);
+        descriptors.truncate(kept);
+        true
+    }
+
+    /// Does what no driver does, if a test wants it.
+    fn sabotage(&mut self, descriptors: &mut Descriptors) {
+        if self.fate.sabotages(Sabotage::HoardsMemory) {
+            self.hoard.memory.push(vec![1; 1 << 20]);
+        }
+        if descriptors.is_empty() {
+            return;
+        }
+        let Some(sabotage) = self.fate.sabotage.get().filter(|sabotage| self.fate.sabotages(*sabotage))
+        else {
+            return;
+        };
+        let mut all = descriptors.take_all();
+        match sabotage {
+            Sabotage::DeliversTwice => {
+                let copy = copy_of(&all[0]);
+                if let Some(before) = self.hoard.descriptors.pop() {
+                    all[0] = before;
+                }
+                self.hoard.descriptors.push(copy);
+            }
+            Sabotage::Misdelivers => {
+                let stranger = || sys::eventfd().expect("a saboteur has room");
+                let before = self.hoard.descriptors.pop().unwrap_or_else(stranger);
+                self.hoard.descriptors.push(std::mem::replace(&mut all[0], before));
+            }
+            Sabotage::LosesSilently => drop(all.pop()),
+            Sabotage::Leaks => drop(copy_of(&all[0]).into_raw_fd()),
+            Sabotage::HoardsDescriptors => {
+                let copies: Vec<OwnedFd> = (0..100).map(|_| copy_of(&all[0])).collect();
+                self.hoard.descriptors.extend(copies);
+            }
+            Sabotage::Stalls | Sabotage::HoardsMemory => {}
+        }
+        all.into_iter().for_each(|fd| descriptors.push(fd));
     }
 
     /// Tells some of what has happened: of different tokens in any order, of one token in the order in which
@@ -617,7 +747,7 @@ impl Script {
     fn tell(&mut self, home: &mut Vec<Completion>) {
         let faults = self.fate.faults();
         let mut count = self.untold.len();
-        if count > 0 && self.fate.happens(faults.untold) {
+        if count > 0 && self.fate.strikes(faults.untold, Fault::Untold) {
             count = self.fate.below(count + 1);
         }
         for _ in 0..count {
@@ -627,7 +757,11 @@ impl Script {
             };
             let token = self.untold[chosen].token;
             let first = self.untold.iter().position(|completion| completion.token == token);
-            home.push(self.untold.remove(first.expect("the chosen one at least")));
+            let first = first.expect("the chosen one at least");
+            if first > 0 {
+                self.fate.count(Fault::Reordered);
+            }
+            home.push(self.untold.remove(first));
         }
     }
 
@@ -648,6 +782,18 @@ impl Script {
             None => panic!("asleep for ever, and nobody else is there\n{}", self.fate),
         }
     }
+}
+
+fn has_ended(fd: &Fd) -> bool {
+    sys::poll_now(fd.as_fd(), ready::HUNG_UP).is_ok_and(|mask| mask & ready::HUNG_UP != 0)
+}
+
+fn is_ready(fd: &Fd, interest: u32) -> bool {
+    !matches!(sys::poll_now(fd.as_fd(), interest), Ok(0))
+}
+
+fn copy_of(fd: &OwnedFd) -> OwnedFd {
+    fd.try_clone().expect("a saboteur has room")
 }
 
 fn is_of(fd: &Fd, kind: Kind) -> bool {
