@@ -4,6 +4,7 @@
 //! of the protocol.
 #![allow(clippy::unwrap_used)]
 
+use std::alloc::System;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -12,10 +13,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use imc::{AcceptError, BoundSocket, ConfirmError, ConnectError, ConnectedSocket, SocketAddress};
-use ring::script::{Faults, World};
+use ring::script::{Fault, Faults, Happened, World};
 use ring::{Executor, Message, ReceiveError, Spawner};
-use testing::worlds::{Party, at_most, for_seeds, identified, identities};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use testing::worlds::{Holdings, Party, Quota, at_most, for_seeds, identified, identities};
 use testing::{Census, in_own_process};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What one connection has come to.
 #[derive(Debug, Default)]
@@ -230,8 +235,18 @@ fn acceptor(setting: &Rc<Setting>, bound: &OwnedFd) -> Party {
     party
 }
 
-fn live(seed: u64, faults: Faults, deaths: bool, tally: &mut BTreeMap<&'static str, u64>) {
-    let census = Census::take();
+/// How often each end came about in all worlds of a test, and each fault.
+#[derive(Default)]
+struct Tally {
+    ends: BTreeMap<&'static str, u64>,
+    happened: Happened,
+}
+
+/// What the parties of one world may hold: their reactors' own, connections and pairs, and what is passed.
+const PARTY: Holdings = Holdings { descriptors: 40, bytes: 2 << 20 };
+
+fn live(seed: u64, faults: Faults, deaths: bool, tally: &mut Tally) {
+    let (census, quota) = (Census::take(), Quota::begin());
     let world = World::new(seed, Faults::NONE);
     let confirming = world.happens(500);
     let setting = Rc::new(Setting {
@@ -271,6 +286,9 @@ fn live(seed: u64, faults: Faults, deaths: bool, tally: &mut BTreeMap<&'static s
         let mut parties: Vec<&Executor> = clients.iter().map(|party| &party.0).collect();
         parties.push(&accepting.0);
         world.step(&parties).unwrap();
+        let Holdings { descriptors, bytes } = PARTY;
+        quota
+            .holds(Holdings { descriptors: descriptors * parties.len(), bytes: bytes * (1 + parties.len()) });
     }
     // When nobody can connect any more the acceptor comes to its end.
     drop((clients, address, bound));
@@ -279,18 +297,28 @@ fn live(seed: u64, faults: Faults, deaths: bool, tally: &mut BTreeMap<&'static s
         world.step(&[&accepting.0]).unwrap();
     }
     drop(accepting);
-    setting.ends.borrow().iter().for_each(|(end, count)| *tally.entry(end).or_default() += count);
+    setting.ends.borrow().iter().for_each(|(end, count)| *tally.ends.entry(end).or_default() += count);
+    tally.happened.add(&setting.world.happened());
     drop(setting);
+    quota.is_given_back();
     census.unchanged();
 }
 
 fn worlds(first: u64, faults: Faults, deaths: bool, ends: &[&str]) {
-    let mut tally = BTreeMap::new();
+    let mut tally = Tally::default();
     for_seeds(first, 200, |seed| live(seed, faults, deaths, &mut tally));
-    println!("{tally:?}");
-    if !testing::worlds::is_one_seed() {
-        ends.iter().for_each(|end| assert!(tally.contains_key(end), "none was {end}: {tally:?}"));
+    let Tally { ends: came, happened } = &tally;
+    println!("{came:?}\n{happened}");
+    if testing::worlds::is_one_seed() {
+        return;
     }
+    ends.iter().for_each(|end| assert!(came.contains_key(end), "none was {end}: {came:?}"));
+    // There are no streams here, and each message is asked for.
+    let never = [Fault::ShortSend, Fault::ShortReceive, Fault::EndedEarly, Fault::FullNow];
+    for fault in faults.kinds().into_iter().filter(|fault| !never.contains(fault)) {
+        assert!(happened.count(fault) > 0, "{fault:?} never happened: {happened}");
+    }
+    assert!(!deaths || happened.count(Fault::KilledAtWork) > 0, "nobody died at work");
 }
 
 in_own_process! {

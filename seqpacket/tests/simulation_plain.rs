@@ -7,15 +7,21 @@
 
 mod worlds;
 
+use std::alloc::System;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use ring::script::{Faults, World};
+use ring::script::{Fault, Faults, World};
 use ring::{Executor, Message, Reactor, Spawner};
 use seqpacket::{PlainContinuation, PlainIncoming, PlainMailbox, PlainObject, ReturnTrust};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use testing::worlds::Place;
 use testing::{Census, in_own_process};
 use worlds::cast::{Busy, Serving, Setting};
 use worlds::*;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 // Servers.
 
@@ -146,38 +152,46 @@ impl Server {
 // Clients.
 
 async fn client(busy: Busy, object: PlainObject) {
-    let setting = &busy.0;
-    let world = &setting.world;
-    for _ in 0..1 + world.below(6) {
-        let verbs = [Verb::Echo, Verb::Make, Verb::Later, Verb::Drop, Verb::Never, Verb::Forward];
-        let verb = verbs[world.below(verbs.len())];
-        let descriptors: Vec<OwnedFd> = match verb {
-            Verb::Forward => Vec::new(),
-            _ => (0..world.below(3)).map(|_| identified().0).collect(),
-        };
-        let within = (verb == Verb::Never || world.happens(200)).then(|| setting.milliseconds(20));
-        let made = Made::new(&setting.model, verb, identities(&descriptors), within);
-        let large = verb == Verb::Echo && world.happens(400);
-        let bytes = [&made.mark.to_ne_bytes()[..], &[verb.byte(), u8::from(large)]].concat();
-        let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
-        let call = if large { object.call_large(message) } else { object.call(message) };
-        let call = match within {
-            Some(time) => call.within(time),
-            None => call,
-        };
-        let result = match world.happens(200) {
-            true => at_most(object.reactor(), setting.milliseconds(6), call).await,
-            false => Some(call.await),
-        };
-        if let Some(result) = result {
-            if let Ok(answer) = &result {
-                let rest = &answer.bytes()[8..];
-                assert_eq!(rest.len(), if large { LARGE - 8 } else { 0 });
-                assert!(rest.iter().all(|byte| *byte == 7));
-            }
-            let _ = made.ended(result);
-        }
+    for _ in 0..1 + busy.0.world.below(6) {
+        some_call(Busy::new(&busy.0), object.clone()).await;
     }
+}
+
+async fn some_call(busy: Busy, object: PlainObject) {
+    let world = &busy.0.world;
+    let verbs = [Verb::Echo, Verb::Make, Verb::Later, Verb::Drop, Verb::Never, Verb::Forward];
+    let verb = verbs[world.below(verbs.len())];
+    let large = verb == Verb::Echo && world.happens(400);
+    call_as_model(&busy.0, &object, verb, large).await;
+}
+
+/// Makes a call and tells the model how it ended.
+async fn call_as_model(setting: &Rc<Setting>, object: &PlainObject, verb: Verb, large: bool) {
+    let world = &setting.world;
+    let descriptors: Vec<OwnedFd> = match verb {
+        Verb::Forward => Vec::new(),
+        _ => (0..world.below(3)).map(|_| identified().0).collect(),
+    };
+    let within = (verb == Verb::Never || world.happens(200)).then(|| setting.milliseconds(20));
+    let made = Made::new(&setting.model, verb, identities(&descriptors), within);
+    let bytes = [&made.mark.to_ne_bytes()[..], &[verb.byte(), u8::from(large)]].concat();
+    let message = descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor);
+    let call = if large { object.call_large(message) } else { object.call(message) };
+    let call = match within {
+        Some(time) => call.within(time),
+        None => call,
+    };
+    let result = match world.happens(200) {
+        true => at_most(object.reactor(), setting.milliseconds(6), call).await,
+        false => Some(call.await),
+    };
+    let Some(result) = result else { return };
+    if let Ok(answer) = &result {
+        let rest = &answer.bytes()[8..];
+        assert_eq!(rest.len(), if large { LARGE - 8 } else { 0 });
+        assert!(rest.iter().all(|byte| *byte == 7));
+    }
+    let _ = made.ended(result);
 }
 
 // The world.
@@ -219,6 +233,17 @@ impl Cast {
             assert!(waits, "{stuck}");
             self.revive(setting);
         }
+        setting.look(self.executors().len(), true);
+    }
+
+    /// Everybody goes, and the servers notice.
+    fn finish(mut self, setting: &Rc<Setting>) {
+        self.clients.clear();
+        let parties = self.servers.map(|server| server.party);
+        let executors: Vec<&Executor> = parties.iter().flatten().map(|party| &party.0).collect();
+        // The first sees that its callers are gone; then nobody can ask the second any more.
+        let served = setting.world.run(&executors, || setting.serving.get() == 0);
+        served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
     }
 
     fn somebody_dies(&mut self, world: &World) {
@@ -271,24 +296,106 @@ fn live(seed: u64, faults: Faults, deaths: Deaths, tally: &mut Tally) {
         }
         cast.step(&setting);
     }
-    cast.clients.clear();
-    let parties = cast.servers.map(|server| server.party);
-    let executors: Vec<&Executor> = parties.iter().flatten().map(|party| &party.0).collect();
-    // The first sees that its callers are gone; then nobody can ask the second any more.
-    let served = world.run(&executors, || setting.serving.get() == 0);
-    served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
-    drop(executors);
-    drop(parties);
-    setting.model.over();
-    tally.add(&setting.model);
-    drop(setting);
+    cast.finish(&setting);
+    tally.add(&setting.model, world);
+    setting.is_given_back();
+    census.unchanged();
+}
+
+// One small story, and something that happens at each of its steps.
+
+/// What happens at the chosen step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Withdrawn(usize),
+    ClientDies,
+    /// And another takes over.
+    ServerDies(usize),
+    /// For good.
+    ServerEnds(usize),
+}
+
+const TOLD: [(Verb, bool); 6] = [
+    (Verb::Echo, false),
+    (Verb::Echo, true),
+    (Verb::Make, false),
+    (Verb::Later, false),
+    (Verb::Never, false),
+    (Verb::Forward, false),
+];
+
+/// The story with this event at this step. Says whether it lasted so long.
+fn tell(seed: u64, pairs: Pairs, event: Event, at: u64, tally: &mut Tally) -> bool {
+    let forceful = !matches!(event, Event::Withdrawn(_));
+    let comes_home = pairs == Pairs::Again;
+    let allowed = Allowed { gone: forceful, dropped: forceful, shortages: false, comes_home };
+    let setting = Setting::new(seed, allowed);
+    let mut cast = Cast { servers: [Server::new(pairs), Server::new(Pairs::Once)], clients: Vec::new() };
+    cast.revive(&setting);
+    let party = Party::join(&setting.world);
+    let object = cast.servers[0].object(party.reactor());
+    let call = |(verb, large)| {
+        let (busy, object) = (Busy::new(&setting), object.clone());
+        Place::of(async move { call_as_model(&busy.0, &object, verb, large).await })
+    };
+    let places = TOLD.map(call);
+    places.iter().for_each(|place| party.0.spawn(place.clone().ends()));
+    drop(object);
+    cast.clients.push(Some(party));
+    setting.world.set_faults(Faults::UNNOTICED);
+    let mut step = 0;
+    while setting.busy.get() > 0 {
+        if step == at {
+            match event {
+                Event::Withdrawn(number) => places[number].withdraw(),
+                Event::ClientDies => {
+                    let party = cast.clients.pop().flatten().unwrap();
+                    setting.world.kill(party.reactor());
+                    places.iter().for_each(Place::withdraw);
+                }
+                Event::ServerDies(which) | Event::ServerEnds(which) => {
+                    let server = &mut cast.servers[which];
+                    if event == Event::ServerEnds(which) {
+                        server.bound = None;
+                    }
+                    if let Some(party) = server.party.take() {
+                        party.die(&setting.world);
+                    }
+                }
+            }
+            setting.world.stir();
+        }
+        step += 1;
+        cast.step(&setting);
+    }
+    drop(places);
+    cast.finish(&setting);
+    tally.add(&setting.model, &setting.world);
+    setting.is_given_back();
+    step > at
+}
+
+fn at_every_step(first: u64, pairs: Pairs, events: &[Event]) {
+    let census = Census::take();
+    let mut tally = Tally::default();
+    for_seeds(first, 1, |seed| {
+        for event in events {
+            let mut at = 0;
+            while tell(seed, pairs, *event, at, &mut tally) {
+                at += 1;
+            }
+        }
+    });
+    tally.has(&["answered", "forgotten"], [Fault::Cancelled]);
     census.unchanged();
 }
 
 fn worlds(first: u64, faults: Faults, deaths: Deaths, ends: &[&str]) {
     let mut tally = Tally::default();
     for_seeds(first, 200, |seed| live(seed, faults, deaths, &mut tally));
-    tally.has(ends);
+    let deeds = [Fault::Cancelled, Fault::Killed, Fault::KilledAtWork];
+    let deeds = deeds.into_iter().filter(|fault| *fault == Fault::Cancelled || deaths == Deaths::Some);
+    tally.has(ends, all_but_streams(faults).chain(deeds));
 }
 
 in_own_process! {
@@ -307,6 +414,18 @@ in_own_process! {
 
     fn whoever_dies_every_plain_call_ends_once() {
         worlds(3_000_000, Faults::UNNOTICED, Deaths::Some, &["answered", "dropped", "gone"]);
+    }
+
+    fn a_plain_call_can_be_withdrawn_at_every_step() {
+        let events: Vec<Event> = (0..TOLD.len()).map(Event::Withdrawn).collect();
+        at_every_step(5_000_000, Pairs::Once, &events);
+        at_every_step(5_000_001, Pairs::Again, &events);
+    }
+
+    fn everybody_can_die_at_every_step_of_plain_calls() {
+        let deaths = [Event::ClientDies, Event::ServerDies(0), Event::ServerDies(1), Event::ServerEnds(0)];
+        at_every_step(6_000_000, Pairs::Once, &deaths);
+        at_every_step(6_000_001, Pairs::Again, &deaths);
     }
 
     fn whoever_dies_in_a_world_of_shortages_every_plain_call_ends_once() {

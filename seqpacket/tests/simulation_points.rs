@@ -6,18 +6,21 @@
 
 mod worlds;
 
+use std::alloc::System;
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use ring::script::Faults;
+use ring::script::{Fault, Faults};
 use seqpacket::Object;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use testing::worlds::Place;
 use testing::{Census, in_own_process};
 use worlds::cast::{Busy, Cast, Setting, call_as_model};
 use worlds::*;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What happens at the chosen step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,38 +48,6 @@ fn events() -> Vec<Event> {
         events.extend([Event::MailboxDropped(server), Event::Leaves(server)]);
     }
     events
-}
-
-/// A call in a place from which it can be taken away.
-#[derive(Clone, Default)]
-struct Place(Rc<RefCell<(Option<Work>, Option<Waker>)>>);
-
-type Work = Pin<Box<dyn Future<Output = ()>>>;
-
-impl Place {
-    fn of(work: impl Future<Output = ()> + 'static) -> Place {
-        Place(Rc::new(RefCell::new((Some(Box::pin(work)), None))))
-    }
-
-    async fn ends(self) {
-        poll_fn(|context| {
-            let (work, waker) = &mut *self.0.borrow_mut();
-            *waker = Some(context.waker().clone());
-            let poll = work.as_mut().map_or(Poll::Ready(()), |work| work.as_mut().poll(context));
-            if poll.is_ready() {
-                *work = None;
-            }
-            poll
-        })
-        .await;
-    }
-
-    /// Drops it where it stands.
-    fn withdraw(&self) {
-        let (work, waker) = std::mem::take(&mut *self.0.borrow_mut());
-        drop(work);
-        waker.into_iter().for_each(Waker::wake);
-    }
 }
 
 /// One of each: with descriptors both ways, late, unanswered, never answered, and passed on.
@@ -125,7 +96,8 @@ fn tell(seed: u64, faults: Faults, event: Event, at: u64, tally: &mut Tally) -> 
     }
     drop((places, objects));
     cast.finish(&setting);
-    tally.add(&setting.model);
+    tally.add(&setting.model, &setting.world);
+    setting.is_given_back();
     step > at
 }
 
@@ -169,7 +141,7 @@ fn at_every_step(first: u64, stories: u64, faults: Faults, chosen: impl Fn(Event
         }
     });
     println!("{told} stories");
-    tally.has(&["answered", "dropped", "late"]);
+    tally.has(&["answered", "dropped", "late"], [Fault::Cancelled]);
     census.unchanged();
 }
 

@@ -10,17 +10,60 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use ring::script::{Faults, STEPS_MAX, World};
+use ring::script::{Fault, Faults, STEPS_MAX, World};
 use ring::{Executor, Message, Reactor, Spawner};
 use seqpacket::{
     CallError, CallOptions, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions, PlainContinuation,
     SharedMailbox, Violations,
 };
 
-use super::{Allowed, Made, Model, Party, Verb, at_most, identified, identities, identity};
+use super::{Allowed, Holdings, Made, Model, Party, Quota, Verb, at_most, identified, identities, identity};
 
 /// The largest messages of these worlds: several parts.
 const LARGE_BYTES_MAX: usize = 250_000;
+
+/// Descriptors of one process: its reactor's own, a mailbox or two objects, a session with each of the others
+/// and what it has just received.
+const PARTY_DESCRIPTORS_MAX: usize = 24;
+
+/// … and the pairs that a plain object makes ahead.
+const PAIRS_DESCRIPTORS_MAX: usize = 4 * seqpacket::PAIRS_DEFAULT;
+
+/// Descriptors of one call: what it brings and what comes back, on both sides; a continuation, and the object
+/// it is handed on with.
+const CALL_DESCRIPTORS_MAX: usize = 12;
+
+/// Memory of one process: its buffers and queues.
+const PARTY_BYTES_MAX: usize = 3 << 20;
+
+/// Memory of one call: its message and its answer, each on both sides, and a part on its way.
+const CALL_BYTES_MAX: usize = 4 * LARGE_BYTES_MAX + (128 << 10);
+
+/// What calls of rogues begin with: nobody knows them, and they are dropped.
+pub const ROGUES_MARK: u64 = u64::MAX;
+
+/// What a server does that is not to be trusted: for tests of the account, which is to notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Betrayal {
+    /// Two calls get each other's answers.
+    SwapsAnswers,
+    /// A descriptor of one call comes back with the answer to another.
+    SwapsDescriptors,
+    /// A call is shown to the handler again.
+    SeesTwice,
+    /// Memory is kept for each call.
+    KeepsMemory,
+    /// Descriptors are kept for each call.
+    KeepsDescriptors,
+}
+
+/// What such a server has put by.
+#[derive(Default)]
+pub struct Hoard {
+    mark: Option<u64>,
+    descriptors: Vec<OwnedFd>,
+    memory: Vec<Vec<u8>>,
+}
 
 /// Of a message that was lengthened, the byte at this place: no two of its parts are the same.
 fn padding(place: usize) -> u8 {
@@ -40,16 +83,87 @@ pub struct Setting {
     pub busy: Cell<usize>,
     pub serving: Cell<usize>,
     pub tiny: bool,
+    pub betrayal: Cell<Option<Betrayal>>,
+    /// There are rogues, who are to be blamed.
+    pub rogues: Cell<bool>,
+    pub hoard: RefCell<Hoard>,
+    pub quota: Quota,
+    /// The most processes there have been at a time.
+    parties: Cell<usize>,
     steps: Cell<u64>,
+    /// How many steps nothing has been told to anybody.
+    still: Cell<(u64, usize)>,
 }
+
+/// So many steps in a row in which no call begins or ends are taken for no progress.
+const STILL_STEPS_MAX: u64 = 100_000;
 
 impl Setting {
     /// Half of all worlds have small windows.
     pub fn new(seed: u64, allowed: Allowed) -> Rc<Setting> {
+        let quota = Quota::begin();
         let world = World::new(seed, Faults::NONE);
         let (tiny, model) = (world.happens(500), Model::new(allowed));
-        let (busy, serving, steps) = (Cell::new(0), Cell::new(0), Cell::new(0));
-        Rc::new(Setting { world, model, busy, serving, tiny, steps })
+        Rc::new(Setting {
+            world,
+            model,
+            busy: Cell::new(0),
+            serving: Cell::new(0),
+            tiny,
+            betrayal: Cell::new(None),
+            rogues: Cell::new(false),
+            hoard: RefCell::default(),
+            quota,
+            parties: Cell::new(0),
+            steps: Cell::new(0),
+            still: Cell::default(),
+        })
+    }
+
+    /// After each step: it goes on, and nothing is kept beyond what parties and open calls may have.
+    pub fn look(&self, parties: usize, plain: bool) {
+        self.steps.set(self.steps.get() + 1);
+        assert!(self.steps.get() < STEPS_MAX, "it goes round in circles: {:?}", self.world);
+        let (since, open) = self.still.get();
+        if open != self.model.open() {
+            self.still.set((self.steps.get(), self.model.open()));
+        }
+        let still = self.steps.get() - since;
+        assert!(still < STILL_STEPS_MAX, "nothing is told any more: {:?}", self.world);
+        self.parties.set(self.parties.get().max(parties));
+        let (parties, open) = (self.parties.get(), self.model.open());
+        let pairs = if plain { PAIRS_DESCRIPTORS_MAX } else { 0 };
+        self.quota.holds(Holdings {
+            descriptors: parties * (PARTY_DESCRIPTORS_MAX + pairs) + open * CALL_DESCRIPTORS_MAX,
+            bytes: parties * PARTY_BYTES_MAX + open * CALL_BYTES_MAX,
+        });
+    }
+
+    /// Everybody has gone.
+    pub fn is_given_back(self: Rc<Self>) {
+        self.model.over();
+        let setting = Rc::try_unwrap(self).unwrap_or_else(|_| panic!("somebody is still there"));
+        let Setting { world, model, hoard, quota, .. } = setting;
+        drop((world, model, hoard));
+        quota.is_given_back();
+    }
+
+    /// What a server that is not to be trusted does before it answers.
+    fn betray(&self, mark: u64, descriptors: &mut Vec<OwnedFd>) -> u64 {
+        let hoard = &mut *self.hoard.borrow_mut();
+        match self.betrayal.get() {
+            Some(Betrayal::SwapsAnswers) => return hoard.mark.replace(mark).unwrap_or(mark),
+            Some(Betrayal::SwapsDescriptors) if !descriptors.is_empty() => {
+                let before = hoard.descriptors.pop().unwrap_or_else(|| identified().0);
+                hoard.descriptors.push(std::mem::replace(&mut descriptors[0], before));
+            }
+            Some(Betrayal::KeepsMemory) => hoard.memory.push(vec![1; 8 << 20]),
+            Some(Betrayal::KeepsDescriptors) => {
+                hoard.descriptors.extend((0..200).map(|_| identified().0));
+            }
+            _ => {}
+        }
+        mark
     }
 
     pub fn milliseconds(&self, below: usize) -> Duration {
@@ -125,6 +239,13 @@ impl AnyMailbox {
         }
     }
 
+    fn lost(&self) -> u64 {
+        match self {
+            AnyMailbox::Own(mailbox) => mailbox.stats().calls.descriptors_lost,
+            AnyMailbox::Shared(mailbox) => mailbox.stats().calls.descriptors_lost,
+        }
+    }
+
     fn violations(&self) -> Violations {
         match self {
             AnyMailbox::Own(mailbox) => mailbox.violations(),
@@ -178,13 +299,20 @@ pub fn mark_and_verb(bytes: &[u8]) -> (u64, Verb) {
 pub async fn handle(setting: Rc<Setting>, reactor: Reactor, call: Incoming) {
     let (bytes, mut descriptors, continuation) = call.into_parts();
     let (mark, verb) = mark_and_verb(&bytes);
+    if mark == ROGUES_MARK {
+        assert!(setting.rogues.get(), "there is nobody who would call so");
+        return;
+    }
     assert!(is_padded(&bytes), "call {mark} has other bytes than were sent");
     let (model, room) = (&setting.model, continuation.room().0);
     model.seen(mark, verb, &descriptors);
-    let answer = |descriptors: Vec<OwnedFd>| {
-        let mut bytes = mark.to_ne_bytes().to_vec();
-        setting.lengthen(&mut bytes, room);
+    if setting.betrayal.get() == Some(Betrayal::SeesTwice) {
+        model.seen(mark, verb, &descriptors);
+    }
+    let answer = |mut descriptors: Vec<OwnedFd>| {
         model.answered(mark, identities(&descriptors));
+        let mut bytes = setting.betray(mark, &mut descriptors).to_ne_bytes().to_vec();
+        setting.lengthen(&mut bytes, room);
         descriptors.into_iter().fold(Message::new(bytes), Message::with_descriptor)
     };
     match verb {
@@ -301,6 +429,13 @@ pub struct Worker {
     desk: Rc<RefCell<Desk>>,
 }
 
+impl Worker {
+    /// Calls that have lost descriptors on their way here, unless the mailbox is gone.
+    fn lost(&self) -> Option<u64> {
+        self.desk.borrow().mailbox.as_ref().map(AnyMailbox::lost)
+    }
+}
+
 impl Server {
     pub fn start(setting: &Rc<Setting>) -> Server {
         let (bound, address) = testing::packet_pair();
@@ -404,8 +539,6 @@ impl Cast {
 
     /// Somebody does something, or time passes. Servers that can be replaced are, sooner or later.
     pub fn step(&mut self, setting: &Rc<Setting>) {
-        setting.steps.set(setting.steps.get() + 1);
-        assert!(setting.steps.get() < STEPS_MAX, "it goes round in circles: {:?}", setting.world);
         let waits = self.servers.iter().any(Server::is_missed);
         if waits && setting.world.happens(50) {
             self.revive(setting);
@@ -414,7 +547,37 @@ impl Cast {
             assert!(waits, "{stuck}");
             self.revive(setting);
         }
-        self.servers.iter().for_each(Server::is_blameless);
+        if !setting.rogues.get() {
+            self.servers.iter().for_each(Server::is_blameless);
+        }
+        setting.look(self.executors().len(), false);
+        self.losses_are_told(setting);
+    }
+
+    /// What the servers hold against their callers.
+    pub fn violations(&self) -> u64 {
+        let workers = self.servers.iter().flat_map(|server| &server.workers);
+        let blamed = |worker: &Worker| {
+            let desk = worker.desk.borrow();
+            let Violations { malformed, beyond_window, .. } =
+                desk.mailbox.as_ref().map(AnyMailbox::violations).unwrap_or_default();
+            malformed + beyond_window
+        };
+        workers.map(blamed).sum()
+    }
+
+    /// Whoever lost descriptors knows it, and so does whoever sent them, if it lives to hear it.
+    fn losses_are_told(&self, setting: &Setting) {
+        let happened = setting.world.happened().count(Fault::DescriptorsLost);
+        let parties = self.executors().into_iter().map(|executor| executor.reactor().stats());
+        let noticed: u64 = parties.map(|stats| stats.descriptors_lost).sum();
+        assert!(noticed <= happened, "{noticed} losses are reported, of {happened}");
+        // The counts of those who are gone are gone with them.
+        let workers = self.servers.iter().flat_map(|server| &server.workers);
+        let counted: Option<u64> = workers.map(Worker::lost).sum();
+        let counted = counted.filter(|_| setting.world.happened().count(Fault::Killed) == 0);
+        let told = setting.model.told_lost();
+        assert!(counted.is_none_or(|counted| told <= counted), "{told} callers told of a loss: {counted:?}");
     }
 
     fn revive(&mut self, setting: &Rc<Setting>) {
@@ -430,6 +593,5 @@ impl Cast {
         served.unwrap_or_else(|stuck| panic!("a server does not see that everybody is gone: {stuck}"));
         drop(executors);
         drop(workers);
-        setting.model.over();
     }
 }

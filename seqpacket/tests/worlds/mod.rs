@@ -14,8 +14,9 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use ring::script::{Fault, Happened, World};
 use seqpacket::{Answer, CallError, Part};
-pub use testing::worlds::{Party, at_most, for_seeds, identified, identities, identity};
+pub use testing::worlds::{Holdings, Party, Quota, at_most, for_seeds, identified, identities, identity};
 
 // The model.
 
@@ -97,6 +98,10 @@ pub struct Model {
     stories: RefCell<BTreeMap<u64, Story>>,
     received: RefCell<BTreeSet<(u64, bool)>>,
     ends: Cell<u64>,
+    /// Calls that ended without an answer: something of them may lie with a server that has not heard yet.
+    unanswered: Cell<usize>,
+    /// Calls whose caller was told that descriptors of theirs were lost.
+    told_lost: Cell<u64>,
 }
 
 impl Model {
@@ -106,6 +111,8 @@ impl Model {
             stories: RefCell::default(),
             received: RefCell::default(),
             ends: Cell::new(0),
+            unanswered: Cell::new(0),
+            told_lost: Cell::new(0),
         })
     }
 
@@ -212,11 +219,23 @@ impl Model {
         self.received(&found, false);
     }
 
+    /// Calls of which something may still be kept.
+    pub fn open(&self) -> usize {
+        self.stories.borrow().len() - self.ends.get() as usize + self.unanswered.get()
+    }
+
+    /// Calls whose caller was told that the server had lost their descriptors.
+    pub fn told_lost(&self) -> u64 {
+        self.told_lost.get()
+    }
+
     fn end(&self, mark: u64, end: &'static str) {
         let mut stories = self.stories.borrow_mut();
         let story = stories.get_mut(&mark).unwrap();
         assert!(story.end.replace(end).is_none(), "call {mark} ends twice");
         self.ends.set(self.ends.get() + 1);
+        self.unanswered.set(self.unanswered.get() + usize::from(end != "answered"));
+        self.told_lost.set(self.told_lost.get() + u64::from(end == "call lost descriptors"));
     }
 
     /// Whoever was given these in an answer gives them to somebody else.
@@ -242,24 +261,41 @@ impl Model {
     }
 }
 
-/// How often each end came about in all worlds of a test: a world in which nothing happens finds nothing.
+/// How often each end came about in all worlds of a test, and each fault: a world in which nothing happens
+/// finds nothing.
 #[derive(Default)]
-pub struct Tally(BTreeMap<&'static str, u64>);
+pub struct Tally {
+    ends: BTreeMap<&'static str, u64>,
+    happened: Happened,
+    worlds: u64,
+}
 
 impl Tally {
-    pub fn add(&mut self, model: &Model) {
-        model.tally(&mut self.0);
+    pub fn add(&mut self, model: &Model, world: &World) {
+        model.tally(&mut self.ends);
+        self.happened.add(&world.happened());
+        self.worlds += 1;
     }
 
-    /// Prints them all, and insists on some.
-    pub fn has(&self, ends: &[&str]) {
-        let mut line = String::new();
-        self.0.iter().for_each(|(end, count)| write!(line, "{end}: {count}; ").unwrap());
-        println!("{line}");
-        if !testing::worlds::is_one_seed() {
-            ends.iter().for_each(|end| assert!(self.0.contains_key(end), "no call was {end}: {line}"));
+    /// Prints them all, and insists on some ends and some faults.
+    pub fn has(&self, ends: &[&str], faults: impl IntoIterator<Item = Fault>) {
+        let mut line = format!("{} worlds; ", self.worlds);
+        self.ends.iter().for_each(|(end, count)| write!(line, "{end}: {count}; ").unwrap());
+        println!("{line}\n{}", self.happened);
+        if testing::worlds::is_one_seed() {
+            return;
+        }
+        ends.iter().for_each(|end| assert!(self.ends.contains_key(end), "no call was {end}: {line}"));
+        for fault in faults {
+            assert!(self.happened.count(fault) > 0, "{fault:?} never happened: {}", self.happened);
         }
     }
+}
+
+/// Streams of bytes there are none in these worlds, and each kind of fault besides is to happen in them.
+pub fn all_but_streams(faults: ring::script::Faults) -> impl Iterator<Item = Fault> {
+    let never = [Fault::ShortSend, Fault::ShortReceive];
+    faults.kinds().into_iter().filter(move |fault| !never.contains(fault))
 }
 
 /// A call that was made. Dropped without having been told its end, nobody is: it was withdrawn, or its caller
