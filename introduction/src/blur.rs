@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::identity::random;
+use ring::Reactor;
 
 /// What is added is at most so much of the time: a tenth.
 const PART: u32 = 10;
@@ -17,9 +17,10 @@ const PART: u32 = 10;
 const DRAWS: u32 = 4;
 
 /// The time, and up to a tenth more.
-pub(crate) fn blurred(time: Duration) -> Duration {
+pub(crate) fn blurred(reactor: &Reactor, time: Duration) -> Duration {
+    let mut drawn = [0; 16];
     // Without randomness, which the kernel does not refuse, it is exact.
-    let drawn: [u8; 16] = random().unwrap_or_default();
+    let _ = reactor.fill_random(&mut drawn);
     time + added(time, &drawn)
 }
 
@@ -31,6 +32,8 @@ fn added(time: Duration, drawn: &[u8; 16]) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     const TIME: Duration = Duration::from_secs(10);
@@ -39,15 +42,17 @@ mod tests {
     fn nothing_is_kept_for_less_than_its_time_or_for_more_than_a_tenth_more() {
         assert_eq!(added(TIME, &[0; 16]), Duration::ZERO);
         assert_eq!(added(TIME, &[255; 16]), TIME / 10);
+        let reactor = Reactor::new().unwrap();
         for _ in 0..1000 {
-            let blurred = blurred(TIME);
+            let blurred = blurred(&reactor, TIME);
             assert!(blurred >= TIME && blurred <= TIME + TIME / 10);
         }
     }
 
     #[test]
     fn the_ends_are_hardly_ever_drawn_and_the_middle_often() {
-        let drawn: Vec<Duration> = (0..1000).map(|_| blurred(TIME) - TIME).collect();
+        let reactor = Reactor::new().unwrap();
+        let drawn: Vec<Duration> = (0..1000).map(|_| blurred(&reactor, TIME) - TIME).collect();
         let within = |from: u64, to: u64| {
             let range = Duration::from_millis(from)..Duration::from_millis(to);
             drawn.iter().filter(|added| range.contains(added)).count()

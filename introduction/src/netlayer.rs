@@ -194,7 +194,8 @@ pub enum ConnectError {
     /// nothing was said on it.
     #[error("whoever is at the other end is not who was asked for")]
     NotProved,
-    /// What the kernel said: no descriptors left. Nothing was sent.
+    /// What the kernel said: no descriptors left. Nothing was sent; or, where a proof is demanded, the peer
+    /// has answered and there was no room for the descriptor that it sent. The connection is closed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -540,7 +541,7 @@ impl Netlayer {
         let between = Between { asker: self.key(), answerer: locator.key, server: link.server };
         let (from, mut written) = (self.our_location(), Vec::new());
         from.write(&mut written);
-        let asking = proof::Asking::begin(&shared.identity, between, &written, &near, &far)?;
+        let asking = proof::Asking::begin(&shared.identity, between, &written, &near, &far).await?;
         self.post(from, locator, link, far, answer)?;
         let moment = shared.reactor.now() + shared.options.connect_time;
         match before(&shared.reactor, moment, asking.finish(&shared.identity, &near)).await {
@@ -655,7 +656,7 @@ impl Shared {
         number: Option<u64>,
         fd: Fd,
     ) {
-        let deadline = self.reactor.now() + blurred(self.options.incoming_time);
+        let deadline = self.reactor.now() + blurred(&self.reactor, self.options.incoming_time);
         let Some((fd, kind)) = connected(&self.reactor, fd) else {
             return link.judge(number, false);
         };

@@ -51,7 +51,7 @@ pub(crate) struct Asking {
 impl Asking {
     /// Before the far end is given away: says who we are, to whoever will hold it, and what the locator is
     /// that they will be told.
-    pub(crate) fn begin(
+    pub(crate) async fn begin(
         identity: &Identity,
         between: Between,
         locator: &[u8],
@@ -62,7 +62,7 @@ impl Asking {
         let signature = identity.sign_statement(&between.hello(&told, locator));
         let hello = [HELLO.as_slice(), &told.asker, &signature].concat();
         near.set_descriptors_max(1);
-        near.try_send(hello).map_err(io::Error::other)?;
+        near.send(hello).await.map_err(io::Error::other)?;
         Ok(Asking { between, told })
     }
 
@@ -141,6 +141,10 @@ fn failed(error: ReceiveError) -> Failed {
         ReceiveError::Closed => Failed::Closed,
         ReceiveError::Io(error) => Failed::Ours(error),
         ReceiveError::Forked => Failed::Ours(ForkedChild.into()),
+        // There was one, and no room for it here: that says nothing of who sent it.
+        ReceiveError::DescriptorsLost(message) if message.descriptors() == 0 => {
+            Failed::Ours(rustix::io::Errno::MFILE.into())
+        }
         _ => Failed::Wrong,
     }
 }

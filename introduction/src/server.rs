@@ -13,11 +13,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use registry::{After, Id, Letter, Registry, Serial};
+use registry::{After, Id, Letter, Registry, Serial, Times};
 use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
 use rustix::net::sockopt;
 use thiserror::Error;
 
+use crate::blur::blurred;
 use crate::identity::{Identity, is_signed, random};
 use crate::inlet::Come;
 use crate::locator::{Locator, PublicKey};
@@ -549,7 +550,11 @@ async fn introduce(shared: &Shared, id: Id, line: &Line, to: Locator, record: Ve
         line.room.wait().await;
     }
     let now = shared.reactor.now();
-    let serial = shared.with(|registry, after| registry.introduce(id, to.key, record, fd, now, after));
+    // Drawn one by one: what is closed shall not be told by when its end was told.
+    let [deadline, closed_by] =
+        [(); 2].map(|()| now + blurred(&shared.reactor, shared.options.introduction_time));
+    let times = Times { deadline, closed_by };
+    let serial = shared.with(|registry, after| registry.introduce(id, to.key, record, fd, times, after));
     shared.tick.ring();
     if let Some(serial) = serial {
         shared.route(serial);

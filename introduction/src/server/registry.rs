@@ -12,7 +12,6 @@ use std::time::Instant;
 use ring::{Companion, Credentials, Fd};
 
 use super::{Line, ServerOptions, ServerStats};
-use crate::blur::blurred;
 use crate::locator::PublicKey;
 use crate::policy::Peer;
 use crate::record::{Form, Outcome, Record, with_number};
@@ -54,6 +53,13 @@ struct Connection {
     asked: u64,
     /// Introductions it has been sent so far.
     sent: u64,
+}
+
+/// When an introduction ends that nobody answers, and when it is closed at the latest.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    pub(super) deadline: Instant,
+    pub(super) closed_by: Instant,
 }
 
 enum Outgoing {
@@ -335,7 +341,7 @@ impl Registry {
         to: PublicKey,
         record: Vec<u8>,
         fd: Fd,
-        now: Instant,
+        times: Times,
         after: &mut After,
     ) -> Option<Serial> {
         if self.introductions.len() + self.lingering.len() >= self.limits.introductions_max {
@@ -344,7 +350,7 @@ impl Registry {
                 None => self.evict(after),
             }
         }
-        let [deadline, closed_by] = [(); 2].map(|()| now + blurred(self.limits.introduction_time));
+        let Times { deadline, closed_by } = times;
         let serial = self.next_number();
         let Some(connection) = self.connections.get_mut(&from) else {
             after.fds.push(fd);
@@ -665,14 +671,10 @@ mod tests {
             let anne = register(&mut registry, &reactor, 1);
             let (_, far) = Socket::pair(&reactor, Kind::Stream).unwrap();
             let mut after = After::default();
-            let serial = registry.introduce(
-                anne,
-                PublicKey([2; 32]),
-                vec![],
-                Fd::from(far),
-                reactor.now(),
-                &mut after,
-            );
+            let later = reactor.now() + ServerOptions::default().introduction_time;
+            let times = Times { deadline: later, closed_by: later };
+            let serial =
+                registry.introduce(anne, PublicKey([2; 32]), vec![], Fd::from(far), times, &mut after);
             registry.pass_on(serial.unwrap(), bert, &mut after);
             assert_eq!(registry.connections[&bert].outbox.len(), 1);
             registry.remove(anne, &mut after);
