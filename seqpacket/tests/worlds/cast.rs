@@ -149,7 +149,7 @@ impl Setting {
     }
 
     /// What a server that is not to be trusted does before it answers.
-    fn betray(&self, mark: u64, descriptors: &mut Vec<OwnedFd>) -> u64 {
+    fn betray(&self, mark: u64, descriptors: &mut [OwnedFd]) -> u64 {
         let hoard = &mut *self.hoard.borrow_mut();
         match self.betrayal.get() {
             Some(Betrayal::SwapsAnswers) => return hoard.mark.replace(mark).unwrap_or(mark),
