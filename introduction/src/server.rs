@@ -69,6 +69,11 @@ pub struct ServerOptions {
     /// that peer.
     pub held_max: usize,
     /// Introductions under way in all. Default 256. Beyond it whoever has asked for most loses its oldest.
+    ///
+    /// Two kinds cannot be taken back, and where all are of these a new one is let in all the same: those
+    /// that are just being sent to somebody, one for each connection at most, and those that are over but for
+    /// telling whoever asked, which hold no descriptor any more and count for its `held_max`. So one for each
+    /// connection, with its descriptor, may come on top of this where somebody does not read.
     pub introductions_max: usize,
     /// Records of one connection that are looked at in one turn of the reactor, at least one. Default 16: a
     /// read can bring 2,600 of the shortest, and what makes a turn long is paid for by all the others. The
