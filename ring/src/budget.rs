@@ -21,8 +21,9 @@ use crate::sys;
 /// descriptors, or lowered the limit.
 const TURNS_MAX: u32 = 64;
 
-/// Where few seem left, the numbers below the limit are asked about one by one: once in this time, and each
-/// time the truth is asked for while some are open above. For a limit of 1,024 that is 0.1 ms.
+/// Where few seem left, the numbers below the limit are asked about one by one: for each 1,024 of them once
+/// in this time (it takes some 0.2 ms), at once when the limit is lowered, and each time the truth is asked
+/// for while some are open above.
 const COUNTED_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long receives wait for as many descriptors as they want before they make do with fewer.
@@ -158,7 +159,8 @@ impl Budget {
 
     fn leave_out_those_above(&self, lowered: bool) {
         let now = self.clock.now();
-        let recent = |counted| now.saturating_duration_since(counted) < COUNTED_AGAIN;
+        let pause = COUNTED_AGAIN * (self.limit.get() / 1024 + 1) as u32;
+        let recent = |counted| now.saturating_duration_since(counted) < pause;
         if !lowered && !self.some_above.get() && self.counted.get().is_some_and(recent) {
             return;
         }

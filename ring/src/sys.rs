@@ -622,7 +622,7 @@ pub(crate) fn open_descriptors_below(limit: usize) -> usize {
     open
 }
 
-/// How many numbers are asked about one by one at most: some milliseconds' worth.
+/// How many numbers are asked about one by one at most: some 20 ms' worth.
 pub(crate) const NUMBERS_ASKED_MAX: usize = 65_536;
 
 fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
