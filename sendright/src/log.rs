@@ -27,6 +27,8 @@ impl Log {
         let (filter, handle) = reload::Layer::new(parse(filter).map_err(Failure::usage)?);
         let layer = fmt::layer()
             .with_writer(std::io::stderr)
+            // Logs are read by programs. Colours came along where another crate of the build wanted them.
+            .with_ansi(false)
             // A standard error that cannot be written to is nobody's reason to panic.
             .log_internal_errors(false);
         let layer = match format {

@@ -630,7 +630,8 @@ on_each_driver! {
         let mut child = command.spawn().unwrap();
         let mut told = String::new();
         BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
-        assert!(told.contains("no server is there; trying again"), "{told}");
+        // Or it found the listener of the one that was killed, which its ring holds for a moment longer.
+        assert!(told.contains("trying again"), "{told}");
         world.start_introducer();
         let mut locator = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut locator).unwrap();
