@@ -203,8 +203,8 @@ impl Socket {
     }
 
     /// A duplicate of the descriptor, for another holder. What was asked for here
-    /// ([credentials](Socket::ask_for_credentials)) stays asked for when this one is given back: the other may
-    /// count on it. Whether this end is [private](Socket::set_private) is not changed.
+    /// ([credentials](Socket::ask_for_credentials)) stays asked for when this one is given back: the other
+    /// may count on it. Whether this end is [private](Socket::set_private) is not changed.
     ///
     /// ```
     /// # use ring::{Executor, Kind, Reactor, Socket};
