@@ -186,6 +186,13 @@ impl Service {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Whether it has a file open in this directory that has no name.
+    pub fn has_draft_in(&self, directory: &Path) -> bool {
+        let links = fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().flatten();
+        let mut links = links.filter_map(|link| fs::read_link(link.path()).ok());
+        links.any(|link| link.starts_with(directory) && link.to_string_lossy().ends_with("(deleted)"))
+    }
+
     /// What it has complained of.
     pub fn complaints(&self) -> String {
         fs::read_to_string(&self.errors).unwrap()
