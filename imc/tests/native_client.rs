@@ -14,15 +14,10 @@ use imc::{
     TypedSocket, bound_socket,
 };
 use ring::{Kind, Message, Reactor, ReceiveError, SendError, Socket};
-use testing::{helper, in_own_process, on_each_driver, settle, start_helper};
+use testing::{helper, in_own_process, on_each_driver, only, settle, start_helper};
 
 /// How many descriptors each of the seven messages brings.
 const SEVEN: [usize; 7] = [1, 1, 2, 3, 4, 8, 7];
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
-    fd
-}
 
 /// The typed end of a connection that a helper was given.
 fn typed(reactor: &Reactor, descriptors: Vec<OwnedFd>) -> TypedSocket {

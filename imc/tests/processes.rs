@@ -8,17 +8,12 @@ use std::time::Duration;
 use imc::{BoundSocket, ConfirmError, ConnectError, ConnectedSocket, SocketAddress, bound_socket};
 use ring::{Message, Reactor, ReceiveError, SendError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use testing::{helper, on_each_driver, packet_pair, receive_packet, send_packet, settle, start_helper};
+use testing::{helper, on_each_driver, only, packet_pair, receive_packet, send_packet, settle, start_helper};
 
 /// Long enough for everything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The one descriptor a helper was given.
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
-    fd
-}
-
 fn is_readable(fd: impl AsFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).unwrap() > 0

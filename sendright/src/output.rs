@@ -7,6 +7,8 @@
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
+use serde::Serialize;
+
 /// How a program that did its work, or did not, ends. The numbers are what scripts see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -27,6 +29,14 @@ impl Outcome {
             Outcome::Usage => 2,
         }
     }
+}
+
+/// A value as one line of JSON, for scripts.
+pub fn json_line(value: &impl Serialize) -> String {
+    // Plain structs of numbers and strings: writing them into memory cannot fail.
+    let mut line = serde_json::to_string(value).unwrap_or_default();
+    line.push('\n');
+    line
 }
 
 /// What ends the program early: a sentence for standard error and the status to end with.

@@ -72,10 +72,7 @@ fn try_driver(driver: DriverChoice) -> Driver {
 
 impl Report {
     fn json(&self) -> String {
-        // Plain structs of numbers and strings: writing them into memory cannot fail.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
+        output::json_line(self)
     }
 
     fn text(&self) -> String {

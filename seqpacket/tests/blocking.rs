@@ -16,15 +16,10 @@ use seqpacket::{
     CallError, CallOptions, Incoming, Mailbox, MailboxOptions, ObjectOptions, Part, PlainMailbox, plain_data,
 };
 use support::{message_of, null};
-use testing::{Census, Helper, helper, on_each_driver, start_helper};
+use testing::{Census, Helper, helper, on_each_driver, only, start_helper};
 
 const SHORT: Duration = Duration::from_millis(5);
 const LONG: Duration = Duration::from_secs(60);
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [only] = descriptors.try_into().unwrap();
-    only
-}
 
 /// The options a test asks its server for: calls at a time, bytes under way.
 fn served_with(calls: u32, call_descriptors: u32) -> (Helper, Object) {

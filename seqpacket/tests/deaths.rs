@@ -18,7 +18,7 @@ use seqpacket::{
     plain_data,
 };
 use support::*;
-use testing::{Helper, helper, on_each_driver, settle, start_helper};
+use testing::{Helper, helper, on_each_driver, only, settle, start_helper};
 
 const TASKS: usize = 10;
 const CALLS_EACH: usize = 10;
@@ -165,15 +165,10 @@ helper! {
     }
 
     /// Answers plain calls with their own bytes.
-    fn plain_echo(descriptors: Vec<OwnedFd>) {
+    fn plain_echoer(descriptors: Vec<OwnedFd>) {
         let reactor = testing::reactor();
         let mailbox = PlainMailbox::from_fd(&reactor, only(descriptors)).unwrap();
-        settle(&reactor, async {
-            while let Some(call) = mailbox.next().await {
-                let (bytes, descriptors, continuation) = call.into_parts();
-                let _ = continuation.answer(message_of(bytes, descriptors));
-            }
-        });
+        settle(&reactor, plain_echo(mailbox));
     }
 
     /// Echoes calls; and for a call with an object it makes as many large calls to that one as it is told.
@@ -206,11 +201,6 @@ async fn call_back(call: Incoming, back: Object) {
 
 /// A quarter of what a packet holds, so that windows and queues are full soon.
 const LARGE: usize = 16_000;
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
-}
 
 fn object_of(reactor: &Reactor, start: impl FnOnce(Vec<OwnedFd>) -> Helper) -> (Object, Helper) {
     let (bound, address) = testing::packet_pair();
@@ -442,7 +432,7 @@ on_each_driver! {
     /// One after the other and many at a time; none is lost, and each is its own.
     fn thousands_of_plain_calls_to_another_process_are_all_answered(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let (object, server) = plain_object_of(reactor, |fds| start_helper!(plain_echo, fds));
+        let (object, server) = plain_object_of(reactor, |fds| start_helper!(plain_echoer, fds));
         executor.block_on(async {
             for n in 0..2_000_u64 {
                 let answer = object.call(plain_data(&n)).await.unwrap();

@@ -12,12 +12,7 @@ use seqpacket::{
     AnswerError, CallError, CallOptions, Mailbox, Object, Pairs, PlainMailbox, PlainObject, object,
 };
 use support::{attached, echo, message_of, null, until};
-use testing::{Helper, fork, helper, on_each_driver, settle, start_helper};
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
-}
+use testing::{Helper, fork, helper, on_each_driver, only, settle, start_helper};
 
 helper! {
     /// Answers each call with its own bytes and descriptors; those that say "later" after the next one.

@@ -17,8 +17,8 @@ use seqpacket::{
 use support::*;
 use testing::meddling::{SO_PASSRIGHTS, set_option};
 use testing::{
-    Census, Lingering, helper, lingering_tcp, meddle, on_each_driver, packet_pair, park, receive_packet,
-    send_packet, start_helper,
+    Census, Lingering, helper, lingering_tcp, meddle, on_each_driver, only, packet_pair, park,
+    receive_packet, send_packet, start_helper,
 };
 
 helper! {
@@ -58,19 +58,6 @@ helper! {
         }
         send_packet(&descriptors[0], b"parked", &[]).unwrap();
         let _ = receive_packet(&descriptors[0]);
-    }
-}
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
-    fd
-}
-
-async fn plain_echo(mailbox: PlainMailbox) {
-    while let Some(mut call) = mailbox.next().await {
-        let descriptors = call.take_descriptors();
-        let bytes = call.bytes().to_vec();
-        let _ = call.answer(message_of(bytes, descriptors));
     }
 }
 

@@ -10,15 +10,10 @@ use std::time::Duration;
 use ring::{Executor, Message, Reactor};
 use seqpacket::blocking::{self, Outgoing};
 use seqpacket::{CallOptions, Mailbox, Object, PlainMailbox, PlainObject};
-use support::{echo, message_of, null};
-use testing::{Helper, helper, on_each_driver, settle, start_helper, storm};
+use support::{echo, message_of, null, plain_echo};
+use testing::{Helper, helper, on_each_driver, only, settle, start_helper, storm};
 
 const LARGE: usize = 300_000;
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
-}
 
 helper! {
     /// Answers each call with its own bytes and descriptors.
@@ -32,12 +27,7 @@ helper! {
     fn plain_server(descriptors: Vec<OwnedFd>) {
         let reactor = testing::reactor();
         let mailbox = PlainMailbox::from_fd(&reactor, only(descriptors)).unwrap();
-        settle(&reactor, async {
-            while let Some(call) = mailbox.next().await {
-                let (bytes, descriptors, continuation) = call.into_parts();
-                let _ = continuation.answer(message_of(bytes, descriptors));
-            }
-        });
+        settle(&reactor, plain_echo(mailbox));
     }
 
     /// Calls until it is killed, and insists on each answer.

@@ -13,12 +13,7 @@ use std::rc::Rc;
 use ring::{Executor, Message, Reactor};
 use seqpacket::{CallError, Incoming, Mailbox, Object, PlainMailbox, PlainObject, object, plain_object};
 use support::{attached, echo, null, until};
-use testing::{Helper, helper, on_each_driver, settle, start_helper};
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
-}
+use testing::{Helper, helper, on_each_driver, only, settle, start_helper};
 
 helper! {
     /// Keeps what it is called with, descriptors and all; "how many?" is answered.

@@ -19,7 +19,7 @@ use seqpacket::{
     Part, object, object_with,
 };
 use support::*;
-use testing::{Packet, helper, leave_descriptors, on_each_driver, settle, start_helper};
+use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, start_helper};
 
 const MIB: usize = 1 << 20;
 
@@ -90,11 +90,6 @@ fn kinds_until(session: &RawClient, executor: &Executor, kind: Kind) -> Vec<(Kin
 
 fn count_of(kind: Kind, heard: &[(Kind, u32)]) -> usize {
     heard.iter().filter(|(heard, _)| *heard == kind).count()
-}
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
 }
 
 helper! {

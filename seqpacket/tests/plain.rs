@@ -18,13 +18,6 @@ use seqpacket::{
 use support::*;
 use testing::{Census, on_each_driver};
 
-async fn plain_echo(mailbox: PlainMailbox) {
-    while let Some(call) = mailbox.next().await {
-        let (bytes, descriptors, continuation) = call.into_parts();
-        let _ = continuation.answer(message_of(bytes, descriptors));
-    }
-}
-
 on_each_driver! {
     fn arguments_and_answers_keep_their_order(reactor: &Reactor) {
         let executor = Executor::new(reactor);

@@ -19,10 +19,7 @@ use testing::{Census, Packet, helper, on_each_driver, settle, start_helper};
 /// Answers each call with its own bytes and descriptors, and its continuation.
 async fn returning_echo(mailbox: PlainMailbox) {
     mailbox.return_continuations();
-    while let Some(call) = mailbox.next().await {
-        let (bytes, descriptors, continuation) = call.into_parts();
-        let _ = continuation.answer(message_of(bytes, descriptors));
-    }
+    plain_echo(mailbox).await;
 }
 
 fn returning(reactor: &Reactor) -> (PlainObject, PlainMailbox) {

@@ -14,19 +14,14 @@ use ring::{Executor, Message, Reactor};
 use seqpacket::{
     CallError, CallOptions, Mailbox, Object, PlainContinuation, PlainMailbox, PlainObject, blocking, object,
 };
-use support::{attached, echo, message_of, null, until};
-use testing::{Helper, helper, on_each_driver, settle, start_helper};
+use support::{attached, echo, message_of, null, plain_echo, until};
+use testing::{Helper, helper, on_each_driver, only, settle, start_helper};
 
 /// More calls than a session has under way at a time.
 const MANY: u32 = 600;
 
 /// What a test that fails would wait for.
 const SOON: Duration = Duration::from_millis(20);
-
-fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
-    let [fd] = descriptors.try_into().unwrap();
-    fd
-}
 
 helper! {
     /// Answers each call with its own bytes and descriptors.
@@ -40,12 +35,7 @@ helper! {
     fn plain_server(descriptors: Vec<OwnedFd>) {
         let reactor = testing::reactor();
         let mailbox = PlainMailbox::from_fd(&reactor, only(descriptors)).unwrap();
-        settle(&reactor, async {
-            while let Some(call) = mailbox.next().await {
-                let (bytes, descriptors, continuation) = call.into_parts();
-                let _ = continuation.answer(message_of(bytes, descriptors));
-            }
-        });
+        settle(&reactor, plain_echo(mailbox));
     }
 
     /// Makes many calls at once, and insists on the answer of each.

@@ -24,6 +24,17 @@ pub const HELPER_TIME_MAX: Duration = Duration::from_secs(60);
 /// The first number a helper's descriptors have; the others follow.
 const FIRST_NUMBER: i32 = 3;
 
+/// The descriptor of a helper that was given one and no more.
+///
+/// # Panics
+/// If there are more, or none.
+#[track_caller]
+pub fn only(descriptors: Vec<OwnedFd>) -> OwnedFd {
+    let [fd] = <[OwnedFd; 1]>::try_from(descriptors)
+        .unwrap_or_else(|descriptors| panic!("given {} descriptors", descriptors.len()));
+    fd
+}
+
 /// Makes each function a helper: a process that [`start_helper!`](crate::start_helper) starts, with the given
 /// descriptors as its own.
 ///

@@ -60,7 +60,7 @@ pub use rustix::io::Errno;
 pub use body::{BODY_TIME_MAX, End, Outcome};
 pub use census::Census;
 pub use fork::{Forked, fork};
-pub use helper::{HELPER_TIME_MAX, Helper};
+pub use helper::{HELPER_TIME_MAX, Helper, only};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};
 pub use host::{Host, TRIGGERS, Trigger, guest};

@@ -135,10 +135,7 @@ impl Summary {
 
     /// One line, one object.
     pub fn json(&self) -> String {
-        // Plain structs of numbers and strings: writing them into memory cannot fail.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
+        output::json_line(self)
     }
 
     /// A few lines for people.

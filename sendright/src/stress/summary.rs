@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::judge::Tally;
 use super::stage::{Ended, Leak};
 use super::{MEMORY_MAX_KIB, Settings};
-use crate::output::{Ink, grouped, paint};
+use crate::output::{self, Ink, grouped, paint};
 
 /// What is said. The fields are the JSON object's: the sums of all ways, and each way for itself.
 #[derive(Debug, Serialize)]
@@ -88,10 +88,7 @@ impl Summary {
 
     /// One line, one object.
     pub fn json(&self) -> String {
-        // Plain structs of numbers and strings: writing them into memory cannot fail.
-        let mut line = serde_json::to_string(self).unwrap_or_default();
-        line.push('\n');
-        line
+        output::json_line(self)
     }
 
     /// A table for people.

@@ -14,11 +14,19 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use ring::{Executor, Fd, Message, Reactor, SendError, Socket};
 use seqpacket::wire::{self, Arrived, FromClient, Header, Hello, Kind, Size};
-use seqpacket::{Call, Mailbox, Object};
+use seqpacket::{Call, Mailbox, Object, PlainMailbox};
 use testing::Packet;
 
 /// Answers each call with its own bytes and descriptors, until nobody calls any more.
 pub async fn echo(mailbox: Mailbox) {
+    while let Some(call) = mailbox.next().await {
+        let (bytes, descriptors, continuation) = call.into_parts();
+        let _ = continuation.answer(message_of(bytes, descriptors));
+    }
+}
+
+/// As that one, of a plain object.
+pub async fn plain_echo(mailbox: PlainMailbox) {
     while let Some(call) = mailbox.next().await {
         let (bytes, descriptors, continuation) = call.into_parts();
         let _ = continuation.answer(message_of(bytes, descriptors));
