@@ -50,6 +50,9 @@ impl Continuation {
     /// been sent; if they cannot be (too many of this user in flight), the caller is told
     /// [`CallError::OutOfDescriptors`](crate::CallError::OutOfDescriptors).
     ///
+    /// Nobody waits here until the answer has arrived. If its descriptors find no room at the caller, that is
+    /// counted: [`Stats::answers_lost`](crate::Stats::answers_lost), of the mailbox and of the session.
+    ///
     /// # Errors
     /// See [`AnswerError`]: the answer did not leave, and the caller has been told why, if it is there.
     pub fn answer(mut self, message: impl Into<Message>) -> Result<(), AnswerError> {

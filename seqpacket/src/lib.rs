@@ -92,7 +92,8 @@
 //! and what is dropped is counted: [`Object::stats`], [`Mailbox::stats`], [`Mailbox::each_session`],
 //! [`Mailbox::violations`], [`PlainMailbox::violations`], [`ring::Reactor::stats`]. With the feature
 //! `trace-calls` each call is a `tracing` span on both sides (`call` and `serve`, target `seqpacket`, level
-//! TRACE) that ends with its `outcome`; without it, which is the default, there is no code for that.
+//! TRACE) that ends with its `outcome`, and an answer whose descriptors found no room at its caller is an
+//! event (level DEBUG) of the server; without it, which is the default, there is no code for that.
 //!
 //! Every byte on the wire is in the project's `PROTOCOL.md`.
 //!

@@ -23,6 +23,7 @@ use crate::numbered::Numbered;
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::stats::{Counters, SessionStats};
+use crate::trace;
 use crate::waiting::wake;
 use crate::wire::{
     self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, Place, RefusedReason, Size,
@@ -68,6 +69,7 @@ impl Served {
             said: 0,
             part_end: 0,
             emptied: 0,
+            losable: 0,
             unsettled: Queue::new(),
             arriving: 0,
             large: None,
@@ -158,6 +160,8 @@ struct State {
     part_end: u64,
     /// How many times nothing was left to send, and `said` began anew.
     emptied: u64,
+    /// Answers with descriptors, and ways elsewhere, of which the client has not said that they were lost.
+    losable: u64,
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
     /// back.
     unsettled: Queue<(u64, Cost)>,
@@ -459,6 +463,7 @@ impl Session {
             }
             FromClient::Part { number, payload } => self.part(number, payload)?,
             FromClient::Cancel { number } => self.cancel(number),
+            FromClient::Lost { number } => self.lost(number)?,
             FromClient::Goodbye => {
                 let again = std::mem::replace(&mut self.state.borrow_mut().client_leaving, true);
                 let malformed = Malformed::AfterGoodbye(Kind::Goodbye);
@@ -673,6 +678,23 @@ impl Session {
         wake(waker);
     }
 
+    /// Descriptors of an answer have not arrived. Which answers had any is not remembered, only how many: so
+    /// a client can say it of the wrong one, and never more often than there were.
+    fn lost(&self, number: u32) -> Result<(), Over> {
+        let mut state = self.state.borrow_mut();
+        let is_answered =
+            state.calls.find(number).is_none_or(|entry| matches!(entry.stage, Stage::Answering));
+        let Some(left) = state.losable.checked_sub(1).filter(|_| is_answered) else {
+            drop(state);
+            return Err(self.blame(&Malformed::Number { kind: Kind::Lost, number }));
+        };
+        state.losable = left;
+        drop(state);
+        self.counters.answer_lost();
+        trace::answer_lost(number, self.client.credentials.pid);
+        Ok(())
+    }
+
     // -- taking -----------------------------------------------------------------------------------------
 
     fn ask_for_turn(&self) {
@@ -772,7 +794,10 @@ impl Session {
         } else {
             let mut message = Message::new(&*frame);
             descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
-            self.state.borrow_mut().said += frame.len() as u64;
+            let mut state = self.state.borrow_mut();
+            state.said += frame.len() as u64;
+            state.losable += 1;
+            drop(state);
             self.counters.sent(frame.len(), message.descriptors().len());
             Some(self.socket.send(message))
         };
@@ -821,6 +846,8 @@ impl Session {
         // and with that byte not counted the frame before it would seem not to have left. Its caller, who has
         // read it and calls again, was disconnected for not reading.
         state.said += instead.as_ref().map_or(bytes, |instead| bytes.max(instead.len())) as u64;
+        // What has something in its place has descriptors.
+        state.losable += u64::from(instead.is_some());
         drop(state);
         self.counters.sent(bytes, descriptors.len());
         match instead {

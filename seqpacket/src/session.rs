@@ -345,6 +345,10 @@ impl Session {
     ) -> Poll<Result<Parcel, CallError>> {
         elsewhere.near.poll_receive(context).map(|received| {
             let mut state = self.state.borrow_mut();
+            if let Err(ReceiveError::DescriptorsLost(_)) = received {
+                // Whoever has answered cannot be told, and whoever let it answer can.
+                state.say_lost(key as u32);
+            }
             let slot = state.calls.remove(key);
             state.awaited -= elsewhere.room.descriptors();
             let woken = state.advance(&self.options);
@@ -780,6 +784,14 @@ impl State {
         large.watch.poll(socket.reactor(), stall, stands_since, || !socket.is_quiet(), context)
     }
 
+    /// The server shall know too, and before this number is used again.
+    fn say_lost(&mut self, number: u32) {
+        self.counters.answer_lost();
+        if let Phase::Open { .. } = self.phase {
+            self.say(None, &Header::lost(number).encode(), &[], Vec::new());
+        }
+    }
+
     fn cancel(&mut self, number: u32) {
         self.say(None, &Header::cancel(number).encode(), &[], Vec::new());
     }
@@ -854,6 +866,9 @@ impl State {
                         answer_descriptors: declared,
                     });
                 }
+                if missing > 0 {
+                    self.say_lost(number);
+                }
                 let theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
                 let payload = match body {
                     Body::Whole(payload) => payload,
@@ -914,15 +929,16 @@ impl State {
 
     /// The end of a call for the session, and not for its caller.
     fn go_elsewhere(&mut self, under_way: UnderWay, near: Option<Socket>, woken: &mut Woken) {
-        let key = under_way.opening.header.number as usize;
+        let number = under_way.opening.header.number;
         let Some(near) = near else {
+            self.say_lost(number);
             return self.finish(under_way, Err(CallError::DescriptorsLost(Part::Answer)), woken);
         };
         // Dropped if nobody wants it any more, which whoever would answer sees at once.
         near.set_private(true);
         self.counters.otherwise(|calls| calls.handed_on += 1);
         self.conclude(under_way, Err(CallError::Dropped), woken);
-        let Some(slot) = self.calls.get_mut(key) else { return };
+        let Some(slot) = self.calls.get_mut(number as usize) else { return };
         let room = under_way.opening.answer();
         near.set_descriptors_max(room.descriptors());
         // What it may bring is still to come.

@@ -37,6 +37,11 @@ pub struct Stats {
     pub received: Traffic,
     /// Calls, and how they ended.
     pub calls: Outcomes,
+    /// Answers, and what else ends a call and brings descriptors, that did not reach their caller with all of
+    /// them. To a caller that has not withdrawn these calls are among the
+    /// [`descriptors_lost`](Outcomes::descriptors_lost). To a server they were answered or handed on, and it
+    /// learns of the loss from the caller, which tells while the session lasts.
+    pub answers_lost: u64,
     /// What the other side got wrong, by kind. Each ended its session.
     pub malformed: MalformedCounts,
 }
@@ -295,16 +300,19 @@ struct Counted {
 struct Rest {
     /// Without those begun and answered.
     calls: Outcomes,
+    answers_lost: u64,
     malformed: MalformedCounts,
 }
 
 impl Counters {
     pub(crate) fn stats(&self) -> Stats {
         let Counted { sessions, sent, received, begun, answered, rest } = &*self.0.borrow();
-        let (others, malformed) =
-            rest.as_ref().map_or_else(Default::default, |rest| (rest.calls, rest.malformed));
+        let (others, answers_lost, malformed) = rest
+            .as_ref()
+            .map_or_else(Default::default, |rest| (rest.calls, rest.answers_lost, rest.malformed));
         let calls = Outcomes { begun: *begun, answered: *answered, ..others };
-        Stats { sessions: *sessions, sent: *sent, received: *received, calls, malformed }
+        let (sessions, sent, received) = (*sessions, *sent, *received);
+        Stats { sessions, sent, received, calls, answers_lost, malformed }
     }
 
     /// A session was opened.
@@ -336,6 +344,11 @@ impl Counters {
     /// Calls that have ended in another way than by being answered.
     pub(crate) fn otherwise(&self, count: impl FnOnce(&mut Outcomes)) {
         self.rest(|rest| count(&mut rest.calls));
+    }
+
+    /// Not all descriptors of an answer have arrived.
+    pub(crate) fn answer_lost(&self) {
+        self.rest(|rest| rest.answers_lost += 1);
     }
 
     /// So many calls, or none, have ended with their session.
@@ -375,6 +388,7 @@ impl Counters {
         if let Some(others) = &other.rest {
             let mine = mine.rest.get_or_insert_default();
             mine.calls.add(&others.calls);
+            mine.answers_lost += others.answers_lost;
             for (mine, other) in mine.malformed.0.iter_mut().zip(others.malformed.0) {
                 *mine += other;
             }

@@ -1,11 +1,12 @@
-//! A span for each call, for programs that are built with the feature `trace-calls`.
+//! A span for each call, and an event for each answer that lost descriptors on its way, for programs that are
+//! built with the feature `trace-calls`.
 //!
 //! Without the feature there is nothing here: a span of no size, whose end nobody writes down. With it a
 //! subscriber is called only where nothing of ours is borrowed, for it may be anybody's code. It never knows
 //! sessions.
 
 #[cfg(feature = "trace-calls")]
-use tracing::{Span, field::Empty, trace_span};
+use tracing::{Span, debug, field::Empty, trace_span};
 
 use crate::error::{AnswerError, CallError};
 
@@ -44,6 +45,15 @@ impl CallSpan {
 
     pub(crate) fn ended(&self, _: &'static str) {}
 }
+
+/// The span of that call has ended long before.
+#[cfg(feature = "trace-calls")]
+pub(crate) fn answer_lost(number: u32, pid: i32) {
+    debug!(target: "seqpacket", number, pid, "descriptors of an answer were lost at its caller");
+}
+
+#[cfg(not(feature = "trace-calls"))]
+pub(crate) fn answer_lost(_: u32, _: i32) {}
 
 /// What a call came to, in a word.
 pub(crate) fn end_of_call<T>(result: &Result<T, CallError>) -> &'static str {

@@ -296,6 +296,7 @@ impl<'a> Frame<'a> {
             Kind::Part => Ok(FromClient::Part { number, payload }),
             Kind::Cancel => Ok(FromClient::Cancel { number }),
             Kind::Grant => Ok(FromClient::Grant { number }),
+            Kind::Lost => Ok(FromClient::Lost { number }),
             Kind::Goodbye => Ok(FromClient::Goodbye),
             kind @ (Kind::Hello
             | Kind::Answer
@@ -319,7 +320,7 @@ impl<'a> Frame<'a> {
             Kind::Credit => Ok(FromServer::Credit(Windows::parse(payload)?)),
             Kind::Refused => Ok(FromServer::Refused { number, reason: RefusedReason::parse(payload)? }),
             Kind::Goodbye => Ok(FromServer::Goodbye),
-            kind @ (Kind::Call | Kind::Cancel | Kind::Grant) => Err(Malformed::WrongSide(kind)),
+            kind @ (Kind::Call | Kind::Cancel | Kind::Grant | Kind::Lost) => Err(Malformed::WrongSide(kind)),
         }
     }
 }
@@ -358,6 +359,11 @@ pub enum FromClient<'a> {
     /// A call that asks for a fresh address, to be given to somebody else.
     Grant {
         /// Chosen by the client, free again after the final frame.
+        number: u32,
+    },
+    /// Not all descriptors that the server sent for this call have arrived. Nothing answers it.
+    Lost {
+        /// The call: answered, or being answered, and not made again since.
         number: u32,
     },
     /// No more calls will be made.
@@ -515,6 +521,11 @@ impl Header {
     /// The caller withdraws call `number`.
     pub fn cancel(number: u32) -> Header {
         Header::bare(Kind::Cancel, number)
+    }
+
+    /// Descriptors of what ended call `number` were lost.
+    pub fn lost(number: u32) -> Header {
+        Header::bare(Kind::Lost, number)
     }
 
     /// Asks for a fresh address under `number`.
@@ -754,6 +765,8 @@ pub enum Kind {
     Part = 10,
     /// Server to client, with a descriptor over which somebody will answer; final.
     Elsewhere = 11,
+    /// Client to server: descriptors of an answer did not all arrive.
+    Lost = 12,
 }
 
 impl Kind {
@@ -765,7 +778,7 @@ impl Kind {
     fn is_about_a_call(self) -> bool {
         match self {
             Kind::Call | Kind::Answer | Kind::Dropped | Kind::Cancel | Kind::Refused | Kind::Grant => true,
-            Kind::Part | Kind::Elsewhere => true,
+            Kind::Part | Kind::Elsewhere | Kind::Lost => true,
             Kind::Hello | Kind::Credit | Kind::Goodbye => false,
         }
     }
@@ -779,7 +792,8 @@ impl Kind {
             Kind::Hello => (HELLO_OPENING_BYTES..=PAYLOAD_BYTES_MAX).contains(&bytes),
             Kind::Credit => bytes == CREDIT_BYTES,
             Kind::Refused => bytes == REFUSED_BYTES,
-            Kind::Dropped | Kind::Cancel | Kind::Grant | Kind::Goodbye | Kind::Elsewhere => bytes == 0,
+            Kind::Dropped | Kind::Cancel | Kind::Grant | Kind::Goodbye => bytes == 0,
+            Kind::Elsewhere | Kind::Lost => bytes == 0,
         }
     }
 }
@@ -800,6 +814,7 @@ impl TryFrom<u8> for Kind {
             9 => Ok(Kind::Goodbye),
             10 => Ok(Kind::Part),
             11 => Ok(Kind::Elsewhere),
+            12 => Ok(Kind::Lost),
             unknown => Err(Malformed::Kind(unknown)),
         }
     }
@@ -820,6 +835,7 @@ impl fmt::Display for Kind {
             Kind::Goodbye => "GOODBYE",
             Kind::Part => "PART",
             Kind::Elsewhere => "ELSEWHERE",
+            Kind::Lost => "LOST",
         })
     }
 }
@@ -1493,6 +1509,7 @@ mod tests {
             "answer-with-descriptors" => Header::answer_to(8, size(0, 2)).encode().to_vec(),
             "refused" => RefusedReason::DescriptorsLost.frame(8).to_vec(),
             "cancel" => Header::cancel(7).encode().to_vec(),
+            "lost" => Header::lost(8).encode().to_vec(),
             "credit" => larger.frame().to_vec(),
             "goodbye" => Header::goodbye().encode().to_vec(),
             "grant" => Header::grant(9).encode().to_vec(),
@@ -1547,6 +1564,7 @@ mod tests {
                 vec![Said::Server(FromServer::Refused { number: 8, reason: RefusedReason::DescriptorsLost })]
             }
             "cancel" => vec![Said::Client(FromClient::Cancel { number: 7 })],
+            "lost" => vec![Said::Client(FromClient::Lost { number: 8 })],
             "credit" => vec![Said::Server(FromServer::Credit(larger))],
             "goodbye" => vec![Said::Server(FromServer::Goodbye)],
             "grant" => vec![Said::Client(FromClient::Grant { number: 9 })],
@@ -1613,7 +1631,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(checked, 17, "an example is gone from the document, or came without its test");
+        assert_eq!(checked, 18, "an example is gone from the document, or came without its test");
     }
 
     #[test]
@@ -1626,7 +1644,7 @@ mod tests {
             .collect();
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 
     #[test]
@@ -1739,7 +1757,8 @@ mod tests {
         for header in [Header::answer_to(1, Size::NONE), Header::dropped(1), Header::elsewhere(1)] {
             assert_eq!(frame(header).from_client(), Err(Malformed::WrongSide(header.kind)));
         }
-        for header in [Header::call(1, Size::NONE, Size::NONE), Header::cancel(1), Header::grant(1)] {
+        let call = Header::call(1, Size::NONE, Size::NONE);
+        for header in [call, Header::cancel(1), Header::grant(1), Header::lost(1)] {
             assert_eq!(frame(header).from_server(), Err(Malformed::WrongSide(header.kind)));
         }
         for packet in
@@ -1759,6 +1778,9 @@ mod tests {
         let cancel = Header::cancel(7).encode();
         let goodbye = Header::goodbye().encode();
         let grant = Header::grant(7).encode();
+        let lost = Header::lost(7).encode();
+        assert_eq!(spoil(lost, 0, 1), Malformed::Length { kind: Kind::Lost, length: 1 });
+        assert_eq!(spoil(lost, 9, 1), Malformed::Descriptors { kind: Kind::Lost, descriptors: 1 });
         assert_eq!(spoil(cancel, 0, 1), Malformed::Length { kind: Kind::Cancel, length: 1 });
         assert_eq!(spoil(cancel, 9, 1), Malformed::Descriptors { kind: Kind::Cancel, descriptors: 1 });
         assert_eq!(spoil(cancel, 11, 128), Malformed::UnknownFlags(128));
@@ -1772,7 +1794,7 @@ mod tests {
             assert!(matches!(spoil(grant, at, value), Malformed::Answer { kind: Kind::Grant, .. }));
         }
         assert_eq!(spoil(cancel, 8, 0), Malformed::Kind(0));
-        assert_eq!(spoil(cancel, 8, 12), Malformed::Kind(12));
+        assert_eq!(spoil(cancel, 8, 13), Malformed::Kind(13));
     }
 
     #[test]
@@ -2037,6 +2059,7 @@ mod tests {
             number().prop_map(|n| Header::elsewhere(n).encode().to_vec()),
             number().prop_map(|n| Header::dropped(n).encode().to_vec()),
             number().prop_map(|n| Header::cancel(n).encode().to_vec()),
+            number().prop_map(|n| Header::lost(n).encode().to_vec()),
             number().prop_map(|n| Header::grant(n).encode().to_vec()),
             Just(Header::goodbye().encode().to_vec()),
             any_windows().prop_map(|windows| windows.frame().to_vec()),
@@ -2169,7 +2192,7 @@ mod tests {
         #[test]
         fn a_header_is_read_as_it_was_written_or_not_at_all(
             bytes in any::<[u8; HEADER_BYTES]>(),
-            kind in 0..14_u8,
+            kind in 0..15_u8,
             flags in 0..5_u8,
         ) {
             // Most random headers fail at once; small fields reach the later rules.

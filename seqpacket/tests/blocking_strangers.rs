@@ -468,6 +468,8 @@ in_own_process! {
                 peer.say_with(&bare(Header::elsewhere(number)), &[near.as_fd()]);
                 send_packet(&far, b"four", &vec![fd.as_fd(); descriptors]).unwrap();
             }
+            // Whoever has answered is told nothing, and whoever let it answer is.
+            assert_eq!(peer.hear_frame().0, Kind::Lost);
             let (number, _) = peer.hear_call();
             peer.say(&answer(number, b"", 0));
         });
@@ -481,6 +483,92 @@ in_own_process! {
         server.join().unwrap();
         // But for the server's: the bound end, its end of the session, and one more.
         assert!(Census::take().len() <= census.len());
+    }
+
+    // Descriptors that find no room.
+
+    fn a_server_is_told_what_was_lost_before_the_number_is_used_again() {
+        let (object, server) = served_by(|bound| {
+            let (one, other) = testing::packet_pair();
+            let peer = Peer::accept(&bound, Hello::default());
+            let both = [one.as_fd(), other.as_fd()];
+            let (number, _) = peer.hear_call();
+            peer.say_with(&answer(number, b"two", 2), &both);
+            assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
+            assert_eq!(peer.hear_call().0, number);
+            peer.say_with(&bare(Header::elsewhere(number)), &both[..1]);
+            assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
+            assert_eq!(peer.hear_call().0, number);
+            peer.say_with(&large_answer(number, 100_000, 2), &both);
+            // Its parts are still to come, and are heard to the end.
+            assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
+            peer.say(&part(number, &[7; 65_520]));
+            peer.say(&part(number, &[7; 34_480]));
+            assert_eq!(peer.hear_frame(), (Kind::Grant, number, Vec::new()));
+            peer.say_with(&answer(number, b"", 1), &both[..1]);
+            assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
+            let (number, _) = peer.hear_call();
+            peer.say_with(&answer(number, b"two", 2), &both);
+        });
+        object.attach().unwrap();
+        let limit = testing::leave_descriptors(0);
+        for _ in 0..3 {
+            let lost = object.call_with("?", large_room());
+            assert!(matches!(lost, Err(CallError::DescriptorsLost(Part::Answer))), "{lost:?}");
+        }
+        assert!(matches!(object.grant(), Err(CallError::DescriptorsLost(Part::Answer))));
+        drop(limit);
+        assert_eq!(object.call("?").unwrap().descriptors(), 2);
+        server.join().unwrap();
+    }
+
+    fn what_was_lost_behind_other_calls_is_told_before_the_next() {
+        let (object, server) = served_by(|bound| {
+            let (one, other) = testing::packet_pair();
+            let peer = Peer::accept(&bound, Hello::default());
+            let (first, _) = peer.hear_call();
+            let (second, _) = peer.hear_call();
+            peer.say_with(&answer(second, b"two", 2), &[one.as_fd(), other.as_fd()]);
+            peer.say(&answer(first, b"none", 0));
+            assert_eq!(peer.hear_frame(), (Kind::Lost, second, Vec::new()));
+            let (number, _) = peer.hear_call();
+            peer.say(&answer(number, b"none", 0));
+        });
+        let (first, second) = (object.begin("none").unwrap(), object.begin("two").unwrap());
+        let limit = testing::leave_descriptors(0);
+        assert_eq!(first.finish().unwrap().bytes(), b"none");
+        assert!(matches!(second.finish(), Err(CallError::DescriptorsLost(Part::Answer))));
+        drop(limit);
+        assert_eq!(object.call("none").unwrap().bytes(), b"none");
+        server.join().unwrap();
+    }
+
+    /// The next session has heard of no such call.
+    fn what_is_lost_elsewhere_after_its_session_is_told_to_nobody() {
+        let (object, server) = served_by(|bound| {
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, _) = peer.hear_call();
+            let (near, far) = testing::packet_pair();
+            peer.say_with(&bare(Header::elsewhere(number)), &[near.as_fd()]);
+            let (number, _) = peer.hear_call();
+            peer.say(&[bare(Header::goodbye()), RefusedReason::Leaving.frame(number).to_vec()].concat());
+            peer.hear_the_end();
+            let peer = Peer::accept(&bound, Hello::default());
+            let (number, _) = peer.hear_call();
+            peer.say(&answer(number, b"done", 0));
+            let fd = null();
+            send_packet(&far, b"two", &[fd.as_fd(), fd.as_fd()]).unwrap();
+            let (number, heard) = peer.hear_call();
+            assert_eq!(heard, b"last");
+            peer.say(&answer(number, b"done", 0));
+        });
+        let one = CallOptions { answer_descriptors: Some(1), ..CallOptions::default() };
+        let handed_on = object.begin_with("elsewhere", one).unwrap();
+        object.flush().unwrap();
+        assert_eq!(object.call("and now?").unwrap().bytes(), b"done");
+        assert!(matches!(handed_on.finish(), Err(CallError::DescriptorsLost(Part::Answer))));
+        assert_eq!(object.call("last").unwrap().bytes(), b"done");
+        server.join().unwrap();
     }
 
     // Frames that cross.

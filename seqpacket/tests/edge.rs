@@ -58,17 +58,18 @@ fn at_the_command_of(control: &OwnedFd) {
 }
 
 helper! {
-    /// Echoes calls and their descriptors, or answers with how many messages have lost some.
+    /// Echoes calls and their descriptors, or answers with how many messages have lost some, here or there.
     fn server(descriptors: Vec<OwnedFd>) {
         let [bound, control] = descriptors.try_into().unwrap();
         let _few = (testing::helper_argument() == "few").then(|| limit_descriptors(FEW));
         let reactor = reactor_at_the_edge();
-        let mailbox = Mailbox::from_fd(&reactor, bound).unwrap();
+        let mailbox = Rc::new(Mailbox::from_fd(&reactor, bound).unwrap());
         let commanded = thread::spawn(move || at_the_command_of(&control));
         settle(&reactor, async {
             while let Some(call) = mailbox.next().await {
                 match call.bytes() {
                     b"lost?" => drop(call.answer(reactor.stats().descriptors_lost.to_string())),
+                    b"lost there?" => drop(call.answer(mailbox.stats().answers_lost.to_string())),
                     b"two" => drop(call.answer(message_of(b"two".to_vec(), vec![null(), null()]))),
                     _ => {
                         let (bytes, descriptors, continuation) = call.into_parts();
@@ -301,6 +302,9 @@ on_each_driver! {
         };
         drop(limit);
         assert_eq!(here.stats().descriptors_lost, lost);
+        // The server has been told before it is asked.
+        let told = executor.block_on(object.call("lost there?")).unwrap();
+        assert_eq!(told.bytes(), lost.to_string().as_bytes());
         echoes_two(&executor, &object);
         drop(object);
         executor.settle();
@@ -343,6 +347,7 @@ on_each_driver! {
             assert!(matches!(lost, Err(CallError::DescriptorsLost(Part::Answer))), "{lost:?}");
             drop(limit);
         }
+        assert_eq!(object.call("lost there?").unwrap().bytes(), b"2");
         let limit = leaving(2);
         assert_eq!(object.call("two").unwrap().descriptors(), 2);
         drop(limit);

@@ -21,6 +21,9 @@ use worlds::*;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
+/// Everything but what ends sessions.
+const SHORTAGES: Faults = Faults { out_of_memory: 0, ..Faults::ALL };
+
 /// What happens in a world besides calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Events {
@@ -178,6 +181,14 @@ fn with_server(betrayal: Betrayal) {
     });
 }
 
+/// … which shows only where descriptors are lost.
+fn with_server_of_shortages(betrayal: Betrayal) {
+    for_seeds(7_000_000, 40, |seed| {
+        let prepare = |setting: &Setting| setting.betrayal.set(Some(betrayal));
+        live_with(seed, SHORTAGES, Events::None, &mut Tally::default(), prepare);
+    });
+}
+
 /// The words with which a body that must fail does.
 #[track_caller]
 fn is_noticed(outcome: &Outcome, words: &[&str]) {
@@ -237,6 +248,10 @@ fixture! {
         with_server(Betrayal::KeepsDescriptors);
     }
 
+    fn a_server_hears_of_no_loss() {
+        with_server_of_shortages(Betrayal::HearsNoLoss);
+    }
+
     fn a_call_that_ends_twice() {
         let model = Model::new(Allowed { gone: true, ..Allowed::default() });
         let mark = model.begins(Verb::Echo, Vec::new(), None);
@@ -280,7 +295,7 @@ in_own_process! {
 
     fn every_shortage_of_descriptors_is_told() {
         let ends = ["call lost descriptors", "answer lost descriptors", "no descriptors to call with"];
-        worlds(2_000_000, Faults { out_of_memory: 0, ..Faults::ALL }, Events::None, &ends);
+        worlds(2_000_000, SHORTAGES, Events::None, &ends);
     }
 
     fn without_memory_every_call_ends_once() {
@@ -309,6 +324,10 @@ in_own_process! {
         is_noticed(&outcome_of!(a_driver_misdelivers), &[other, "answered: Some"]);
         is_noticed(&outcome_of!(a_server_swaps_descriptors), &["answered: Some"]);
         is_noticed(&outcome_of!(a_driver_loses_silently), &["malformed", "Malformed", other]);
+    }
+
+    fn a_loss_that_one_side_does_not_hear_of_is_noticed() {
+        is_noticed(&outcome_of!(a_server_hears_of_no_loss), &["servers know of 0 answers that were lost"]);
     }
 
     fn a_wrong_answer_is_noticed() {

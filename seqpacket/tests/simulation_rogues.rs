@@ -42,6 +42,7 @@ const CALL: u8 = 2;
 const ANSWER: u8 = 3;
 const CANCEL: u8 = 5;
 const PART: u8 = 10;
+const LOST: u8 = 12;
 
 fn frame(kind: u8, number: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
     let length = payload.len() as u32;
@@ -81,11 +82,13 @@ enum Malice {
     Laden,
     /// It is withdrawn, and goes on.
     WithdrawnAndGoesOn,
+    /// As it should be, but that descriptors are said to be lost which never were.
+    MissesSomething,
     /// As it should be.
     Nothing,
 }
 
-const MALICE: [Malice; 12] = [
+const MALICE: [Malice; 13] = [
     Malice::OutOfNothing,
     Malice::TooShort,
     Malice::TooLong,
@@ -97,6 +100,7 @@ const MALICE: [Malice; 12] = [
     Malice::Empty,
     Malice::Laden,
     Malice::WithdrawnAndGoesOn,
+    Malice::MissesSomething,
     Malice::Nothing,
 ];
 
@@ -119,6 +123,7 @@ fn packets(malice: Malice, kind: u8, number: u32) -> Vec<Vec<u8>> {
         Malice::TotalTooLarge => vec![large(kind, number, u64::MAX), first],
         Malice::Empty => vec![open(), first, frame(PART, number, 0, &[])],
         Malice::Laden | Malice::Nothing => vec![open(), first, rest],
+        Malice::MissesSomething => vec![open(), first, rest, frame(LOST, number, 0, &[])],
         Malice::WithdrawnAndGoesOn => vec![open(), first, frame(CANCEL, number, 0, &[]), rest],
     }
 }

@@ -1,4 +1,5 @@
-//! Each call has one span on each side, which says its number and how it ended. (Feature `trace-calls`.)
+//! Each call has one span on each side, which says its number and how it ended, and each answer that lost
+//! descriptors an event where it was given. (Feature `trace-calls`.)
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -10,16 +11,17 @@ use std::sync::{Arc, Mutex};
 use ring::{Executor, Reactor};
 use seqpacket::{CallOptions, object};
 use support::*;
-use testing::on_each_driver;
+use testing::{leave_descriptors, on_each_driver};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Every span that was begun, with what was said of it, and how many have ended.
+/// Every span that was begun, with what was said of it, how many have ended, and every event.
 #[derive(Default)]
 struct Spans {
     begun: Vec<HashMap<String, String>>,
     closed: usize,
+    events: Vec<HashMap<String, String>>,
 }
 
 #[derive(Clone, Default)]
@@ -40,7 +42,7 @@ impl Visit for Fields<'_> {
 
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_span() && metadata.target() == "seqpacket"
+        metadata.target() == "seqpacket"
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
@@ -61,8 +63,13 @@ impl Subscriber for Collector {
         true
     }
 
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = HashMap::new();
+        event.record(&mut Fields(&mut fields));
+        self.0.lock().unwrap().events.push(fields);
+    }
+
     fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn event(&self, _: &Event<'_>) {}
     fn enter(&self, _: &Id) {}
     fn exit(&self, _: &Id) {}
 }
@@ -107,5 +114,29 @@ on_each_driver! {
         assert!(served.iter().all(|span| span["pid"] == pid));
         assert_eq!(served[0]["bytes"], "8");
         assert_eq!(spans.closed, spans.begun.len());
+        assert!(spans.events.is_empty());
+    }
+
+    fn an_answer_that_lost_descriptors_is_an_event_where_it_was_given(reactor: &Reactor) {
+        let collector = Collector::default();
+        let _tracing = tracing::subscriber::set_default(collector.clone());
+        let (object, mailbox) = object(reactor).unwrap();
+        let executor = Executor::new(reactor);
+        let call = object.call("two");
+        let answer = message_of(b"two".to_vec(), vec![null(), null()]);
+        executor.block_on(mailbox.next()).unwrap().answer(answer).unwrap();
+        let limit = leave_descriptors(0);
+        executor.block_on(call).unwrap_err();
+        drop(limit);
+        until(&executor, "the server hears of it", || mailbox.stats().answers_lost == 1);
+        let spans = collector.0.lock().unwrap();
+        let [event] = &spans.events[..] else { panic!("{:?}", spans.events) };
+        assert_eq!(event["message"], "descriptors of an answer were lost at its caller");
+        assert_eq!((event["number"].as_str(), event["pid"] == std::process::id().to_string()), ("0", true));
+        let outcome = |name: &str| {
+            let span = spans.begun.iter().find(|span| span["name"] == name);
+            span.unwrap()["outcome"].clone()
+        };
+        assert_eq!([outcome("call"), outcome("serve")], ["descriptors lost", "answered"]);
     }
 }

@@ -65,11 +65,15 @@ pub(super) struct Caller {
     inbox: Inbox,
     calls: Slab<Stage>,
     session: Option<Session>,
+    /// How many there were.
+    sessions: u64,
     /// The process whose session it is.
     generation: Generation,
 }
 
 struct Session {
+    /// It is the caller's first, second …
+    number: u64,
     socket: Socket,
     hello: Hello,
     account: Account,
@@ -99,9 +103,17 @@ struct Packet {
 
 enum Stage {
     UnderWay(UnderWay),
-    /// Somebody else will answer, over this.
-    Elsewhere(Socket, Size),
+    /// Somebody else will answer.
+    Elsewhere(Elsewhere),
     Done(Result<Answer, CallError>),
+}
+
+/// Where a call is answered that the server has handed on.
+struct Elsewhere {
+    near: Socket,
+    room: Size,
+    /// Of the session that it was made on.
+    session: u64,
 }
 
 struct UnderWay {
@@ -173,6 +185,7 @@ impl Caller {
             inbox: Inbox::new(WaitPolicy::Sleep),
             calls: Slab::new(),
             session: None,
+            sessions: 0,
             generation: fork::generation(),
         }
     }
@@ -347,8 +360,15 @@ impl Caller {
                     let Stage::Done(result) = self.calls.remove(key) else { unreachable!("looked at") };
                     return result.map_err(|error| error.by_the_clock(|| in_time(deadline).is_err()));
                 }
-                Stage::Elsewhere(near, room) => {
+                Stage::Elsewhere(Elsewhere { near, room, session }) => {
                     let answer = answer_from(self.inbox.receive(near, deadline));
+                    if let Err(CallError::DescriptorsLost(_)) = answer
+                        && let Some(current) = &mut self.session
+                        && current.number == *session
+                    {
+                        // Whoever has answered cannot be told, and whoever let it answer can.
+                        current.say_lost(key as u32);
+                    }
                     let fits = |answer: &Answer| answer.bytes().len() <= room.bytes();
                     let answer = match answer {
                         // Whoever answers need not be the server, and so breaks nobody's session.
@@ -467,7 +487,9 @@ impl Caller {
         };
         let (hello, account, leaving) =
             session.map_err(|_| CallError::Malformed("not a session of this protocol"))?;
+        self.sessions += 1;
         self.session = Some(Session {
+            number: self.sessions,
             socket,
             hello,
             account,
@@ -791,6 +813,16 @@ impl Session {
         Ok(())
     }
 
+    /// The server shall know of descriptors that did not arrive, before this number is used again.
+    fn say_lost(&mut self, number: u32) {
+        let lost = Header::lost(number).encode();
+        if self.packets.is_empty() && self.socket.try_send(&[&lost], NO_DESCRIPTORS).is_ok() {
+            return;
+        }
+        // Behind what waits, and sent with that. A server that is gone is noticed by whoever receives next.
+        let _ = self.add(&[&lost], &mut Vec::new(), None);
+    }
+
     // -- from the server --------------------------------------------------------------------------------
 
     fn file_result(
@@ -854,6 +886,9 @@ impl Session {
                         answer_descriptors: declared,
                     });
                 }
+                if missing > 0 {
+                    self.say_lost(number);
+                }
                 let taken = if declared > 0 { descriptors.take_descriptors() } else { Vec::new() };
                 let lost = (missing > 0).then_some(CallError::DescriptorsLost(Part::Answer));
                 match body {
@@ -905,6 +940,7 @@ impl Session {
                     return Err(Malformed::WrongSide(Kind::Elsewhere));
                 }
                 if missing > 0 {
+                    self.say_lost(number);
                     self.over(number, Err(CallError::DescriptorsLost(Part::Answer)), calls);
                     return Ok(());
                 }
@@ -917,7 +953,8 @@ impl Session {
                 // For the session this is the end; for the caller it is not.
                 self.over(number, Err(CallError::Dropped), calls);
                 if !withdrawn {
-                    calls[number as usize] = Stage::Elsewhere(near, room);
+                    let elsewhere = Elsewhere { near, room, session: self.number };
+                    calls[number as usize] = Stage::Elsewhere(elsewhere);
                 }
             }
             FromServer::Credit(windows) => self.account.grow(windows)?,

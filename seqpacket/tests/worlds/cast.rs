@@ -55,6 +55,8 @@ pub enum Betrayal {
     KeepsMemory,
     /// Descriptors are kept for each call.
     KeepsDescriptors,
+    /// Of what its callers have lost it hears nothing.
+    HearsNoLoss,
 }
 
 /// What such a server has put by.
@@ -239,11 +241,12 @@ impl AnyMailbox {
         }
     }
 
-    fn lost(&self) -> u64 {
-        match self {
-            AnyMailbox::Own(mailbox) => mailbox.stats().calls.descriptors_lost,
-            AnyMailbox::Shared(mailbox) => mailbox.stats().calls.descriptors_lost,
-        }
+    fn lost(&self) -> Lost {
+        let stats = match self {
+            AnyMailbox::Own(mailbox) => mailbox.stats(),
+            AnyMailbox::Shared(mailbox) => mailbox.stats(),
+        };
+        Lost { calls: stats.calls.descriptors_lost, answers: stats.answers_lost }
     }
 
     fn violations(&self) -> Violations {
@@ -252,6 +255,13 @@ impl AnyMailbox {
             AnyMailbox::Shared(mailbox) => mailbox.violations(),
         }
     }
+}
+
+/// What has lost descriptors on its way, as servers know.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    calls: u64,
+    answers: u64,
 }
 
 /// Where a server has its mailbox, until it is taken away.
@@ -430,8 +440,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Calls that have lost descriptors on their way here, unless the mailbox is gone.
-    fn lost(&self) -> Option<u64> {
+    /// What has lost descriptors on its way here and from here, unless the mailbox is gone.
+    fn lost(&self) -> Option<Lost> {
         self.desk.borrow().mailbox.as_ref().map(AnyMailbox::lost)
     }
 }
@@ -572,12 +582,37 @@ impl Cast {
         let parties = self.executors().into_iter().map(|executor| executor.reactor().stats());
         let noticed: u64 = parties.map(|stats| stats.descriptors_lost).sum();
         assert!(noticed <= happened, "{noticed} losses are reported, of {happened}");
-        // The counts of those who are gone are gone with them.
-        let workers = self.servers.iter().flat_map(|server| &server.workers);
-        let counted: Option<u64> = workers.map(Worker::lost).sum();
-        let counted = counted.filter(|_| setting.world.happened().count(Fault::Killed) == 0);
+        let Some(known) = self.known(setting) else { return };
         let told = setting.model.told_lost();
-        assert!(counted.is_none_or(|counted| told <= counted), "{told} callers told of a loss: {counted:?}");
+        assert!(told <= known.calls, "{told} callers told of a loss: {known:?}");
+        assert!(known.calls + known.answers <= noticed, "{known:?}, and {noticed} losses are reported");
+    }
+
+    /// What all servers know to be lost, unless somebody is gone: then what that one knew is gone too.
+    fn known(&self, setting: &Setting) -> Option<Lost> {
+        if setting.world.happened().count(Fault::Killed) > 0 {
+            return None;
+        }
+        let workers = self.servers.iter().flat_map(|server| &server.workers);
+        workers.map(Worker::lost).try_fold(Lost::default(), |all, lost| {
+            let Lost { calls, answers } = lost?;
+            let hears = setting.betrayal.get() != Some(Betrayal::HearsNoLoss);
+            let answers = if hears { answers } else { 0 };
+            Some(Lost { calls: all.calls + calls, answers: all.answers + answers })
+        })
+    }
+
+    /// When all calls have ended: of each answer that has lost descriptors whoever gave it hears, if its
+    /// session has lasted.
+    fn lost_answers_are_known(&self, setting: &Setting) {
+        if setting.model.allowed.get().dropped || self.known(setting).is_none() {
+            return;
+        }
+        let told = setting.model.told_answers_lost();
+        let known = || self.known(setting).map_or(0, |known| known.answers);
+        if let Err(stuck) = setting.world.run(&self.executors(), || known() >= told) {
+            panic!("servers know of {} answers that were lost, and {told} callers: {stuck}", known());
+        }
     }
 
     fn revive(&mut self, setting: &Rc<Setting>) {
@@ -586,6 +621,7 @@ impl Cast {
 
     /// Everybody goes, and the servers notice. Then all is counted.
     pub fn finish(mut self, setting: &Rc<Setting>) {
+        self.lost_answers_are_known(setting);
         self.clients.clear();
         let workers: Vec<Worker> = self.servers.into_iter().flat_map(|server| server.workers).collect();
         let executors: Vec<&Executor> = workers.iter().map(|worker| &worker.party.0).collect();

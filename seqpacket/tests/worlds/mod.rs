@@ -102,6 +102,8 @@ pub struct Model {
     unanswered: Cell<usize>,
     /// Calls whose caller was told that descriptors of theirs were lost.
     told_lost: Cell<u64>,
+    /// … and those that were told so of their answers.
+    told_answers_lost: Cell<u64>,
 }
 
 impl Model {
@@ -113,6 +115,7 @@ impl Model {
             ends: Cell::new(0),
             unanswered: Cell::new(0),
             told_lost: Cell::new(0),
+            told_answers_lost: Cell::new(0),
         })
     }
 
@@ -229,13 +232,20 @@ impl Model {
         self.told_lost.get()
     }
 
+    /// Calls whose caller was told that descriptors of the answer were lost.
+    pub fn told_answers_lost(&self) -> u64 {
+        self.told_answers_lost.get()
+    }
+
     fn end(&self, mark: u64, end: &'static str) {
         let mut stories = self.stories.borrow_mut();
         let story = stories.get_mut(&mark).unwrap();
         assert!(story.end.replace(end).is_none(), "call {mark} ends twice");
         self.ends.set(self.ends.get() + 1);
         self.unanswered.set(self.unanswered.get() + usize::from(end != "answered"));
-        self.told_lost.set(self.told_lost.get() + u64::from(end == "call lost descriptors"));
+        let lost = |words| u64::from(end == words);
+        self.told_lost.set(self.told_lost.get() + lost("call lost descriptors"));
+        self.told_answers_lost.set(self.told_answers_lost.get() + lost("answer lost descriptors"));
     }
 
     /// Whoever was given these in an answer gives them to somebody else.
