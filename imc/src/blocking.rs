@@ -315,8 +315,6 @@ impl BoundSocket {
     fn new(socket: Socket) -> BoundSocket {
         // Others hold the other end; this one is ours alone, and those who connect shall see when it goes.
         socket.set_private(true);
-        // An older kernel has none.
-        let _ = socket.ask_for_pidfds();
         let inbox = Inbox::new(WaitPolicy::Sleep);
         let violations = Violations::default();
         BoundSocket { socket, address: None, inbox, confirming: false, violations }
@@ -370,6 +368,15 @@ impl BoundSocket {
                 Err(violation) => *violation.counter(&mut self.violations) += 1,
             }
         }
+    }
+
+    /// Asks for the [process](Who::pidfd) of whoever connects, with each connection accepted from now on: see
+    /// [`imc::BoundSocket::ask_for_pidfds`](crate::BoundSocket::ask_for_pidfds).
+    ///
+    /// # Errors
+    /// The kernel has none (before Linux 6.5).
+    pub fn ask_for_pidfds(&self) -> io::Result<()> {
+        self.socket.ask_for_pidfds()
     }
 
     /// Whether to confirm each connection before handing it out, for clients that

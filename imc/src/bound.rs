@@ -61,7 +61,8 @@ pub struct Who {
     /// which can happen around [`BoundSocket::from_fd`].
     pub credentials: Option<Credentials>,
     /// The process itself, which cannot be mistaken for a later one of the same number. Readable when it has
-    /// ended. `None` on Linux before 6.5, without a free descriptor, or where the process was gone already.
+    /// ended. `None` unless it is [asked for](BoundSocket::ask_for_pidfds), and without a free descriptor, or
+    /// where the process was gone already.
     pub pidfd: Option<OwnedFd>,
 }
 
@@ -118,9 +119,8 @@ impl BoundSocket {
     pub(crate) fn new(socket: Socket) -> BoundSocket {
         // Others hold the other end; this one is ours alone, and those who connect shall see when it goes.
         socket.set_private(true);
-        // Asked for now, since a request queued before carries nothing. An older kernel has no pidfds.
+        // Asked for now, since a request queued before carries nothing.
         socket.ask_for_credentials();
-        let _ = socket.ask_for_pidfds();
         BoundSocket { socket, address: None, confirming: Cell::new(false), violations: Cell::default() }
     }
 
@@ -257,6 +257,28 @@ impl BoundSocket {
         let mut violations = self.violations.take().unwrap_or_default();
         *violation.counter(&mut violations) += 1;
         self.violations.set(Some(violations));
+    }
+
+    /// Asks for the [process](Who::pidfd) of whoever connects, with each connection accepted from now on, those
+    /// included that wait in the queue: the kernel has noted who sent them. Not asked for at first, since it
+    /// makes a connection a tenth dearer, and the [credentials](Who::credentials) come in any case.
+    ///
+    /// ```
+    /// # use imc::{AcceptError, BoundSocket};
+    /// async fn until_it_ends(bound: &BoundSocket) -> Result<(), AcceptError> {
+    ///     bound.ask_for_pidfds().map_err(AcceptError::Io)?;
+    ///     let arrival = bound.accept().await?;
+    ///     // Readable when that process has ended.
+    ///     let process = arrival.who.pidfd;
+    ///     # let _ = process;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The kernel has none (before Linux 6.5).
+    pub fn ask_for_pidfds(&self) -> io::Result<()> {
+        self.socket.ask_for_pidfds()
     }
 
     /// Whether to confirm each connection before handing it out, for clients that

@@ -73,7 +73,8 @@
 //!   talked into sending a lone `c` with a descriptor can be made to connect in its own name.
 //! - The other end need not be held by a process. A client can leave it in the queue of the connection
 //!   itself, so that no hang-up is seen until what it sent is received. Connections that must not stay for
-//!   ever need a time limit; the pidfd tells when the process has ended.
+//!   ever need a time limit; a [pidfd](BoundSocket::ask_for_pidfds) tells when the
+//!   process has ended.
 //! - Descriptors that are slow to close are closed on a thread of their own. While very many of them wait
 //!   there, the reactor receives nothing that might bring more, honest requests included. Out of room in the
 //!   descriptor table the kernel closes on *our* thread what a request brings too many.

@@ -234,6 +234,7 @@ on_each_driver! {
 
     fn two_processes_exchange_data_and_descriptors_after_a_datagram(reactor: &Reactor) {
         let (bound, address) = datagram::bound_socket(reactor).unwrap();
+        bound.ask_for_pidfds().unwrap();
         let service = datagram::ServiceSocket::new(reactor).unwrap().share().unwrap();
         let token = address.token().characters();
         let helper = start_helper!(connects_by_datagram_and_echoes, vec![service], token);

@@ -136,6 +136,7 @@ on_each_driver! {
 
     fn who_got_the_address_by_passing_is_named_by_the_kernel(reactor: &Reactor) {
         let (bound, address) = bound_socket(reactor).unwrap();
+        bound.ask_for_pidfds().unwrap();
         let (near, far) = ConnectedSocket::pair(reactor).unwrap();
         let helper = start_helper!(receives_an_address_and_says_hello, vec![far]);
         settle(reactor, async {
@@ -156,6 +157,7 @@ on_each_driver! {
 
     fn who_asked_is_known_although_it_asked_before_anybody_accepted_and_is_gone(reactor: &Reactor) {
         let (bound, address) = bound_socket(reactor).unwrap();
+        bound.ask_for_pidfds().unwrap();
         let helper = start_helper!(asks_and_leaves, vec![address.share().unwrap()]);
         let pid = helper.pid();
         helper.succeeded();
@@ -174,6 +176,7 @@ on_each_driver! {
         let address = SocketAddress::from_fd(reactor, far).unwrap();
         let _early = address.try_connect().unwrap();
         let bound = BoundSocket::from_fd(reactor, near).unwrap();
+        bound.ask_for_pidfds().unwrap();
         let _late = address.try_connect().unwrap();
         settle(reactor, async {
             let early = bound.accept().await.unwrap().who;
@@ -185,8 +188,22 @@ on_each_driver! {
         });
     }
 
+    fn a_process_comes_only_where_it_is_asked_for(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        settle(reactor, async {
+            let _first = address.connect().await.unwrap();
+            let first = bound.accept().await.unwrap().who;
+            assert!(first.credentials.is_some() && first.pidfd.is_none());
+            // Also of one who connected before.
+            let _second = address.connect().await.unwrap();
+            bound.ask_for_pidfds().unwrap();
+            assert!(bound.accept().await.unwrap().who.pidfd.is_some());
+        });
+    }
+
     fn messages_on_the_connection_bring_no_pidfd(reactor: &Reactor) {
         let (bound, address) = bound_socket(reactor).unwrap();
+        bound.ask_for_pidfds().unwrap();
         settle(reactor, async {
             let client = address.connect().await.unwrap();
             let server = bound.accept().await.unwrap().socket;

@@ -25,8 +25,6 @@ const REQUEST: &[u8; 0] = b"";
 pub fn bound_socket(reactor: &Reactor) -> io::Result<(BoundSocket, SocketAddress)> {
     let token = Token::random()?;
     let datagrams = Datagrams::bind(reactor, &token.name())?;
-    // An older kernel has no pidfds.
-    let _ = datagrams.ask_for_pidfds();
     Ok((BoundSocket { datagrams, violations: Cell::default() }, SocketAddress { token }))
 }
 
@@ -64,6 +62,14 @@ impl BoundSocket {
                 Err(violation) => self.count(violation),
             }
         }
+    }
+
+    /// Asks for the [process](crate::Who::pidfd) of whoever connects, with each connection accepted from now on.
+    ///
+    /// # Errors
+    /// The kernel has none (before Linux 6.5).
+    pub fn ask_for_pidfds(&self) -> io::Result<()> {
+        self.datagrams.ask_for_pidfds()
     }
 
     fn count(&self, violation: Violation) {
