@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use ring::{Fd, Message, Reactor, SendError, Sleep, Socket};
+use ring::{Message, Reactor, SendError, Sleep, Socket};
 
 use crate::{CONFIRM, CONNECT, ConfirmError, ConnectError, ConnectedSocket, WrapError, fitness};
 
@@ -128,7 +128,7 @@ impl SocketAddress {
     /// we held another, the death of an acceptor that has not read the request would not be seen.
     fn request(&self) -> Result<(ConnectedSocket, Message), ConnectError> {
         let (near, far) = ConnectedSocket::pair(self.reactor()).map_err(ConnectError::from_pair)?;
-        Ok((near, Message::from(CONNECT).with_descriptor(Fd::made_here(far))))
+        Ok((near, Message::from(CONNECT).with_descriptor(self.reactor().made_here(far))))
     }
 
     /// A duplicate, for another holder: to be sent in a message, or given to a child.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::beside::Nothing;
 use crate::envelope::Envelope;
 use crate::error::{ReceiveError, SendError, WrapError};
-use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
+use crate::fd::{DESCRIPTORS_MAX, Kind, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
 use crate::reactor::Reactor;
@@ -73,7 +73,7 @@ impl Datagrams {
     pub fn unbound(reactor: &Reactor) -> io::Result<Datagrams> {
         reactor.is_ours()?;
         let fd = sys::datagram_socket()?;
-        Ok(Datagrams::new(reactor, Fd::ours(fd), true))
+        Ok(Datagrams::new(reactor, fd, true))
     }
 
     /// Takes a datagram socket that this process was started with. Others may hold it too.
@@ -82,14 +82,14 @@ impl Datagrams {
     /// Anything but an AF_UNIX datagram socket is refused, and closed without making this thread wait.
     pub fn from_fd(reactor: &Reactor, fd: OwnedFd) -> Result<Datagrams, WrapError> {
         if sys::is_datagram_socket(fd.as_fd()) {
-            Ok(Datagrams::new(reactor, Fd::ours(fd), false))
+            Ok(Datagrams::new(reactor, fd, false))
         } else {
             discard(fd);
             Err(WrapError::NotUnix)
         }
     }
 
-    fn new(reactor: &Reactor, fd: Fd, private: bool) -> Datagrams {
+    fn new(reactor: &Reactor, fd: OwnedFd, private: bool) -> Datagrams {
         // Of the two kinds it is this one: whole messages. Nothing is sent or received through the table,
         // which only awaits readiness and closes.
         let socket = Socket::new(reactor, fd, Kind::SeqPacket, private);

@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::rc::Rc;
 
-use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd};
-use crate::message::{Credentials, Message};
+use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Shell};
+use crate::message::{Credentials, Fds, Message};
 use crate::sys::UnixAddress;
 
 /// A message on its way out.
@@ -27,14 +27,15 @@ pub(crate) struct Envelope {
     piece: Option<(Rc<Vec<u8>>, Range<usize>)>,
     /// The control message, as `u64` for its alignment. The list of descriptors *is* this.
     control: Vec<u64>,
-    descriptors: Vec<Fd>,
+    descriptors: Fds,
     /// How much of a stream's bytes the kernel has taken.
     sent: usize,
 }
 
 impl Envelope {
     pub(crate) fn new(message: Message) -> Box<Envelope> {
-        let (bytes, descriptors) = message.into_parts();
+        let (bytes, descriptors) = message.into_contents();
+        let bytes = bytes.into_vec();
         // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
         // `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
         let header: libc::msghdr = unsafe { mem::zeroed() };
@@ -50,6 +51,14 @@ impl Envelope {
         let mut envelope = Envelope::new(Message::new(bytes));
         envelope.piece = Some((whole, piece));
         envelope
+    }
+
+    /// Puts a message into an empty one.
+    pub(crate) fn fill(&mut self, message: Message) {
+        assert!(self.descriptors.is_empty());
+        let (bytes, descriptors) = message.into_contents();
+        bytes.move_into(&mut self.bytes);
+        self.descriptors = descriptors;
     }
 
     /// Bytes in all.
@@ -70,7 +79,7 @@ impl Envelope {
     /// Adds descriptors to a message that has none and has not been sealed yet.
     pub(crate) fn attach(&mut self, descriptors: Vec<Fd>) {
         assert!(self.descriptors.is_empty());
-        self.descriptors = descriptors;
+        self.descriptors = Fds::from_vec(descriptors);
     }
 
     /// Replaces the contents: what is said instead when the descriptors could not be sent.
@@ -81,11 +90,12 @@ impl Envelope {
         self.sent = 0;
     }
 
-    /// Lets go of everything, but for the memory.
-    pub(crate) fn clear(&mut self) {
+    /// Lets go of everything, but for the memory. Each descriptor is closed, if nobody else holds it, and what
+    /// is left of it told.
+    pub(crate) fn clear(&mut self, mut left: impl FnMut(Shell)) {
         self.bytes.clear();
         self.piece = None;
-        self.descriptors.clear();
+        self.descriptors.drain(..).filter_map(Fd::close).for_each(&mut left);
         self.sent = 0;
     }
 

@@ -5,10 +5,11 @@
 //! caller's thread when that could take time: see [`discard`].
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+
+use smallvec::SmallVec;
 
 use crate::closer;
 use crate::sys;
@@ -69,6 +70,26 @@ impl Fd {
         &self.0.watch
     }
 
+    /// What is left of a handle that nobody else has a clone of, to hold another descriptor: it is closed as
+    /// when it is dropped. `None` where there is a clone.
+    pub(crate) fn close(mut self) -> Option<Shell> {
+        let held = Rc::get_mut(&mut self.0)?;
+        held.close();
+        held.watch.set(None);
+        Some(Shell(self))
+    }
+
+    /// The descriptor itself, if nobody else holds it, and what is left of the handle.
+    ///
+    /// # Errors
+    /// Gives the handle back when another clone of it exists.
+    pub(crate) fn try_into_parts(mut self) -> Result<(OwnedFd, Shell), Fd> {
+        let Some(held) = Rc::get_mut(&mut self.0) else { return Err(self) };
+        let fd = held.fd.take().expect("held until dropped");
+        held.watch.set(None);
+        Ok((fd, Shell(self)))
+    }
+
     /// The descriptor itself, if nobody else holds it.
     ///
     /// # Errors
@@ -78,6 +99,19 @@ impl Fd {
             Ok(mut held) => Ok(held.fd.take().expect("held until dropped")),
             Err(shared) => Err(Fd(shared)),
         }
+    }
+}
+
+/// The memory of a handle without its descriptor.
+pub(crate) struct Shell(Fd);
+
+impl Shell {
+    /// As [`Fd::made_here`], without asking for memory.
+    pub(crate) fn hold(mut self, fd: OwnedFd) -> Fd {
+        let held = Rc::get_mut(&mut self.0.0).expect("a shell has one owner");
+        held.fd = Some(fd);
+        held.ours = true;
+        self.0
     }
 }
 
@@ -99,13 +133,19 @@ impl fmt::Debug for Fd {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
+impl Held {
+    fn close(&mut self) {
         match self.fd.take() {
             Some(fd) if self.ours => drop(fd),
             Some(fd) => discard(fd),
             None => {}
         }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -124,43 +164,82 @@ pub fn is_unix_socket(fd: impl AsFd) -> bool {
     sys::is_unix_socket(fd.as_fd())
 }
 
-/// The descriptors of one received message, in the order they were sent. Closes what nobody took.
+/// The descriptors of a received message that nobody has taken yet, in the order they were sent. Closes those
+/// when it is dropped, without making the thread wait ([`discard`]).
+///
+/// ```
+/// # use ring::{Descriptors, Executor, Kind, Message, Reactor, Socket};
+/// # let reactor = Reactor::new()?;
+/// # let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+/// # let far = Socket::wrap(&reactor, far)?;
+/// # Executor::new(&reactor).block_on(async {
+/// let (reader, writer) = std::io::pipe()?;
+/// let message = Message::from("both ends").with_descriptor(std::os::fd::OwnedFd::from(reader));
+/// near.send(message.with_descriptor(std::os::fd::OwnedFd::from(writer))).await?;
+///
+/// let mut descriptors: Descriptors = far.receive().await?.take_list();
+/// let _writer = descriptors.take_last();
+/// assert_eq!(descriptors.len(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Descriptors(VecDeque<OwnedFd>);
+pub struct Descriptors(SmallVec<[OwnedFd; 2]>);
 
 impl Descriptors {
-    pub(crate) fn push(&mut self, fd: OwnedFd) {
-        self.0.push_back(fd);
+    /// One more, at the end.
+    pub fn push(&mut self, fd: OwnedFd) {
+        self.0.push(fd);
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// All of them, in order, to be looked at.
+    pub fn iter(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.0.iter()
     }
 
     /// Keeps the first so many. Says whether there were more.
     pub(crate) fn truncate(&mut self, count: usize) -> bool {
-        if self.0.len() <= count {
-            return false;
-        }
-        let excess = self.0.split_off(count.min(self.0.len()));
-        excess.into_iter().for_each(discard);
-        true
+        let excess = self.0.len() > count;
+        self.0.drain(count.min(self.0.len())..).for_each(discard);
+        excess
     }
 
-    pub(crate) fn take_first(&mut self) -> Option<OwnedFd> {
-        self.0.pop_front()
+    /// Takes the first.
+    pub fn take_first(&mut self) -> Option<OwnedFd> {
+        // The others move up: there are 253 at most.
+        if self.0.is_empty() { None } else { Some(self.0.remove(0)) }
     }
 
-    pub(crate) fn take_last(&mut self) -> Option<OwnedFd> {
-        self.0.pop_back()
+    /// Takes the last.
+    pub fn take_last(&mut self) -> Option<OwnedFd> {
+        self.0.pop()
     }
 
-    pub(crate) fn take_all(&mut self) -> Vec<OwnedFd> {
-        std::mem::take(&mut self.0).into()
+    /// Takes all of them.
+    pub fn take_all(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.0).into_vec()
+    }
+
+    /// Moves all of another list to the end of this one.
+    pub fn append(&mut self, other: &mut Descriptors) {
+        self.0.append(&mut other.0);
+    }
+}
+
+impl From<Vec<OwnedFd>> for Descriptors {
+    fn from(descriptors: Vec<OwnedFd>) -> Descriptors {
+        Descriptors(SmallVec::from_vec(descriptors))
     }
 }
 
@@ -169,7 +248,7 @@ impl Drop for Descriptors {
     fn drop(&mut self) {
         // Most messages bring none.
         if !self.0.is_empty() {
-            self.take_all().into_iter().for_each(discard);
+            self.0.drain(..).for_each(discard);
         }
     }
 }

@@ -101,7 +101,7 @@ pub use driver::{
 };
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};
-pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard, is_unix_socket};
+pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Descriptors, Fd, Kind, discard, is_unix_socket};
 pub use guest::{AfterTurn, Guest, ROUNDS_MAX};
 pub use message::{BYTES_INSIDE_MAX, Bytes, Credentials, Message, PACKET_BYTES_MAX, Received};
 pub use name::{AbstractName, NAME_BYTES_MAX};

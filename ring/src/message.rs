@@ -6,11 +6,11 @@ use std::fmt;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 
+use smallvec::SmallVec;
+
 use crate::buffer::Lease;
 use crate::envelope::Control;
-#[cfg(feature = "script")]
-use crate::fd::Descriptors;
-use crate::fd::Fd;
+use crate::fd::{Descriptors, Fd};
 
 /// The largest message a socket receives whole, in bytes. A longer one arrives as
 /// [`ReceiveError::Truncated`](crate::ReceiveError::Truncated).
@@ -32,8 +32,11 @@ pub const PACKET_BYTES_MAX: usize = 65_536;
 #[derive(Clone, Debug, Default)]
 pub struct Message {
     bytes: Bytes,
-    descriptors: Vec<Fd>,
+    descriptors: Fds,
 }
+
+/// What a message is sent with: mostly nothing or one, which stands in the message itself.
+pub(crate) type Fds = SmallVec<[Fd; 2]>;
 
 /// So many bytes stand in a message itself, and cost no allocation.
 pub const BYTES_INSIDE_MAX: usize = 120;
@@ -60,6 +63,15 @@ impl Bytes {
         match self.0 {
             Place::Inside { .. } => self.to_vec(),
             Place::Outside(bytes) => bytes,
+        }
+    }
+
+    /// Puts the bytes into an empty vector: the few are copied there, and of the many it becomes the vector.
+    pub(crate) fn move_into(self, empty: &mut Vec<u8>) {
+        assert!(empty.is_empty());
+        match self.0 {
+            Place::Inside { .. } => empty.extend_from_slice(&self),
+            Place::Outside(bytes) => *empty = bytes,
         }
     }
 
@@ -118,7 +130,7 @@ impl fmt::Debug for Bytes {
 impl Message {
     /// A message of these bytes and no descriptors.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Message {
-        Message { bytes: Bytes::from(bytes.into()), descriptors: Vec::new() }
+        Message { bytes: Bytes::from(bytes.into()), descriptors: Fds::new() }
     }
 
     /// The message with one more descriptor at its end. It is closed here once it has been sent.
@@ -150,11 +162,16 @@ impl Message {
 
     /// Bytes and descriptors apart.
     pub fn into_parts(self) -> (Vec<u8>, Vec<Fd>) {
-        (self.bytes.into_vec(), self.descriptors)
+        (self.bytes.into_vec(), self.descriptors.into_vec())
     }
 
     /// As [`into_parts`](Message::into_parts), and few bytes stay where they are.
     pub fn into_bytes_and_descriptors(self) -> (Bytes, Vec<Fd>) {
+        (self.bytes, self.descriptors.into_vec())
+    }
+
+    /// As it goes into an envelope.
+    pub(crate) fn into_contents(self) -> (Bytes, Fds) {
         (self.bytes, self.descriptors)
     }
 }
@@ -167,7 +184,7 @@ impl From<Vec<u8>> for Message {
 
 impl From<&[u8]> for Message {
     fn from(bytes: &[u8]) -> Message {
-        Message { bytes: Bytes::from(bytes), descriptors: Vec::new() }
+        Message { bytes: Bytes::from(bytes), descriptors: Fds::new() }
     }
 }
 
@@ -259,6 +276,11 @@ impl Received {
     /// Takes all the descriptors that have not been taken yet, in order.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         self.control.descriptors.take_all()
+    }
+
+    /// Takes all the descriptors that have not been taken yet, as the list they are in.
+    pub fn take_list(&mut self) -> Descriptors {
+        std::mem::take(&mut self.control.descriptors)
     }
 
     /// Who sent it. Present on SEQPACKET sockets.

@@ -23,7 +23,7 @@ use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
 use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
-use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Token, Want};
 use crate::spare::{Queue, Spare};
@@ -71,6 +71,9 @@ const SPARE_ENVELOPES_MAX: usize = 32;
 /// … unless they have grown larger than this, in bytes.
 const SPARE_BYTES_MAX: usize = 4096;
 
+/// Handles kept to be used again, for the same reason.
+const SPARE_SHELLS_MAX: usize = 64;
+
 /// How many turns are taken for what is still to be sent, by a reactor that is dropped or a `block_on` that
 /// ends.
 pub(crate) const LAST_TURNS_MAX: usize = 1024;
@@ -100,6 +103,8 @@ pub(crate) struct Core {
     /// Memory for the queues of those channels that are in use.
     spare_letters: Spare<Letter>,
     spare_arrivals: Spare<Result<Received, ReceiveError>>,
+    /// Handles without their descriptors.
+    spare_shells: Vec<Shell>,
     /// Empty envelopes.
     // Boxed as they are in use: the kernel is given what is in the box, which never moves.
     #[allow(clippy::vec_box)]
@@ -302,6 +307,7 @@ impl Core {
             home: Vec::new(),
             spare_letters: Spare::default(),
             spare_arrivals: Spare::default(),
+            spare_shells: Vec::new(),
             spare_envelopes: Vec::new(),
             hurried: false,
             taken_here: 0,
@@ -313,6 +319,14 @@ impl Core {
     }
 
     // -- channels ---------------------------------------------------------------------------------------
+
+    /// A handle to a descriptor that was made here, or is to be closed where it stands.
+    pub(crate) fn hold(&mut self, fd: OwnedFd) -> Fd {
+        match self.spare_shells.pop() {
+            Some(shell) => shell.hold(fd),
+            None => Fd::ours(fd),
+        }
+    }
 
     pub(crate) fn open(&mut self, fd: Fd, kind: Kind, private: bool) -> usize {
         self.channels.insert(Channel {
@@ -476,12 +490,13 @@ impl Core {
     }
 
     /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
-    fn retire(&self, channel: Channel) {
+    fn retire(&mut self, channel: Channel) {
         let Channel { fd, private, given, credentials, travels, lane, .. } = channel;
         // A letter that never left may hold this very descriptor.
         drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
-        let Ok(fd) = fd.try_into_owned() else { return };
+        let Ok((fd, shell)) = fd.try_into_parts() else { return };
+        keep_shell(&mut self.spare_shells, shell);
         if self.driver.is_child() {
             // A copy, and mostly not the last: what lies in its queue is for the parent.
             closer::close(fd);
@@ -507,12 +522,23 @@ impl Core {
         let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
         let letter = Letter {
-            envelope: Envelope::new(message),
+            envelope: self.envelope(message),
             slip: Slip { waiter, silent, open: false, instead: None },
         };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
         self.mark_dirty(key);
         waiter
+    }
+
+    /// One that holds this message.
+    fn envelope(&mut self, message: Message) -> Box<Envelope> {
+        match self.spare_envelopes.pop() {
+            Some(mut envelope) => {
+                envelope.fill(message);
+                envelope
+            }
+            None => Envelope::new(message),
+        }
     }
 
     /// A place for somebody who waits.
@@ -560,10 +586,11 @@ impl Core {
         if !channel.lane.is_idle() || channel.lane.broken || !succeeds_whole(channel.kind) {
             return AtOnce::Queued(self.send(key, message, true, waited));
         }
-        let mut envelope = Envelope::new(message);
+        let mut envelope = self.envelope(message);
         envelope.seal();
-        if self.driver.send_now(&channel.fd, &envelope).is_ok() {
+        if self.driver.send_now(&self.channels[key].fd, &envelope).is_ok() {
             self.count_sent(&envelope);
+            self.keep_envelope(envelope);
             return AtOnce::Gone;
         }
         let waiter = waited.then(|| self.wait(key));
@@ -625,15 +652,16 @@ impl Core {
 
     /// Sends now or not at all, keeping to the order of what is queued.
     pub(crate) fn try_send(&mut self, key: usize, message: Message) -> Result<(), SendError> {
-        let channel = &mut self.channels[key];
-        if channel.lane.broken {
+        let lane = &self.channels[key].lane;
+        if lane.broken {
             return Err(self.broken());
         }
-        if !channel.lane.is_idle() {
+        if !lane.is_idle() {
             return Err(SendError::WouldBlock);
         }
-        let mut envelope = Envelope::new(message);
+        let mut envelope = self.envelope(message);
         envelope.seal();
+        let channel = &mut self.channels[key];
         let sent = match self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel) {
             Err(SendError::TooLarge) if envelope.length() <= LARGE_PACKET_BYTES_MAX => {
                 channel.raise_send_buffer();
@@ -648,6 +676,7 @@ impl Core {
             self.mark_dirty(key);
         } else {
             self.count_sent(&envelope);
+            self.keep_envelope(envelope);
         }
         Ok(())
     }
@@ -789,7 +818,7 @@ impl Core {
 
     /// Empties an envelope, to be used again.
     fn keep_envelope(&mut self, mut envelope: Box<Envelope>) {
-        envelope.clear();
+        envelope.clear(|shell| keep_shell(&mut self.spare_shells, shell));
         if self.spare_envelopes.len() < SPARE_ENVELOPES_MAX && envelope.capacity() <= SPARE_BYTES_MAX {
             self.spare_envelopes.push(envelope);
         }
@@ -1555,6 +1584,12 @@ impl Channel {
         if self.given {
             sys::name_senders_again(self.fd.as_fd());
         }
+    }
+}
+
+fn keep_shell(spare: &mut Vec<Shell>, shell: Shell) {
+    if spare.len() < SPARE_SHELLS_MAX {
+        spare.push(shell);
     }
 }
 

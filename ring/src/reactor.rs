@@ -21,6 +21,7 @@ use crate::clock::Clock;
 #[cfg(feature = "script")]
 use crate::driver::script::Fate;
 use crate::driver::{self, Driver, DriverChoice, DriverReport, Ground, SleepPlace, StartError};
+use crate::fd::Fd;
 use crate::fork::{ForkedChild, Origin};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
@@ -365,6 +366,20 @@ impl Reactor {
         self.0.woken.set(woken.finish());
         let ran = self.0.companions.run();
         result.map(|home| home || any || ran)
+    }
+
+    /// As [`Fd::made_here`], in memory that this reactor has at hand.
+    ///
+    /// ```
+    /// # use ring::{Kind, Message, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let call = Message::from("answer here").with_descriptor(reactor.made_here(far));
+    /// # drop((near, call));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn made_here(&self, fd: OwnedFd) -> Fd {
+        self.with(|core, _| core.hold(fd))
     }
 
     /// Runs a task of a protocol as part of this reactor's turns, until it ends or the handle is dropped.

@@ -48,7 +48,7 @@ impl Socket {
     pub fn wrap(reactor: &Reactor, fd: impl Into<OwnedFd>) -> Result<Socket, WrapError> {
         let fd = fd.into();
         let refused = match sys::unix_kind(fd.as_fd()) {
-            Ok(Some(kind)) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, false)),
+            Ok(Some(kind)) => return Ok(Socket::new(reactor, fd, kind, false)),
             Ok(None) => WrapError::NotUnix,
             Err(_) => WrapError::NotASocket,
         };
@@ -61,7 +61,7 @@ impl Socket {
     ///
     /// On anything else the verbs fail, each with the kernel's error.
     pub fn wrap_again(reactor: &Reactor, fd: impl Into<OwnedFd>, kind: Kind) -> Socket {
-        Socket::new(reactor, Fd::ours(fd.into()), kind, false)
+        Socket::new(reactor, fd.into(), kind, false)
     }
 
     /// A connected pair: the near end as a private socket here, the far end to be given away.
@@ -70,7 +70,7 @@ impl Socket {
     /// The kernel's (out of descriptors).
     pub fn pair(reactor: &Reactor, kind: Kind) -> io::Result<(Socket, OwnedFd)> {
         let (near, far) = reactor.with(|core, _| core.driver.pair(kind))?;
-        let near = Socket::new(reactor, Fd::ours(near), kind, true);
+        let near = Socket::new(reactor, near, kind, true);
         reactor.with(|core, _| core.set_made_here(near.channel));
         Ok((near, far))
     }
@@ -100,7 +100,7 @@ impl Socket {
             match reactor.with(|core, _| core.driver.connect(fd.as_fd(), &address)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor.sleep(RETRY).await,
                 Err(error) => return Err(error),
-                Ok(()) => return Ok(Socket::new(reactor, Fd::ours(fd), kind, true)),
+                Ok(()) => return Ok(Socket::new(reactor, fd, kind, true)),
             }
         }
     }
@@ -135,7 +135,7 @@ impl Socket {
         let fd = reactor.with(|core, _| core.driver.socket(kind))?;
         sys::bind(fd.as_fd(), &address)?;
         sys::listen(fd.as_fd(), backlog)?;
-        Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
+        Ok(Socket::new(reactor, fd, kind, true))
     }
 
     /// One connection attempt to an abstract name, now.
@@ -146,11 +146,14 @@ impl Socket {
         reactor.is_ours()?;
         let fd = reactor.with(|core, _| core.driver.socket(kind))?;
         reactor.with(|core, _| core.driver.connect(fd.as_fd(), &name.address()))?;
-        Ok(Socket::new(reactor, Fd::ours(fd), kind, true))
+        Ok(Socket::new(reactor, fd, kind, true))
     }
 
-    pub(crate) fn new(reactor: &Reactor, fd: Fd, kind: Kind, private: bool) -> Socket {
-        let channel = reactor.with(|core, _| core.open(fd.clone(), kind, private));
+    pub(crate) fn new(reactor: &Reactor, fd: OwnedFd, kind: Kind, private: bool) -> Socket {
+        let (fd, channel) = reactor.with(|core, _| {
+            let fd = core.hold(fd);
+            (fd.clone(), core.open(fd, kind, private))
+        });
         Socket { reactor: reactor.clone(), channel, fd: Some(fd), kind }
     }
 
@@ -889,7 +892,7 @@ impl Future for Accepting<'_> {
             self.waiter = None;
             match done {
                 Done::Accepted(result) => {
-                    result.map(|fd| Socket::new(&self.socket.reactor, Fd::ours(fd), self.socket.kind, true))
+                    result.map(|fd| Socket::new(&self.socket.reactor, fd, self.socket.kind, true))
                 }
                 Done::Sent(_) | Done::Ready(_) => unreachable!("a connection was asked for"),
             }

@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn descriptors_come_with_the_first_packet_only() {
-        let pipe = || Parcel::of_descriptors(vec![OwnedFd::from(std::io::pipe().unwrap().0)]);
+        let pipe = || Parcel::of_descriptors(vec![OwnedFd::from(std::io::pipe().unwrap().0)].into());
         let packets: Vec<Vec<u8>> = packets(&[7; 100_000]).collect();
         let mut assembly = Assembly::new(100_000);
         assert!(assembly.add(&packets[0], pipe()).unwrap().is_none());

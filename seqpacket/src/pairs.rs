@@ -113,15 +113,13 @@ impl Stock {
             1 => 0,
             taken => taken.min(self.most),
         };
-        let mut made = Vec::new();
         for _ in self.ready().min(wanted)..wanted {
             match Socket::pair(&self.reactor, Kind::SeqPacket) {
-                Ok(pair) => made.push(pair),
+                Ok(pair) => self.ready.borrow_mut().push(pair),
                 // Out of descriptors: whoever needs one will make it, and be told.
                 Err(_) => break,
             }
         }
-        self.ready.borrow_mut().append(&mut made);
     }
 
     fn ready(&self) -> usize {

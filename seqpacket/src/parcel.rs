@@ -3,14 +3,13 @@
 //! It owns both. Descriptors that nobody takes are closed without making the thread wait. It does not know
 //! calls.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bytemuck::AnyBitPattern;
-use ring::{Credentials, Received};
+use ring::{Credentials, Descriptors, Received};
 
 /// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it if they
 /// are most of it. Otherwise a call of a thousand bytes, which is counted as that, would hold 65,536 for as
@@ -20,11 +19,13 @@ const COPIED_MAX: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Parcel {
     bytes: Bytes,
-    descriptors: VecDeque<OwnedFd>,
+    descriptors: Descriptors,
 }
 
 enum Bytes {
     Copied(ring::Bytes),
+    /// All of a packet.
+    Whole(Received),
     Shared(Rc<Received>, Range<usize>),
 }
 
@@ -61,9 +62,8 @@ impl Packet {
 impl Parcel {
     /// All of a packet.
     pub(crate) fn whole(mut packet: Received) -> Parcel {
-        let descriptors = packet.take_descriptors().into();
-        let range = 0..packet.bytes().len();
-        Parcel { bytes: Bytes::Shared(Rc::new(packet), range), descriptors }
+        let descriptors = packet.take_list();
+        Parcel { bytes: Bytes::Whole(packet), descriptors }
     }
 
     /// All of a packet, and who sent it, if the kernel was asked to tell by then. Otherwise it tells of
@@ -82,17 +82,17 @@ impl Parcel {
             }
             _ => Bytes::Copied(ring::Bytes::from(&packet.bytes()[range])),
         };
-        Parcel { bytes, descriptors: VecDeque::new() }
+        Parcel { bytes, descriptors: Descriptors::default() }
     }
 
     /// Bytes alone.
     pub(crate) fn of_bytes(bytes: Vec<u8>) -> Parcel {
-        Parcel { bytes: Bytes::Copied(ring::Bytes::from(bytes)), descriptors: VecDeque::new() }
+        Parcel { bytes: Bytes::Copied(ring::Bytes::from(bytes)), descriptors: Descriptors::default() }
     }
 
     /// Descriptors alone, to be closed or given to a part.
-    pub(crate) fn of_descriptors(descriptors: Vec<OwnedFd>) -> Parcel {
-        Parcel { bytes: Bytes::default(), descriptors: descriptors.into() }
+    pub(crate) fn of_descriptors(descriptors: Descriptors) -> Parcel {
+        Parcel { bytes: Bytes::default(), descriptors }
     }
 
     /// Moves the descriptors of another parcel here.
@@ -105,13 +105,15 @@ impl Parcel {
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Copied(bytes) => bytes,
+            Bytes::Whole(packet) => packet.bytes(),
             Bytes::Shared(packet, range) => &packet.bytes()[range.clone()],
         }
     }
 
-    pub(crate) fn into_bytes(mut self) -> Vec<u8> {
-        match std::mem::take(&mut self.bytes) {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        match self.bytes {
             Bytes::Copied(bytes) => bytes.into_vec(),
+            Bytes::Whole(packet) => packet.into_bytes(),
             Bytes::Shared(packet, range) => packet.bytes()[range].to_vec(),
         }
     }
@@ -121,16 +123,16 @@ impl Parcel {
     }
 
     pub(crate) fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptors.pop_front()
+        self.descriptors.take_first()
     }
 
     pub(crate) fn take_last_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptors.pop_back()
+        self.descriptors.take_last()
     }
 
     /// Puts the last descriptor back.
     pub(crate) fn put_last_descriptor(&mut self, fd: OwnedFd) {
-        self.descriptors.push_back(fd);
+        self.descriptors.push(fd);
     }
 
     /// Whether this holds of any descriptor.
@@ -139,7 +141,7 @@ impl Parcel {
     }
 
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        std::mem::take(&mut self.descriptors).into()
+        self.descriptors.take_all()
     }
 
     /// The bytes as plain data of exactly this size.
@@ -154,15 +156,5 @@ impl fmt::Debug for Parcel {
             .field("bytes", &self.bytes().len())
             .field("descriptors", &self.descriptors())
             .finish()
-    }
-}
-
-impl Drop for Parcel {
-    #[inline]
-    fn drop(&mut self) {
-        // Most have none.
-        if !self.descriptors.is_empty() {
-            self.take_descriptors().into_iter().for_each(ring::discard);
-        }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytemuck::AnyBitPattern;
 use imc::{ConnectedSocket, WrapError};
 use ring::{
-    Credentials, DESCRIPTORS_MAX, Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, Received,
+    Credentials, DESCRIPTORS_MAX, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, Received,
     SendError, Sending, Sleep, Socket,
 };
 
@@ -258,7 +258,7 @@ impl PlainObject {
         // One more for the far end, if it is to come home.
         let returning = usize::from(matches!(expected, Expected::PacketAndPair(..)));
         near.set_descriptors_max(self.answer_descriptors.get() + returning);
-        message.push_descriptor(Fd::made_here(far));
+        message.push_descriptor(self.reactor().made_here(far));
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
         // It goes now: two enters of the ring, one to send and one to sleep, cost more than a call of its own
         // and one enter.
@@ -413,7 +413,7 @@ impl Way {
             }
             Expected::Packets(assembly) => {
                 let mut received = received;
-                let descriptors = Parcel::of_descriptors(received.take_descriptors());
+                let descriptors = Parcel::of_descriptors(received.take_list());
                 let Some(answer) = assembly.add(received.bytes(), descriptors)? else { return Ok(None) };
                 answer
             }

@@ -479,7 +479,7 @@ impl Session {
 
     /// Files what a packet says, then sends what there is room for now.
     fn file(&self, mut packet: Received, cut: bool) -> Result<(), Malformed> {
-        let mut descriptors = Parcel::of_descriptors(packet.take_descriptors());
+        let mut descriptors = Parcel::of_descriptors(packet.take_list());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
             true => Arrived::Cut(descriptors.descriptors()),

@@ -269,7 +269,7 @@ fn large_answer(
     let mut assembly = Assembly::new(bytes_max);
     loop {
         let mut packet = inbox.receive(near, deadline).map_err(failed)?;
-        let descriptors = Parcel::of_descriptors(packet.take_descriptors());
+        let descriptors = Parcel::of_descriptors(packet.take_descriptors().into());
         if let Some(mut whole) = assembly.add(packet.bytes(), descriptors)? {
             let descriptors = whole.take_descriptors();
             return Ok(Answer::new(whole.into_bytes(), descriptors));
