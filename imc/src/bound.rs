@@ -259,9 +259,9 @@ impl BoundSocket {
         self.violations.set(Some(violations));
     }
 
-    /// Asks for the [process](Who::pidfd) of whoever connects, with each connection accepted from now on, those
-    /// included that wait in the queue: the kernel has noted who sent them. Not asked for at first, since it
-    /// makes a connection a tenth dearer, and the [credentials](Who::credentials) come in any case.
+    /// Asks for the [process](Who::pidfd) of whoever connects, with each connection accepted from now on,
+    /// those included that wait in the queue: the kernel has noted who sent them. Not asked for at first,
+    /// since it makes a connection a tenth dearer, and the [credentials](Who::credentials) come in any case.
     ///
     /// ```
     /// # use imc::{AcceptError, BoundSocket};

@@ -90,8 +90,8 @@ impl Envelope {
         self.sent = 0;
     }
 
-    /// Lets go of everything, but for the memory. Each descriptor is closed, if nobody else holds it, and what
-    /// is left of it told.
+    /// Lets go of everything, but for the memory. Each descriptor is closed, if nobody else holds it, and
+    /// what is left of it told.
     pub(crate) fn clear(&mut self, mut left: impl FnMut(Shell)) {
         self.bytes.clear();
         self.piece = None;

@@ -104,7 +104,7 @@ impl Share {
 }
 
 /// Which request a completion belongs to. A number is used again only with another generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Token {
     pub(crate) slot: u32,
     pub(crate) generation: u32,

@@ -64,7 +64,8 @@ impl BoundSocket {
         }
     }
 
-    /// Asks for the [process](crate::Who::pidfd) of whoever connects, with each connection accepted from now on.
+    /// Asks for the [process](crate::Who::pidfd) of whoever connects, with each connection accepted from now
+    /// on.
     ///
     /// # Errors
     /// The kernel has none (before Linux 6.5).

@@ -4,7 +4,6 @@
 //! write it is watched only while somebody waits for that, or each message the peer takes would wake us.
 //! It owns the epoll and what it remembers of each descriptor, never the descriptors themselves.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -56,6 +55,8 @@ pub(crate) struct Epoll {
     hot: Vec<Token>,
     /// To come home cancelled in the next turn.
     cancelled: Vec<Token>,
+    /// Memory for those of them that have come home meanwhile.
+    come: Vec<Token>,
     /// Receives (and accepts) that wait for descriptors to come free.
     starved: Vec<Token>,
     unseen: Unseen,
@@ -137,6 +138,7 @@ impl Epoll {
             watches: Slab::new(),
             hot: Vec::new(),
             cancelled: Vec::new(),
+            come: Vec::new(),
             starved: Vec::new(),
             unseen: Unseen::default(),
             turn: 1,
@@ -301,20 +303,28 @@ impl Epoll {
         if self.cancelled.is_empty() {
             return;
         }
-        let asked: HashSet<Token> = self.cancelled.drain(..).collect();
-        self.hot.retain(|token| !asked.contains(token));
-        self.starved.retain(|token| !asked.contains(token));
+        // In order, each of them once: a set would ask for memory each time.
+        let mut asked = std::mem::take(&mut self.cancelled);
+        asked.sort_unstable();
+        asked.dedup();
+        let is_asked = |token: &Token| asked.binary_search(token).is_ok();
+        self.hot.retain(|token| !is_asked(token));
+        self.starved.retain(|token| !is_asked(token));
         // Those that came home when nobody looked, between two turns, have come home.
-        let there: HashSet<Token> =
-            home.iter().filter(|completion| completion.last).map(|completion| completion.token).collect();
-        for token in asked {
-            let Some(request) = requests.find(token).filter(|_| !there.contains(&token)) else { continue };
+        let come = home.iter().filter(|completion| completion.last).map(|completion| completion.token);
+        self.come.extend(come.filter(is_asked));
+        self.come.sort_unstable();
+        for token in asked.drain(..) {
+            let has_come = self.come.binary_search(&token).is_ok();
+            let Some(request) = requests.find(token).filter(|_| !has_come) else { continue };
             let outcome = request.failed(io::Error::from_raw_os_error(errno::ECANCELED));
             if let Some(number) = request.fd().watch().get() {
                 self.watches[number as usize].parked.remove(token);
             }
             home.push(Completion { token, outcome, last: true });
         }
+        self.come.clear();
+        self.cancelled = asked;
     }
 
     fn attempt(&mut self, token: Token, requests: &mut Requests, home: &mut Vec<Completion>) {
