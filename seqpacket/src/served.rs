@@ -304,7 +304,7 @@ impl Session {
             Some(Err(_)) => return Err(Over::Closed),
             None => return Err(Over::Stalled),
         };
-        let descriptors = Parcel::of_descriptors(packet.take_descriptors());
+        let descriptors = Parcel::of_descriptors(packet.take_list());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
             true => Arrived::Cut(descriptors.descriptors()),
