@@ -53,6 +53,8 @@ pub(crate) struct Epoll {
     watches: Slab<Watch>,
     /// To be tried in the next turn.
     hot: Vec<Token>,
+    /// Memory for that list while this turn's are tried.
+    spare_hot: Vec<Token>,
     /// To come home cancelled in the next turn.
     cancelled: Vec<Token>,
     /// Memory for those of them that have come home meanwhile.
@@ -137,6 +139,7 @@ impl Epoll {
             alarm: Alarm::default(),
             watches: Slab::new(),
             hot: Vec::new(),
+            spare_hot: Vec::new(),
             cancelled: Vec::new(),
             come: Vec::new(),
             starved: Vec::new(),
@@ -189,9 +192,11 @@ impl Epoll {
         if !self.starved.is_empty() && self.ground.budget.has_room() {
             self.hot.append(&mut self.starved);
         }
-        for token in std::mem::take(&mut self.hot) {
+        let mut tried = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
+        for token in tried.drain(..) {
             self.attempt(token, requests, home);
         }
+        self.spare_hot = tried;
 
         // With something to report, the look at epoll can wait a turn or two; but not for ever, or one busy
         // socket would starve the others.
