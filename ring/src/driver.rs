@@ -23,7 +23,7 @@ use crate::fd::{Fd, Kind};
 #[cfg(uring)]
 use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
-use crate::sys::{self, Half, UnixAddress};
+use crate::sys::{self, Half, UnixAddress, errno};
 
 pub(crate) mod child;
 pub(crate) mod epoll;
@@ -192,6 +192,12 @@ impl Sleep {
 /// How long receives wait, when descriptors have run out, before asking again whether any came free. Their
 /// closing is not announced to anybody.
 pub(crate) const STARVED_RETRY: Duration = Duration::from_millis(10);
+
+/// Whether a turn that failed with this may go well a little later: the kernel had no memory for it (EAGAIN,
+/// and ENOMEM, as some say), or wanted its completions reaped first (EBUSY).
+pub(crate) fn is_put_off(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(errno::EBUSY | errno::EAGAIN | errno::ENOMEM))
+}
 
 /// Where a reactor sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::driver::is_put_off;
 use crate::fork::ForkedChild;
 use crate::op::LAST_TURNS_MAX;
 use crate::reactor::{Reactor, Wait};
@@ -71,9 +72,10 @@ impl Executor {
     /// shown to the kernel by then.
     ///
     /// # Panics
-    /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause. And in a forked
-    /// child of the process that made the reactor, if the future waits for what never comes there: a timer of
-    /// this reactor, a thread of the parent's. Verbs end in a child, refused by name.
+    /// If the kernel refuses to go on ([`Reactor::turn`] fails), which no peer can cause; not because it has
+    /// no memory to go on with just now: then it is asked again until it has. And in a forked child of the
+    /// process that made the reactor, if the future waits for what never comes there: a timer of this
+    /// reactor, a thread of the parent's. Verbs end in a child, refused by name.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
         let main = Main::new(Arc::clone(self.0.reactor.bell()));
@@ -145,7 +147,11 @@ impl Executor {
             assert!(happened || wait == Wait::Not, "nothing ever happens here again: {ForkedChild}");
             return happened;
         }
-        self.0.reactor.turn_here(wait).expect("the kernel refuses to go on with the reactor")
+        match self.0.reactor.turn_here(wait) {
+            // For as long as that is so: whoever cannot wait has a deadline, and those are kept.
+            Err(error) if is_put_off(&error) => false,
+            turned => turned.expect("the kernel refuses to go on with the reactor"),
+        }
     }
 }
 

@@ -208,7 +208,9 @@ impl Reactor {
     ///
     /// # Errors
     /// The kernel refuses to go on (`io_uring_enter` or `epoll_wait` failed with anything but a signal or a
-    /// timeout), which no peer can cause. Or this is a forked child: [`ForkedChild`]; whoever waited on this
+    /// timeout), which no peer can cause. When that is for want of memory (EAGAIN, EBUSY, ENOMEM) the turn
+    /// pauses for a millisecond and says so only after a thousand in a row; what was asked for stays asked
+    /// for, and the next turn may go well. Or this is a forked child: [`ForkedChild`]; whoever waited on this
     /// reactor has been told so when it returns.
     pub fn turn(&self, wait: Wait) -> io::Result<bool> {
         if self.is_forked() {

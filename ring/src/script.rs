@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -61,6 +61,61 @@ pub fn catch_signal(signal: i32, restart: bool) -> io::Result<()> {
 /// How many signals this process has [caught](catch_signal).
 pub fn signals_caught() -> u64 {
     sys::SIGNALS_CAUGHT.load(Ordering::Relaxed)
+}
+
+/// A system call that a test may have refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SystemCall {
+    /// `sendmsg`.
+    Send,
+    /// `recvmsg`.
+    Receive,
+    /// `socketpair`.
+    Pair,
+    /// `io_uring_enter`.
+    EnterRing,
+    /// `epoll_ctl`.
+    Watch,
+}
+
+impl SystemCall {
+    /// All of them.
+    pub const EACH: [SystemCall; 5] =
+        [SystemCall::Send, SystemCall::Receive, SystemCall::Pair, SystemCall::EnterRing, SystemCall::Watch];
+}
+
+/// Calls that wait to be let through or refused: those of the thread that made this, and of what it starts.
+/// When this is dropped they fail with ENOSYS.
+#[derive(Debug)]
+pub struct CallGate(OwnedFd);
+
+impl CallGate {
+    /// From here on each of these calls of this thread waits for [`answer`](CallGate::answer), which another
+    /// thread gives. The thread may gain no privileges any more (`PR_SET_NO_NEW_PRIVS`), or is privileged.
+    ///
+    /// # Errors
+    /// The kernel's: it lets no filter be installed, or not a second one of this kind.
+    pub fn install(calls: &[SystemCall]) -> io::Result<CallGate> {
+        let numbers: Vec<_> = calls.iter().map(|call| sys::number_of(*call)).collect();
+        sys::have_calls_asked_about(&numbers).map(CallGate)
+    }
+
+    /// Waits for a call, and lets it go on, or fail with the error number that `judge` gives it.
+    ///
+    /// # Errors
+    /// The kernel's: who made the call has been interrupted or is gone.
+    pub fn answer(&self, judge: impl FnOnce(SystemCall) -> Option<i32>) -> io::Result<()> {
+        let (number, id) = sys::call_asked_about(self.0.as_fd())?;
+        let call = SystemCall::EACH.into_iter().find(|call| sys::number_of(*call) == number);
+        sys::answer_call(self.0.as_fd(), id, call.and_then(judge))
+    }
+}
+
+impl AsFd for CallGate {
+    /// Readable while a call waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// One simulated world. While there is one in a process, descriptors are closed at once.

@@ -17,10 +17,14 @@ use std::time::Duration;
 
 use crate::fd::Kind;
 use crate::message::Credentials;
+#[cfg(feature = "script")]
+use crate::script::SystemCall;
 
 /// Error numbers the rest of the crate tells apart.
 pub(crate) mod errno {
     pub(crate) const EACCES: i32 = libc::EACCES;
+    pub(crate) const EAGAIN: i32 = libc::EAGAIN;
+    pub(crate) const EBUSY: i32 = libc::EBUSY;
     pub(crate) const ECANCELED: i32 = libc::ECANCELED;
     pub(crate) const ECONNREFUSED: i32 = libc::ECONNREFUSED;
     pub(crate) const ECONNRESET: i32 = libc::ECONNRESET;
@@ -29,7 +33,6 @@ pub(crate) mod errno {
     pub(crate) const EMSGSIZE: i32 = libc::EMSGSIZE;
     pub(crate) const ENFILE: i32 = libc::ENFILE;
     pub(crate) const ENOBUFS: i32 = libc::ENOBUFS;
-    #[cfg(feature = "script")]
     pub(crate) const ENOMEM: i32 = libc::ENOMEM;
     pub(crate) const ENOSYS: i32 = libc::ENOSYS;
     pub(crate) const ENOTCONN: i32 = libc::ENOTCONN;
@@ -951,4 +954,65 @@ pub(crate) fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>)
     // SAFETY: between fork and exec `arrange` calls fcntl and dup2 and nothing else: both are
     // async-signal-safe, and it neither allocates nor locks. Kept honest by `inherit.rs::numbers_may_cross`.
     unsafe { command.pre_exec(arrange) };
+}
+
+// -- system calls that a test answers ---------------------------------------------------------------------
+
+/// What the kernel calls it here.
+#[cfg(feature = "script")]
+pub(crate) fn number_of(call: SystemCall) -> libc::c_long {
+    match call {
+        SystemCall::Send => libc::SYS_sendmsg,
+        SystemCall::Receive => libc::SYS_recvmsg,
+        SystemCall::Pair => libc::SYS_socketpair,
+        SystemCall::EnterRing => libc::SYS_io_uring_enter,
+        SystemCall::Watch => libc::SYS_epoll_ctl,
+    }
+}
+
+/// Has this thread's calls of these numbers, and those of threads and processes it starts, wait for the word
+/// of whoever holds the descriptor. When that is closed they fail with ENOSYS. The thread has given up
+/// gaining privileges before, or is privileged.
+#[cfg(feature = "script")]
+pub(crate) fn have_calls_asked_about(numbers: &[libc::c_long]) -> io::Result<OwnedFd> {
+    let step = |code: u32, k: u32, jt: usize| libc::sock_filter { code: code as u16, jt: jt as u8, jf: 0, k };
+    let count = numbers.len();
+    // The number of the call is the first word of what the filter is shown.
+    let mut program = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    program.extend(numbers.iter().enumerate().map(|(place, number)| {
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *number as u32, count - place)
+    }));
+    program.push(step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0));
+    program.push(step(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF, 0));
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let (mode, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
+    // SAFETY: the kernel copies the program, which is as long as is said and lives until the end of this
+    // call. Kept honest by `shortages.rs::an_enter_that_is_put_off_for_a_while_is_made_up_for`.
+    let listener = unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) };
+    check(listener as libc::c_int).map(own)
+}
+
+/// The number of a call that waits for a word, and what the kernel calls this one. Waits for it.
+#[cfg(feature = "script")]
+pub(crate) fn call_asked_about(listener: BorrowedFd<'_>) -> io::Result<(libc::c_long, u64)> {
+    // SAFETY: all zeroes is a notification, and what the kernel asks for.
+    // Kept honest by `shortages.rs::an_enter_that_is_put_off_for_a_while_is_made_up_for`.
+    let mut asked: libc::seccomp_notif = unsafe { mem::zeroed() };
+    let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
+    // SAFETY: the kernel writes one notification, whose size is part of the request's number.
+    // Kept honest by `shortages.rs::an_enter_that_is_put_off_for_a_while_is_made_up_for`.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut asked) })?;
+    Ok((libc::c_long::from(asked.data.nr), asked.id))
+}
+
+/// Has such a call fail with this error, or go on as if nobody had been asked.
+#[cfg(feature = "script")]
+pub(crate) fn answer_call(listener: BorrowedFd<'_>, id: u64, refusal: Option<i32>) -> io::Result<()> {
+    let goes_on = if refusal.is_none() { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32 } else { 0 };
+    let error = -refusal.unwrap_or(0);
+    let mut word = libc::seccomp_notif_resp { id, val: 0, error, flags: goes_on };
+    let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
+    // SAFETY: the kernel reads one response, whose size is part of the request's number.
+    // Kept honest by `shortages.rs::an_enter_that_is_put_off_for_a_while_is_made_up_for`.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut word) }).map(drop)
 }

@@ -40,6 +40,8 @@
 pub mod body;
 mod census;
 mod fork;
+#[cfg(feature = "script")]
+mod gate;
 mod helper;
 mod host;
 mod in_flight;
@@ -60,6 +62,8 @@ pub use rustix::io::Errno;
 pub use body::{BODY_TIME_MAX, End, Outcome};
 pub use census::Census;
 pub use fork::{Forked, fork};
+#[cfg(feature = "script")]
+pub use gate::{Refusals, gated};
 pub use helper::{HELPER_TIME_MAX, Helper, only};
 #[doc(hidden)]
 pub use helper::{be_helper, path_of};

@@ -59,7 +59,7 @@ pub(crate) struct Epoll {
     cancelled: Vec<Token>,
     /// Memory for those of them that have come home meanwhile.
     come: Vec<Token>,
-    /// Receives (and accepts) that wait for descriptors to come free.
+    /// Receives (and accepts) that wait for descriptors to come free, or for the kernel to have memory.
     starved: Vec<Token>,
     unseen: Unseen,
     /// The number of this turn, or between two of them of the next: what a look brings is part of that.
@@ -426,6 +426,7 @@ impl Epoll {
 pub(crate) enum Now {
     Arrived(Arrival),
     Empty,
+    /// For want of descriptors, or of the kernel's memory.
     Starved,
     Failed(io::Error),
 }
@@ -491,11 +492,18 @@ pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(errno::EMFILE | errno::ENFILE))
 }
 
+/// Of the kernel's, which may have some a little later.
+fn out_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(errno::ENOBUFS | errno::ENOMEM))
+}
+
 fn failed(error: io::Error) -> Now {
     match error.kind() {
         io::ErrorKind::WouldBlock => Now::Empty,
         // A signal between two messages; the queue has not been looked at.
         io::ErrorKind::Interrupted => Now::Empty,
+        // What is queued stays there until the kernel has what it takes.
+        _ if out_of_descriptors(&error) || out_of_memory(&error) => Now::Starved,
         _ => Now::Failed(error),
     }
 }

@@ -6,7 +6,7 @@
 //! touches a request between its submission and its last completion, except to read which kind it is and to
 //! write down what the kernel knows nothing of: a stream's share of a turn, and whom nobody needs be told of.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
@@ -16,7 +16,7 @@ use io_uring::types::{self, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
 use super::epoll::{Now, Unseen, out_of_descriptors, receive_now};
-use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, refusal};
+use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
 use crate::message::Message;
@@ -33,6 +33,13 @@ const COMPLETIONS: u32 = 4096;
 /// and one that has just become ready would otherwise wait for as many turns as there are times 20 busy ones
 /// before it: 7 turns behind 150, each of which brings a share of all of them.
 const REST_MAX: usize = 64;
+
+/// How long a turn waits that was to sleep, and whose enter the kernel puts off (EAGAIN, EBUSY, ENOMEM): it
+/// has no memory for it, and says so at once. Without the pause whoever waits would try as fast as it can.
+const PUT_OFF_PAUSE: Duration = Duration::from_millis(1);
+
+/// After so many enters in a row that were put off a turn says so. A second of pauses, at least.
+const PUT_OFF_MAX: u32 = 1_000;
 
 /// `user_data` of what is not a token. Generations never get this high.
 const BELL: u64 = u64::MAX;
@@ -72,8 +79,19 @@ pub(crate) struct Uring {
     reaped: Vec<cqueue::Entry>,
     /// Asked to come home, and not home yet.
     cancelled: HashSet<Token>,
-    /// Entries for which the queue had no room, and could not be emptied.
-    kept: Vec<squeue::Entry>,
+    /// Entries for which the queue had no room, and could not be emptied. Whatever comes after them waits
+    /// behind them: an entry that is cancelled has to be there before the cancellation.
+    kept: VecDeque<squeue::Entry>,
+    /// Enters in a row that the kernel has put off.
+    put_off: u32,
+}
+
+/// What became of an enter.
+enum Entered {
+    Done,
+    /// The kernel wants its completions reaped first, or has no memory for it just now, and has taken
+    /// nothing.
+    PutOff(io::Error),
 }
 
 impl Uring {
@@ -102,7 +120,8 @@ impl Uring {
             turn: 1,
             reaped: Vec::new(),
             cancelled: HashSet::new(),
-            kept: Vec::new(),
+            kept: VecDeque::new(),
+            put_off: 0,
         };
         // The enter through a registered descriptor saves a table look-up; without it nothing is different.
         let _ = uring.ring.submitter().register_ring_fd();
@@ -155,7 +174,8 @@ impl Uring {
         let mut result = Err(io::Error::other("nothing arrived"));
         let mut asked = false;
         // Two completions and a cancellation; twenty turns are plenty.
-        for turn in 0..20 {
+        const TURNS: u32 = 20;
+        for turn in 0..TURNS {
             let mut home = Vec::new();
             self.turn(&mut requests, Sleep::For(Duration::from_millis(50)), &mut home)?;
             for completion in home {
@@ -188,6 +208,10 @@ impl Uring {
                 asked = true;
                 self.cancel(receive);
             }
+        }
+        if self.put_off >= TURNS {
+            // It has never taken anything, so nothing of this is away.
+            return Err(io::Error::other("the kernel puts off each enter"));
         }
         // The kernel may still touch what is away.
         std::mem::forget(requests);
@@ -248,18 +272,34 @@ impl Uring {
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        while self.ring.submission().is_full() {
-            // What goes wrong here goes wrong again in `turn`, which can say so. The ring may be refused for
-            // good, by a filter of system calls that was installed over it.
-            if self.enter(Sleep::Not).is_err() {
-                return self.kept.push(entry);
-            }
+        if !self.kept.is_empty() || !self.has_room() {
+            return self.kept.push_back(entry);
         }
         // SAFETY: all that `entry` points at is in the request, which stays in its slot until its last
         // completion, or the time of the alarm, which is in a box of the driver's. Kept honest by
         // `withdrawal.rs::a_dropped_future_leaves_its_slot` and `guest.rs::a_timer_wakes_the_host`.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        assert!(pushed.is_ok(), "the submission queue was emptied by an enter");
+        assert!(pushed.is_ok(), "the submission queue has room");
+    }
+
+    /// Whether there is room for an entry, after one enter if need be. What goes wrong here goes wrong again
+    /// in `turn`, which can say so, wait, and reap: the ring may be refused for good, by a filter of system
+    /// calls that was installed over it, or be put off for as long as nobody reaps.
+    fn has_room(&mut self) -> bool {
+        let full = self.ring.submission().is_full();
+        !full || self.enter(Sleep::Not).is_ok() && !self.ring.submission().is_full()
+    }
+
+    fn push_what_was_kept(&mut self) {
+        while !self.kept.is_empty() && self.has_room() {
+            let kept = std::mem::take(&mut self.kept);
+            kept.into_iter().for_each(|entry| self.push(entry));
+        }
+    }
+
+    /// Whether the kernel has been shown everything.
+    fn all_is_submitted(&mut self) -> bool {
+        self.kept.is_empty() && self.ring.submission().is_empty()
     }
 
     // -- one turn ---------------------------------------------------------------------------------------
@@ -289,9 +329,7 @@ impl Uring {
             let bell = types::Fd(self.bell.as_fd().as_raw_fd());
             self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
         }
-        if !self.kept.is_empty() {
-            std::mem::take(&mut self.kept).into_iter().for_each(|entry| self.push(entry));
-        }
+        self.push_what_was_kept();
         self.feed_the_starved(requests, home);
         self.begin_with_the_fresh(requests, home);
         self.go_on_with_the_hot(requests, home);
@@ -299,11 +337,16 @@ impl Uring {
         // With something to report, the look at the ring can wait a turn or two; not for ever, or one busy
         // socket would starve the others.
         let reports = !home.is_empty();
-        let quiet = reports && self.ring.submission().is_empty() && self.silent.is_empty();
+        let quiet = reports && self.all_is_submitted() && self.silent.is_empty();
         if quiet && self.unseen.may_wait(home.len()) {
             return Ok(());
         }
         self.unseen = Unseen::default();
+        // In a host's loop no turn sleeps, and one follows the other while anything is to be submitted.
+        let pause = match self.ground.place {
+            SleepPlace::OwnTurn => sleep.at_most(PUT_OFF_PAUSE).duration().unwrap_or(PUT_OFF_PAUSE),
+            SleepPlace::HostLoop => PUT_OFF_PAUSE,
+        };
         let mut sleep = if reports { Sleep::Not } else { sleep };
         // Nobody but us knows that a silent send has succeeded, and we know it when the enter returns. Two
         // enters are cheaper than a sleep with a time limit: on a virtual machine a timer costs more than a
@@ -314,13 +357,11 @@ impl Uring {
         if !self.starved.is_empty() {
             sleep = sleep.at_most(STARVED_RETRY);
         }
-        self.enter(sleep)?;
+        let entered = self.enter(sleep)?;
         // Asked before reaping, which may queue entries anew: a silent send whose entry the kernel has
         // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
         // stand in the kernel's overflow list, behind a full queue.
-        let submission = self.ring.submission();
-        let consumed = submission.is_empty() && !submission.cq_overflow();
-        drop(submission);
+        let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
         self.reap(requests, home);
         self.hear_the_rest(requests, home)?;
         if consumed {
@@ -328,7 +369,13 @@ impl Uring {
         } else {
             self.prompt = !self.silent.is_empty();
         }
-        Ok(())
+        let Entered::PutOff(error) = entered else { return Ok(()) };
+        // It was put off for want of room among the completions, which have been reaped.
+        if !home.is_empty() {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+        if self.put_off < PUT_OFF_MAX { Ok(()) } else { Err(error) }
     }
 
     /// Looks at the socket that delivered last, past the ring: there the answer is most likely to come, and
@@ -368,7 +415,7 @@ impl Uring {
     /// What arrives for a stream whose poll is in the ring, and which is on none of the lists, makes work at
     /// once, and there is none.
     pub(crate) fn hears_nothing(&mut self) -> bool {
-        self.ring.submission().is_empty() && !self.is_told()
+        self.all_is_submitted() && !self.is_told()
     }
 
     /// Whether nothing is kept for any token: what it is to be when all are home.
@@ -376,7 +423,7 @@ impl Uring {
     pub(super) fn is_at_rest(&self) -> bool {
         let lists = [&self.starved, &self.fresh, &self.hot];
         let nothing_waits = self.silent.is_empty() && lists.into_iter().all(Vec::is_empty);
-        nothing_waits && self.ending.is_empty() && self.cancelled.is_empty()
+        nothing_waits && self.ending.is_empty() && self.cancelled.is_empty() && self.kept.is_empty()
     }
 
     // -- in a host's loop -------------------------------------------------------------------------------
@@ -395,7 +442,7 @@ impl Uring {
         // What came before the drain has left a mark in the ring: the kernel marks first and rings then.
         fence(Ordering::SeqCst);
         let waiting = !self.silent.is_empty() || !self.hot.is_empty() || !self.fresh.is_empty();
-        Ok(self.is_told() || waiting || !self.ring.submission().is_empty())
+        Ok(self.is_told() || waiting || !self.all_is_submitted())
     }
 
     /// While turns are taken nobody need be told, which spares the kernel a write for each enter.
@@ -410,7 +457,7 @@ impl Uring {
     }
 
     pub(crate) fn wants_a_turn(&mut self, first: Option<Instant>) -> bool {
-        let submitted = !self.ring.submission().is_empty() || !self.fresh.is_empty();
+        let submitted = !self.all_is_submitted() || !self.fresh.is_empty();
         submitted || self.alarm.is_late_for(first)
     }
 
@@ -426,7 +473,7 @@ impl Uring {
         };
         self.push(entry);
         self.alarm.set(moment);
-        self.enter(Sleep::Not)
+        self.enter(Sleep::Not).map(drop)
     }
 
     fn first(&self, first: Option<Instant>) -> Option<Instant> {
@@ -439,7 +486,7 @@ impl Uring {
 
     // -- entering and reaping ---------------------------------------------------------------------------
 
-    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
+    fn enter(&mut self, sleep: Sleep) -> io::Result<Entered> {
         let submission = self.ring.submission();
         let queued = submission.len() as u32;
         let deferred = submission.taskrun() || submission.cq_overflow();
@@ -447,7 +494,7 @@ impl Uring {
         let waiting = !self.ring.completion().is_empty();
         let want = u32::from(!waiting && sleep != Sleep::Not);
         if queued == 0 && want == 0 && !deferred {
-            return Ok(());
+            return Ok(Entered::Done);
         }
         let mut flags = EnterFlags::GETEVENTS;
         // Without it an idle reactor is accounted as waiting for a disk: 100 % iowait.
@@ -467,14 +514,18 @@ impl Uring {
             // Kept honest by `driver.rs::each_driver_can_be_forced`.
             _ => unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, want, flags.bits(), None) },
         };
-        match result {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                // Time is up; a signal; or the kernel wants its completions reaped first.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
-        }
+        let entered = match result {
+            Ok(_) => Entered::Done,
+            // Time is up, or a signal.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => Entered::Done,
+            Err(error) if is_put_off(&error) => Entered::PutOff(error),
+            Err(error) => return Err(error),
+        };
+        self.put_off = match entered {
+            Entered::Done => 0,
+            Entered::PutOff(_) => self.put_off.saturating_add(1),
+        };
+        Ok(entered)
     }
 
     fn hear_the_rest(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> io::Result<()> {
@@ -482,7 +533,9 @@ impl Uring {
             if !self.ring.submission().taskrun() {
                 break;
             }
-            self.enter(Sleep::Not)?;
+            if let Entered::PutOff(_) = self.enter(Sleep::Not)? {
+                break;
+            }
             self.reap(requests, home);
         }
         Ok(())

@@ -145,6 +145,8 @@ enum End {
     Malformed,
     /// A large answer stood still.
     Stalled,
+    /// The kernel passes no more descriptors of this user, or says so.
+    OutOfDescriptors,
     /// The kernel's number for it.
     Io(i32),
 }
@@ -153,7 +155,7 @@ impl End {
     /// For a call that may have been seen.
     fn sent(self) -> CallError {
         match self {
-            End::Gone => CallError::Dropped,
+            End::Gone | End::OutOfDescriptors => CallError::Dropped,
             End::Malformed => CallError::Malformed("the server has broken the protocol"),
             End::Stalled => CallError::Malformed("the server has stopped in the middle of an answer"),
             End::Io(errno) => CallError::Io(std::io::Error::from_raw_os_error(errno)),
@@ -736,6 +738,10 @@ impl Caller {
             }
             SendError::Io(error) => {
                 self.end(End::of_kernel(&error));
+                Err(Stopped::Over)
+            }
+            SendError::OutOfDescriptors => {
+                self.end(End::OutOfDescriptors);
                 Err(Stopped::Over)
             }
             _ => {
