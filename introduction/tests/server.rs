@@ -757,6 +757,41 @@ on_each_driver! {
         });
     }
 
+    /// Whoever is not told how its introductions end could still count how many it may ask for.
+    fn by_the_quota_nobody_tells_who_refuses_from_who_is_not_there(reactor: &Reactor) {
+        let mut options = patient();
+        options.held_max = 1;
+        let server = server_with(reactor, options);
+        settle(reactor, async {
+            let bert = newcomer(reactor, &server, 2);
+            bert.register_bound().await;
+            until(reactor, || server.registered() == 1).await;
+            let anne = registered(reactor, &server, 1).await;
+            let mut record = introduction(&anne.designator(), &bert.designator());
+            record.pop();
+            let mut passed = Vec::new();
+            // Until it is taken nothing more is read from her; then it is.
+            for number in 0..2 {
+                passed.push(anne.ask_for(&bert.designator()).await);
+                until(reactor, || server.stats().passed_on == number + 1).await;
+                let expected = [record.as_slice(), format!("{number}+>").as_bytes()].concat();
+                assert_eq!(bert.stream.take(expected.len()).await, expected);
+                passed.push(Socket::wrap(reactor, bert.stream.take_descriptor().await).unwrap());
+                assert_eq!(server.introductions(), 1);
+                let verdict = if number == 0 { 't' } else { 'f' };
+                bert.stream.say(format!("<17'sendright:verdict{number}+{verdict}>")).await;
+                if number == 0 {
+                    until(reactor, || server.introductions() == 0).await;
+                }
+            }
+            // Refused as if she had asked for nobody.
+            let _waits = anne.ask_for(&raw::base32(&[9; 32])).await;
+            serves(reactor, &server).await;
+            assert_eq!(server.introductions(), 1);
+            assert!(is_quiet(&anne.stream.socket));
+        });
+    }
+
     fn whoever_asks_for_most_makes_room(reactor: &Reactor) {
         let mut options = patient();
         options.introductions_max = 4;

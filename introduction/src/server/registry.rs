@@ -466,7 +466,10 @@ impl Registry {
         if let State::Leaving(to, number) = introduction.state {
             introduction.state = if is_judged { State::Passed(to, number) } else { State::Silent };
         }
-        if !self.connections.get(&introduction.from).is_some_and(|from| from.is_extended) {
+        // It may be refused still. Whoever asked must not see that by what it may ask for next, also if that is
+        // all it is told; with somebody who is not there it would have to wait.
+        let is_told = self.connections.get(&introduction.from).is_some_and(|from| from.is_extended);
+        if !is_told && !is_judged {
             self.finish(serial, after);
         }
     }
@@ -502,7 +505,7 @@ impl Registry {
         introduction.state = State::Silent;
         after.fds.extend(introduction.fd.take());
         if accepted {
-            self.tell(serial, Outcome::Accepted, after);
+            self.end(serial, Outcome::Accepted, after);
             return Ok(None);
         }
         let peer = self.connections.get(&from).and_then(Connection::peer);
@@ -522,6 +525,15 @@ impl Registry {
         let record = Record::Outcome { number: introduction.number, outcome }.to_bytes(Form::Goblins);
         connection.outbox.push_back(Outgoing::Outcome(serial, record));
         after.lines.push(Rc::clone(&connection.line));
+    }
+
+    /// With this outcome an introduction ends, whether whoever asked is told or not.
+    fn end(&mut self, serial: Serial, outcome: Outcome, after: &mut After) {
+        let from = self.introductions.get(&serial).and_then(|it| self.connections.get(&it.from));
+        match from {
+            Some(from) if from.is_extended => self.tell(serial, outcome, after),
+            _ => self.finish(serial, after),
+        }
     }
 
     /// An introduction has come to its end, and whoever asked may ask for another.
@@ -564,13 +576,10 @@ impl Registry {
             {
                 after.ended.extend(introduction.fd.clone());
             }
-            match self.connections.get(&from) {
-                Some(connection) if connection.is_extended => {
-                    self.linger(serial);
-                    self.tell(serial, Outcome::Unanswered, after);
-                }
-                _ => self.finish(serial, after),
+            if self.connections.get(&from).is_some_and(|from| from.is_extended) {
+                self.linger(serial);
             }
+            self.end(serial, Outcome::Unanswered, after);
         }
     }
 
