@@ -59,6 +59,7 @@ mod identity;
 mod inlet;
 mod locator;
 mod netlayer;
+mod passing;
 mod policy;
 mod proof;
 mod reading;

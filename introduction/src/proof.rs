@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use imc::ConnectedSocket;
 use ring::fork::ForkedChild;
-use ring::{Fd, Message, Reactor, ReceiveError, Socket};
+use ring::{Fd, Reactor, ReceiveError, Socket};
 use rustix::net::sockopt;
 
 use crate::identity::{Identity, is_signed, random};
+use crate::passing::pass;
 use crate::record::SignatureBytes;
 use crate::statement::{Between, Nonce, Told};
 
@@ -123,8 +124,7 @@ async fn answer_on(
     told.fresh = cookie(&theirs)?;
     let signature = identity.sign_statement(&between.answer(&told));
     let answer = [ANSWER.as_slice(), &told.answerer, &signature].concat();
-    let answer = Message::new(answer).with_descriptor(Fd::made_here(theirs));
-    far.send(answer).await.map_err(|_| Failed::Closed)?;
+    pass(far, &answer, Fd::made_here(theirs)).await.map_err(|_| Failed::Closed)?;
 
     let finish = fresh.receive().await.map_err(failed)?;
     let signature = finish.bytes().strip_prefix(FINISH).and_then(|rest| rest.try_into().ok());

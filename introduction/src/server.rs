@@ -14,7 +14,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use registry::{After, Id, Letter, Registry, Serial, Times};
-use ring::{Companion, Credentials, Fd, Kind, Message, Reactor, Socket, discard};
+use ring::{Companion, Credentials, Fd, Kind, Reactor, SendError, Socket, discard};
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use thiserror::Error;
 
@@ -22,6 +23,7 @@ use crate::blur::blurred;
 use crate::identity::{Identity, is_signed, random};
 use crate::inlet::Come;
 use crate::locator::{Locator, PublicKey};
+use crate::passing::pass;
 use crate::policy::{Open, Peer, Policy};
 use crate::reading::{Ended, Most, Reading, TURN_RECORDS_MAX, connected};
 use crate::record::{CHALLENGE_BYTES, Challenge, Form, Outcome, Record};
@@ -41,7 +43,7 @@ const SEND_BUFFER: usize = 4096;
 /// those who have gone.
 const ACCEPT_ROOM: usize = 8;
 
-/// After a connection could not be accepted for want of descriptors.
+/// After a connection could not be accepted for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Limits of a server. All are tested on both sides.
@@ -356,11 +358,8 @@ impl Server {
     /// left, newcomers wait in the listener's backlog.
     ///
     /// # Errors
-    /// What the kernel says against accepting. A lack of descriptors is waited out.
+    /// What the kernel says against accepting. A lack of descriptors, or of memory, is waited out.
     pub async fn serve(&self, listener: &Socket) -> io::Result<()> {
-        // The same numbers on every architecture.
-        const ENFILE: i32 = 23;
-        const EMFILE: i32 = 24;
         loop {
             while !self.shared.reactor.may_open(ACCEPT_ROOM) {
                 self.shared.reactor.sleep(ACCEPT_PAUSE).await;
@@ -368,11 +367,13 @@ impl Server {
             match listener.accept().await {
                 // Too many: it sees the end of file.
                 Ok(socket) => drop(self.admit_socket(socket)),
-                Err(error) if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) => {
-                    self.shared.reactor.sleep(ACCEPT_PAUSE).await;
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(error),
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
+                        self.shared.reactor.sleep(ACCEPT_PAUSE).await;
+                    }
+                    Some(Errno::CONNABORTED) => {}
+                    _ => return Err(error),
+                },
             }
         }
     }
@@ -640,8 +641,8 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
             }
             Some(Letter::Introduction { serial, record, fd }) => {
                 // Two messages: who reads byte by byte would lose a descriptor that came with the record.
-                let is_sent = send(&shared, &line, Message::new(record)).await
-                    && send(&shared, &line, Message::from(DUMMY).with_descriptor(fd)).await;
+                let is_sent = send(&shared, &line, line.socket.send(record)).await
+                    && send(&shared, &line, pass(&line.socket, DUMMY, fd)).await;
                 if is_sent {
                     shared.with(|registry, after| registry.passed(serial, id, after));
                 } else {
@@ -652,7 +653,7 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
                 is_sent
             }
             Some(Letter::Outcome { serial, record }) => {
-                let is_sent = send(&shared, &line, Message::new(record)).await;
+                let is_sent = send(&shared, &line, line.socket.send(record)).await;
                 shared.with(|registry, after| registry.finish(serial, after));
                 is_sent
             }
@@ -665,9 +666,9 @@ async fn write_to(shared: Rc<Shared>, id: Id, line: Rc<Line>) {
 }
 
 /// Sends within time, or says that the peer is of no use any more.
-async fn send(shared: &Shared, line: &Line, message: Message) -> bool {
+async fn send(shared: &Shared, line: &Line, sending: impl Future<Output = Result<(), SendError>>) -> bool {
     let deadline = shared.reactor.now() + shared.options.write_time;
-    let mut sending = pin!(line.socket.send(message));
+    let mut sending = pin!(sending);
     match before(&shared.reactor, deadline, sending.as_mut()).await {
         Some(sent) => sent.is_ok(),
         None => {

@@ -592,6 +592,25 @@ on_each_driver! {
         });
     }
 
+    fn what_cannot_leave_while_too_many_descriptors_are_in_flight_leaves_later(reactor: &Reactor) {
+        let mut options = ServerOptions::default();
+        options.record_time = LONG;
+        let server = Server::new(reactor, Identity::from_seed(&[100; 32]), options);
+        settle(reactor, async {
+            let (anne, bert) = (plain(reactor, 1), plain(reactor, 2));
+            let _joined = (join(&anne, reactor, &server).await, join(&bert, reactor, &server).await);
+            let crowd = testing::too_many_in_flight();
+            let ours = anne.connect(&bert.our_location()).await.unwrap();
+            // In the turns that this takes it is tried, and cannot.
+            let carl = plain(reactor, 3);
+            let _carls = join(&carl, reactor, &server).await;
+            assert_eq!((server.registered(), server.introductions()), (3, 0));
+            drop(crowd);
+            are_connected(&ours, &bert.incoming().await.accept()).await;
+            assert_eq!(server.registered(), 3);
+        });
+    }
+
     fn a_full_outbox_says_so(reactor: &Reactor) {
         let server = server(reactor, 100);
         settle(reactor, async {

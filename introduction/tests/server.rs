@@ -834,6 +834,25 @@ on_each_driver! {
         });
     }
 
+    /// Those in flight may be anybody's of the same user, and whoever is to get one more has done nothing.
+    fn what_cannot_be_passed_on_while_too_many_are_in_flight_is_passed_on_later(reactor: &Reactor) {
+        let server = server_with(reactor, patient());
+        settle(reactor, async {
+            let anne = registered(reactor, &server, 1).await;
+            let near = anne.ask_for(&RawPeer::new(reactor, 2).0.designator()).await;
+            until(reactor, || server.introductions() == 1).await;
+            let crowd = testing::too_many_in_flight();
+            let bert = registered(reactor, &server, 2).await;
+            let record = introduction(&anne.designator(), &bert.designator());
+            assert_eq!(bert.stream.take(record.len()).await, record);
+            // In the turns that this takes it is tried again.
+            let _carl = registered(reactor, &server, 3).await;
+            assert!(is_quiet(&bert.stream.socket));
+            drop(crowd);
+            are_connected(near, bert.stream.take_descriptor().await).await;
+        });
+    }
+
     fn who_does_not_read_is_disconnected(reactor: &Reactor) {
         let mut options = patient();
         options.write_time = SHORT;

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use ring::{Fd, Message, Socket};
+use ring::{Fd, Socket};
 
 use super::{AddServerError, Expect};
 use crate::identity::{Identity, is_signed, random};
 use crate::inlet::Come;
 use crate::locator::{Locator, PublicKey};
+use crate::passing::pass;
 use crate::reading::{Ended, Reading};
 use crate::record::{CHALLENGE_BYTES, Challenge, Form, Outcome, Record};
 use crate::server::DUMMY;
@@ -161,7 +162,7 @@ pub(super) async fn write_to(link: Rc<Link>) {
             Some(Letter::Introduction { record, fd }) => {
                 // Two messages: who reads byte by byte would lose a descriptor that came with the record.
                 match link.socket.send(record).await {
-                    Ok(()) => link.socket.send(Message::from(DUMMY).with_descriptor(fd)).await,
+                    Ok(()) => pass(&link.socket, DUMMY, fd).await,
                     error => error,
                 }
             }

@@ -38,7 +38,7 @@ pub struct Faults {
     pub false_end: u32,
     /// A send finds too many descriptors of its user in flight (ETOOMANYREFS).
     pub too_many_in_flight: u32,
-    /// A send finds no memory (ENOMEM), which nobody can mend.
+    /// A send or an accept finds no memory (ENOMEM), which nobody can mend.
     pub out_of_memory: u32,
     /// The receiver has no room for all descriptors of a message: the first few arrive.
     pub descriptors_lost: u32,

@@ -310,6 +310,10 @@ impl Script {
         true
     }
 
+    fn is_out_of_memory(&self) -> bool {
+        self.fate.strikes(self.fate.faults().out_of_memory, Fault::OutOfMemory)
+    }
+
     fn is_out_of_descriptors(&self) -> bool {
         self.fate.strikes(self.fate.faults().out_of_descriptors, Fault::OutOfDescriptors)
     }
@@ -545,6 +549,10 @@ impl Script {
                 }
             },
             Request::Accept { .. } if self.is_out_of_descriptors() => Attempt::Starve,
+            Request::Accept { .. } if self.is_out_of_memory() => {
+                self.note("not accepted", Some(token), 0);
+                Attempt::Home(Outcome::Accepted(Err(error(errno::ENOMEM))))
+            }
             Request::Accept { fd } => match sys::accept(fd.as_fd()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Attempt::Later,
                 Err(error) if out_of_descriptors(&error) => Attempt::Starve,
@@ -564,7 +572,7 @@ impl Script {
             Some(io::Error::from(io::ErrorKind::WouldBlock))
         } else if with_descriptors && self.fate.strikes(faults.too_many_in_flight, Fault::TooManyInFlight) {
             Some(error(errno::ETOOMANYREFS))
-        } else if self.fate.strikes(faults.out_of_memory, Fault::OutOfMemory) {
+        } else if self.is_out_of_memory() {
             Some(error(errno::ENOMEM))
         } else {
             None

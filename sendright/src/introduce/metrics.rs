@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use introduction::Server;
 use ring::{Reactor, Socket, Spawner};
+use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::signals::read_now;
@@ -43,9 +44,6 @@ pub async fn show(
     reactor: &Reactor,
     spawner: &Spawner,
 ) -> io::Result<()> {
-    // The same numbers on every architecture.
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
     let readers = Permits::new(READERS_MAX);
     loop {
         let permit = readers.take().await;
@@ -58,11 +56,13 @@ pub async fn show(
                     drop(permit);
                 });
             }
-            Err(error) if matches!(error.raw_os_error(), Some(ENFILE | EMFILE)) => {
-                reactor.sleep(ACCEPT_PAUSE).await;
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => return Err(error),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
+                    reactor.sleep(ACCEPT_PAUSE).await;
+                }
+                Some(Errno::CONNABORTED) => {}
+                _ => return Err(error),
+            },
         }
     }
 }
