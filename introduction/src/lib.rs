@@ -79,6 +79,7 @@ pub use locator::{
 };
 pub use netlayer::{
     AddServerError, ConnectError, Connection, Disconnected, Expect, Incoming, Netlayer, NetlayerOptions,
+    Welcome,
 };
 pub use policy::{Open, Peer, Policy};
 pub use record::{CHALLENGE_BYTES, CHALLENGE_BYTES_MIN, Form, RECORD_BYTES_MAX};

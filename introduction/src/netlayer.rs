@@ -6,7 +6,7 @@
 mod link;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -41,6 +41,8 @@ pub struct NetlayerOptions {
     /// Whether everybody who connects must prove who they are on the connection itself, as we do; our locator
     /// then says so. It keeps Goblins out. Default [`Proof::None`].
     pub proof: Proof,
+    /// Whose connections are taken. Default: everybody's.
+    pub welcome: Welcome,
     /// Connections that have arrived and that nobody has taken, those that are being proved included. Default
     /// 64. Beyond it further ones are refused.
     pub incoming_max: usize,
@@ -69,6 +71,7 @@ impl Default for NetlayerOptions {
         NetlayerOptions {
             seqpacket: true,
             proof: Proof::None,
+            welcome: Welcome::Everybody,
             incoming_max: 64,
             incoming_of_key_max: 8,
             servers_max: SERVERS_MAX,
@@ -77,6 +80,42 @@ impl Default for NetlayerOptions {
             record_time: Duration::from_secs(5),
             incoming_time: Duration::from_secs(10),
             connect_time: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Whose connections a netlayer takes.
+///
+/// To anybody else it is as if we were not there: nothing that comes is read or answered, not even where a
+/// [proof](NetlayerOptions::proof) is demanded, and all of it is closed when its time is over. A program that
+/// refuses what has [arrived](Netlayer::incoming) cannot do so much where a proof is demanded: to prove who we
+/// are is to show that we are here.
+///
+/// ```
+/// use introduction::{Identity, NetlayerOptions, Proof, Welcome};
+///
+/// let friend = Identity::generate()?.key();
+/// let mut options = NetlayerOptions::default();
+/// options.proof = Proof::Required;
+/// options.welcome = Welcome::Keys([friend].into());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Welcome {
+    /// Everybody's.
+    #[default]
+    Everybody,
+    /// Those of whoever the server says holds one of these keys. A dishonest server can have anybody listened
+    /// to; where a proof is demanded, none but these are let in all the same.
+    Keys(BTreeSet<PublicKey>),
+}
+
+impl Welcome {
+    fn is_for(&self, key: &PublicKey) -> bool {
+        match self {
+            Welcome::Everybody => true,
+            Welcome::Keys(keys) => keys.contains(key),
         }
     }
 }
@@ -290,6 +329,7 @@ struct Shared {
     reactor: Reactor,
     identity: Identity,
     options: NetlayerOptions,
+    welcome: RefCell<Welcome>,
     state: RefCell<State>,
     /// Something has arrived for the program.
     arrived: Signal,
@@ -362,6 +402,7 @@ impl Netlayer {
         let shared = Rc::new(Shared {
             reactor: reactor.clone(),
             identity,
+            welcome: RefCell::new(options.welcome.clone()),
             options,
             state: RefCell::default(),
             arrived: Signal::default(),
@@ -424,6 +465,11 @@ impl Netlayer {
         state.tasks.insert(link.server, vec![reader, writer]);
         drop(state);
         Ok(Disconnected::new(link))
+    }
+
+    /// From now on takes the connections of these. What has arrived already is not concerned.
+    pub fn set_welcome(&self, welcome: Welcome) {
+        self.shared.welcome.replace(welcome);
     }
 
     /// Leaves a server. Connections to peers are not concerned.
@@ -661,11 +707,12 @@ impl Shared {
             return link.judge(number, false);
         };
         let is_proved = self.options.proof != Proof::None;
-        let is_welcome = match kind {
+        let is_fit = match kind {
             Kind::Stream => !is_proved,
             Kind::SeqPacket => is_proved || self.options.seqpacket,
         };
-        if !is_welcome || !self.has_room(&from.key) {
+        let is_welcome = self.welcome.borrow().is_for(&from.key);
+        if !is_fit || !is_welcome || !self.has_room(&from.key) {
             return self.refuse(link, number, Some(fd), deadline);
         }
         let link = Rc::clone(link);
@@ -811,7 +858,8 @@ impl Incoming {
     }
 
     /// Refuses it, as dropping it does. It is closed when its time is over, not before: whoever asked shall
-    /// not see that anybody is here.
+    /// not see that anybody is here. Where [a proof](NetlayerOptions::proof) is demanded it has seen that
+    /// before; [`Welcome`] says beforehand who is answered.
     pub fn refuse(self) {
         drop(self);
     }

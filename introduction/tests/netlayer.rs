@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::join as both;
 use introduction::{
     AddServerError, ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Peer,
-    Policy, Proof, PublicKey, SERVERS_MAX, Server, ServerOptions,
+    Policy, Proof, PublicKey, SERVERS_MAX, Server, ServerOptions, Welcome,
 };
 use raw::{RawPeer, RawServer, Stream, introduction, is_quiet, locator_with};
 use ring::{Fd, Kind, Reactor, ReceiveError, Socket};
@@ -608,6 +608,24 @@ on_each_driver! {
             drop(crowd);
             are_connected(&ours, &bert.incoming().await.accept()).await;
             assert_eq!(server.registered(), 3);
+        });
+    }
+
+    fn who_is_not_welcome_finds_nobody(reactor: &Reactor) {
+        let server = candid(reactor, true);
+        settle(reactor, async {
+            let (anne, carl) = (plain(reactor, 1), plain(reactor, 3));
+            let welcome = Welcome::Keys([carl.key()].into());
+            let bert = netlayer(reactor, 2, |options| options.welcome = welcome);
+            let mut _joined = Vec::new();
+            for netlayer in [&anne, &bert, &carl] {
+                _joined.push(join(netlayer, reactor, &server).await);
+            }
+            let refused = anne.connect_confirmed(&bert.our_location()).await;
+            assert!(matches!(refused, Err(ConnectError::Refused)), "{refused:?}");
+            meet(&carl, &bert).await;
+            bert.set_welcome(Welcome::Everybody);
+            meet(&anne, &bert).await;
         });
     }
 

@@ -5,6 +5,7 @@
 
 mod raw;
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use ed25519_dalek::Signer;
 use futures_util::future::join as both;
 use introduction::{
     ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Proof, Server,
-    ServerOptions,
+    ServerOptions, Welcome,
 };
 use raw::{RawPeer, RawServer, Stream, is_closed, is_quiet, locator_with};
 use ring::{Fd, Kind, Message, Reactor, ReceiveError, Socket};
@@ -287,6 +288,26 @@ on_each_driver! {
             let (near, far) = packet_pair(reactor);
             scene.pass_on(far).await;
             is_closed(&near).await;
+            scene.nobody_came();
+        });
+    }
+
+    /// An answer would show that somebody is here, and so would a HELLO that has been taken.
+    fn who_is_not_welcome_is_not_listened_to(reactor: &Reactor) {
+        settle(reactor, async {
+            let scene = Scene::new(reactor).await;
+            let location = scene.bert.our_location();
+            scene.bert.set_welcome(Welcome::Keys(BTreeSet::new()));
+            let passing = async {
+                let far = scene.asked().await;
+                let kept = far.try_clone().unwrap();
+                scene.pass_on(far).await;
+                kept
+            };
+            let (outcome, kept) = both(scene.anne.connect(&location), passing).await;
+            assert!(matches!(outcome, Err(ConnectError::Unanswered)), "{outcome:?}");
+            let unread = testing::receive_packet(&kept).unwrap().bytes;
+            assert!(unread.starts_with(b"srp1\x01"), "{}", unread.escape_ascii());
             scene.nobody_came();
         });
     }
