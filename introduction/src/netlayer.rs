@@ -87,9 +87,9 @@ impl Default for NetlayerOptions {
 /// Whose connections a netlayer takes.
 ///
 /// To anybody else it is as if we were not there: nothing that comes is read or answered, not even where a
-/// [proof](NetlayerOptions::proof) is demanded, and all of it is closed when its time is over. A program that
-/// refuses what has [arrived](Netlayer::incoming) cannot do so much where a proof is demanded: to prove who we
-/// are is to show that we are here.
+/// [proof](NetlayerOptions::proof) is demanded, and all of it is closed when its time is over. With a proof
+/// to refuse what has [arrived](Netlayer::incoming) would be too late for that: to prove who we are is to
+/// show that we are here.
 ///
 /// ```
 /// use introduction::{Identity, NetlayerOptions, Proof, Welcome};

@@ -466,8 +466,8 @@ impl Registry {
         if let State::Leaving(to, number) = introduction.state {
             introduction.state = if is_judged { State::Passed(to, number) } else { State::Silent };
         }
-        // It may be refused still. Whoever asked must not see that by what it may ask for next, also if that is
-        // all it is told; with somebody who is not there it would have to wait.
+        // It may be refused still. Whoever is not told could see that by being read further: with somebody
+        // who is not there it would have to wait.
         let is_told = self.connections.get(&introduction.from).is_some_and(|from| from.is_extended);
         if !is_told && !is_judged {
             self.finish(serial, after);
