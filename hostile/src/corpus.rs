@@ -10,6 +10,7 @@ use std::rc::Rc;
 use imc::{Capability, ConnectedSocket, SharedMemory, TypedMessage, TypedSocket};
 use introduction::{Expect, Identity, Netlayer, Server, ServerOptions, SturdyRef, Swiss, syrup};
 use ring::{Executor, Message, Reactor};
+use seqpacket::wire::Header;
 use seqpacket::{CallOptions, Mailbox, Object, PlainMailbox, PlainObject};
 
 use crate::decoders::Decoder;
@@ -120,7 +121,9 @@ fn session(reactor: &Reactor) -> Vec<Vec<u8>> {
         Some((far.pop()?, near))
     });
     let written = |(descriptors, packet): &(usize, Vec<u8>)| [&[0, *descriptors as u8][..], packet].concat();
-    heard.iter().map(written).collect()
+    // Nobody says this one where descriptors find room.
+    let lost = (0, Header::lost(0).encode().to_vec());
+    heard.iter().chain([&lost]).map(written).collect()
 }
 
 async fn futures<F: Future>(all: impl IntoIterator<Item = F>) {

@@ -96,6 +96,7 @@ const KIND_PART: u8 = 10;
 const KIND_ELSEWHERE: u8 = 11;
 
 fn frame(script: &mut Script<'_>, descriptors: usize, bytes: &mut Vec<u8>) {
+    // None is 0, and 12 is the last.
     let kind = script.byte() % 13;
     let number = match script.below(8) {
         7 => script.number(),
