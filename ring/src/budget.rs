@@ -94,7 +94,13 @@ impl Budget {
         let now = self.clock.now();
         let since = self.short_since.get().unwrap_or(now);
         self.short_since.set(Some(since));
-        if now.saturating_duration_since(since) < PATIENCE { 0 } else { left }
+        if now.saturating_duration_since(since) < PATIENCE {
+            return 0;
+        }
+        // What a message brings beyond this is lost, so it has to be true now, and not when the turn began:
+        // a call lost its descriptors to a limit that had been raised again before it was made.
+        self.measure();
+        self.left()
     }
 
     /// How often a receive was told to wait.
@@ -180,6 +186,19 @@ mod tests {
     use std::sync::PoisonError;
 
     use super::*;
+
+    /// What was estimated a second ago is no reason to lose what a message brings.
+    #[cfg(feature = "script")]
+    #[test]
+    fn whoever_makes_do_with_fewer_has_asked_just_now() {
+        let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = std::rc::Rc::new(Cell::new(Instant::now()));
+        let budget = Budget::new(0, Clock::Scripted(std::rc::Rc::clone(&now)));
+        budget.took(usize::MAX / 2);
+        assert_eq!(budget.room(17), 0);
+        now.set(now.get() + PATIENCE);
+        assert!(budget.room(17) >= 17, "in the same turn");
+    }
 
     #[test]
     fn descriptors_are_counted_without_proc() {
