@@ -6,7 +6,7 @@
 mod support;
 
 use std::future::Future;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use ring::{Executor, Fd, Message, Reactor};
@@ -24,14 +24,14 @@ const LARGE_BYTES: usize = 100_000;
 /// More than a socket's queue does.
 const LONG_BYTES: usize = 1 << 20;
 
-/// Answers with two descriptors, and more than a packet if asked to.
+/// Answers with ten descriptors, and more than a packet if asked to.
 async fn serve(mailbox: Rc<Mailbox>) {
     // Made now: later there may be no room.
     let fd = Fd::from(null());
     while let Some(call) = mailbox.next().await {
         match call.bytes() {
-            b"large" => drop(call.answer(two(vec![7; LARGE_BYTES], &fd))),
-            _ => drop(call.answer(two(b"two".to_vec(), &fd))),
+            b"large" => drop(call.answer(ten(vec![7; LARGE_BYTES], &fd))),
+            _ => drop(call.answer(ten(b"ten".to_vec(), &fd))),
         }
     }
 }
@@ -47,8 +47,11 @@ fn large_room() -> CallOptions {
     CallOptions { answer_bytes: Some(LARGE_BYTES), ..CallOptions::default() }
 }
 
-fn two(bytes: Vec<u8>, fd: &Fd) -> Message {
-    Message::new(bytes).with_descriptor(fd.clone()).with_descriptor(fd.clone())
+/// So many that some are lost even if one or the other comes free meanwhile.
+const TEN: usize = 10;
+
+fn ten(bytes: Vec<u8>, fd: &Fd) -> Message {
+    (0..TEN).fold(Message::new(bytes), |message, _| message.with_descriptor(fd.clone()))
 }
 
 /// What comes of it when no descriptor finds room here.
@@ -74,10 +77,10 @@ fn hears_of(executor: &Executor, mailbox: &Mailbox, count: u64) {
 
 /// What a server sends that ends a call and brings descriptors, and how many.
 fn endings(number: u32) -> Vec<(&'static str, Vec<u8>, usize)> {
-    let large = Hello::default().answer_to(number, size(LARGE_BYTES, 2)).encode().to_vec();
+    let large = Hello::default().answer_to(number, size(LARGE_BYTES, TEN)).encode().to_vec();
     vec![
-        ("an answer", answer(number, b"two", 2), 2),
-        ("a large answer", large, 2),
+        ("an answer", answer(number, b"ten", TEN), TEN),
+        ("a large answer", large, TEN),
         ("a way elsewhere", bare(Header::elsewhere(number)), 1),
     ]
 }
@@ -99,7 +102,7 @@ fn says(session: &RawClient, executor: &Executor, frames: usize) -> Vec<(Kind, u
 /// A server by hand, and its client with one call under way, whose number is 0.
 fn asked(reactor: &Reactor, executor: &Executor) -> (RawClient, Object, seqpacket::Call) {
     let (server, object) = RawServer::new(reactor);
-    let call = object.call_with("two", large_room());
+    let call = object.call_with("ten", large_room());
     let session = server.attach(executor, Hello::default());
     assert_eq!(says(&session, executor, 1), [(Kind::Call, 0)]);
     (session, object, call)
@@ -119,9 +122,9 @@ impl ByHand {
         ByHand { client, mailbox, _object: object }
     }
 
-    /// Calls under this number, with room for a long answer and two descriptors.
+    /// Calls under this number, with room for a long answer and ten descriptors.
     fn calls(&self, executor: &Executor, number: u32) -> Incoming {
-        assert!(self.client.say(&bare(Header::call(number, Size::NONE, size(LONG_BYTES, 2))), &[]));
+        assert!(self.client.say(&bare(Header::call(number, Size::NONE, size(LONG_BYTES, TEN))), &[]));
         executor.block_on(self.mailbox.next()).unwrap()
     }
 
@@ -154,16 +157,16 @@ impl ByHand {
     }
 }
 
-fn two_of(text: &str) -> Message {
-    two(text.into(), &Fd::from(null()))
+fn ten_new() -> Message {
+    ten(b"ten".to_vec(), &Fd::from(null()))
 }
 
 on_each_driver! {
     fn both_sides_count_an_answer_that_was_lost(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = served(reactor, &executor);
-        assert_eq!(executor.block_on(object.call("two")).unwrap().descriptors(), 2);
-        is_lost(without_room(&executor, object.call("two")));
+        assert_eq!(executor.block_on(object.call("ten")).unwrap().descriptors(), TEN);
+        is_lost(without_room(&executor, object.call("ten")));
         hears_of(&executor, &mailbox, 1);
         let (client, server) = (object.stats(), mailbox.stats());
         assert_eq!(client.answers_lost, 1);
@@ -173,14 +176,14 @@ on_each_driver! {
         assert_eq!((client.calls.under_way(), server.calls.under_way()), (0, 0));
         assert_eq!(client.sent, server.received);
         assert_eq!(mailbox.each_session()[0].stats.answers_lost, 1);
-        assert_eq!(executor.block_on(object.call("two")).unwrap().descriptors(), 2);
+        assert_eq!(executor.block_on(object.call("ten")).unwrap().descriptors(), TEN);
         assert_eq!(mailbox.stats().answers_lost, 1);
     }
 
     fn what_was_lost_is_still_known_when_its_session_has_ended(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = served(reactor, &executor);
-        is_lost(without_room(&executor, object.call("two")));
+        is_lost(without_room(&executor, object.call("ten")));
         drop(object);
         until(&executor, "the session has ended", || mailbox.sessions() == 0);
         assert_eq!(mailbox.stats().answers_lost, 1);
@@ -189,8 +192,9 @@ on_each_driver! {
     fn one_of_several_workers_learns_of_its_answers(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = shared_object(reactor).unwrap();
-        let call = object.call("two");
-        executor.block_on(mailbox.next()).unwrap().answer(two_of("two")).unwrap();
+        let fd = Fd::from(null());
+        let call = object.call("ten");
+        executor.block_on(mailbox.next()).unwrap().answer(ten(b"ten".to_vec(), &fd)).unwrap();
         is_lost(without_room(&executor, call));
         until(&executor, "the worker hears of it", || mailbox.stats().answers_lost == 1);
     }
@@ -202,7 +206,7 @@ on_each_driver! {
         is_lost(without_room(&executor, object.call_with("large", large_room())));
         hears_of(&executor, &mailbox, 1);
         let answer = executor.block_on(object.call_with("large", large_room())).unwrap();
-        assert_eq!((answer.bytes().len(), answer.descriptors()), (LARGE_BYTES, 2));
+        assert_eq!((answer.bytes().len(), answer.descriptors()), (LARGE_BYTES, TEN));
         until(&executor, "everything has ended", || mailbox.stats().calls.under_way() == 0);
         assert_eq!((object.stats().answers_lost, mailbox.stats().answers_lost), (1, 1));
     }
@@ -212,7 +216,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let (session, object, call) = asked(reactor, &executor);
         let fd = null();
-        assert!(session.say(&answer(0, b"two", 2), &[fd.as_fd(), fd.as_fd()]));
+        assert!(session.say(&answer(0, b"ten", TEN), &[fd.as_fd(); TEN]));
         drop(call);
         let limit = leave_descriptors(0);
         until(&executor, "it is lost", || object.stats().answers_lost == 1);
@@ -224,8 +228,8 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         for (what, ending, descriptors) in endings(0) {
             let (session, object, call) = asked(reactor, &executor);
-            let (one, other) = testing::packet_pair();
-            assert!(session.say(&ending, &[one.as_fd(), other.as_fd()][..descriptors]), "{what}");
+            let (one, _other) = testing::packet_pair();
+            assert!(session.say(&ending, &vec![one.as_fd(); descriptors]), "{what}");
             is_lost(without_room(&executor, call));
             let again = object.call("again");
             executor.settle();
@@ -248,7 +252,7 @@ on_each_driver! {
         assert!(poll_once(&mut grant).is_pending());
         let session = server.attach(&executor, Hello::default());
         assert_eq!(says(&session, &executor, 1), [(Kind::Grant, 0)]);
-        let fd: OwnedFd = testing::packet_pair().0;
+        let fd = null();
         assert!(session.say(&answer(0, b"", 1), &[fd.as_fd()]));
         is_lost(without_room(&executor, grant));
         assert_eq!(says(&session, &executor, 1), [(Kind::Lost, 0)]);
@@ -259,7 +263,7 @@ on_each_driver! {
         let (session, object, call) = asked(reactor, &executor);
         assert!(session.say(&bare(Header::goodbye()), &[]));
         let fd = null();
-        assert!(session.say(&answer(0, b"two", 2), &[fd.as_fd(), fd.as_fd()]));
+        assert!(session.say(&answer(0, b"ten", TEN), &[fd.as_fd(); TEN]));
         is_lost(without_room(&executor, call));
         assert_eq!(says(&session, &executor, 1), [(Kind::Lost, 0)]);
         session.hear_the_end(&executor);
@@ -270,11 +274,12 @@ on_each_driver! {
     fn what_somebody_else_answers_is_told_to_whoever_handed_the_call_on(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
-        let call = object.call("two");
+        let fd = Fd::from(null());
+        let call = object.call("ten");
         let taken = executor.block_on(mailbox.next()).unwrap();
         let far = Continuation::into_fd(taken.into_continuation()).unwrap();
         until(&executor, "it has gone elsewhere", || object.stats().calls.handed_on == 1);
-        PlainContinuation::from_fd(reactor, far).unwrap().answer(two_of("two")).unwrap();
+        PlainContinuation::from_fd(reactor, far).unwrap().answer(ten(b"ten".to_vec(), &fd)).unwrap();
         is_lost(without_room(&executor, call));
         hears_of(&executor, &mailbox, 1);
         assert_eq!((object.stats().answers_lost, mailbox.stats().calls.handed_on), (1, 1));
@@ -284,7 +289,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
         for number in [7, 7, u32::MAX, 0] {
-            peer.is_answered(&executor, number, two_of("two"));
+            peer.is_answered(&executor, number, ten_new());
             peer.says_lost(number);
         }
         peer.goes_on(&executor, 4);
@@ -293,8 +298,8 @@ on_each_driver! {
     fn a_large_answer_can_be_lost_while_it_is_on_its_way(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
-        peer.calls(&executor, 7).answer(two(vec![7; LONG_BYTES], &Fd::from(null()))).unwrap();
-        assert_eq!(peer.client.hear_from(&executor).descriptors.len(), 2);
+        peer.calls(&executor, 7).answer(ten(vec![7; LONG_BYTES], &Fd::from(null()))).unwrap();
+        assert_eq!(peer.client.hear_from(&executor).descriptors.len(), TEN);
         peer.says_lost(7);
         until(&executor, "it is counted", || peer.mailbox.stats().answers_lost == 1);
         assert_eq!(peer.mailbox.stats().calls.under_way(), 1);
@@ -321,7 +326,7 @@ on_each_driver! {
     fn a_client_that_takes_its_leave_can_still_say_what_it_lost(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
-        peer.is_answered(&executor, 7, two_of("two"));
+        peer.is_answered(&executor, 7, ten_new());
         assert!(peer.client.say(&bare(Header::goodbye()), &[]));
         peer.says_lost(7);
         until(&executor, "it is counted", || peer.mailbox.stats().answers_lost == 1);
@@ -346,7 +351,7 @@ on_each_driver! {
     fn nobody_loses_an_answer_twice(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
-        peer.is_answered(&executor, 7, two_of("two"));
+        peer.is_answered(&executor, 7, ten_new());
         peer.says_lost(7);
         peer.goes_on(&executor, 1);
         peer.says_lost(7);
@@ -359,7 +364,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
         for number in 0..3 {
-            peer.is_answered(&executor, number, two_of("two"));
+            peer.is_answered(&executor, number, ten_new());
         }
         let flood: Vec<Vec<u8>> = (0..4_096).map(|number| bare(Header::lost(number))).collect();
         peer.client.say_all(&flood);
@@ -370,7 +375,7 @@ on_each_driver! {
     fn nobody_loses_the_answer_to_a_call_that_has_none_yet(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
-        peer.is_answered(&executor, 8, two_of("two"));
+        peer.is_answered(&executor, 8, ten_new());
         let taken = peer.calls(&executor, 7);
         peer.says_lost(7);
         peer.is_sent_away(&executor, 7);
@@ -381,7 +386,7 @@ on_each_driver! {
     fn an_answer_of_another_number_is_taken_for_lost(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let peer = ByHand::new(reactor, &executor);
-        peer.is_answered(&executor, 7, two_of("two"));
+        peer.is_answered(&executor, 7, ten_new());
         peer.says_lost(8);
         peer.goes_on(&executor, 1);
     }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
-use ring::{Executor, Reactor};
+use ring::{Executor, Fd, Reactor};
 use seqpacket::{CallOptions, object};
 use support::*;
 use testing::{leave_descriptors, on_each_driver};
@@ -122,9 +122,10 @@ on_each_driver! {
         let _tracing = tracing::subscriber::set_default(collector.clone());
         let (object, mailbox) = object(reactor).unwrap();
         let executor = Executor::new(reactor);
-        let call = object.call("two");
-        let answer = message_of(b"two".to_vec(), vec![null(), null()]);
-        executor.block_on(mailbox.next()).unwrap().answer(answer).unwrap();
+        let fd = Fd::from(null());
+        let call = object.call("ten");
+        executor.block_on(mailbox.next()).unwrap().answer(with_many("ten", &fd, 10)).unwrap();
+        ring::closer_idle();
         let limit = leave_descriptors(0);
         executor.block_on(call).unwrap_err();
         drop(limit);
