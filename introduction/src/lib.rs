@@ -75,7 +75,7 @@ pub use identity::{
 pub use inlet::DUMMY_BYTES_MAX;
 pub use locator::{
     DESIGNATOR_CHARACTERS, Hints, Locator, LocatorError, Proof, PublicKey, SERVERS_MAX, SWISS_BYTES_MAX,
-    SturdyRef, Swiss, URI_BYTES_MAX,
+    Servers, SturdyRef, Swiss, URI_BYTES_MAX,
 };
 pub use netlayer::{
     AddServerError, ConnectError, Connection, Disconnected, Expect, Incoming, Netlayer, NetlayerOptions,

@@ -4,7 +4,6 @@
 //! Plain data without I/O. It does not know who is connected, and it never prints a swiss number unless it is
 //! asked for a URI.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -68,7 +67,7 @@ pub struct Locator {
 #[non_exhaustive]
 pub struct Hints {
     /// The servers it is registered with, [`SERVERS_MAX`] at most.
-    pub servers: BTreeSet<PublicKey>,
+    pub servers: Servers,
     /// It takes connections over SEQPACKET pairs, and not only over streams.
     pub seqpacket: bool,
     /// Whether both sides must prove who they are on the connection itself.
@@ -76,6 +75,26 @@ pub struct Hints {
     /// In a registration: whoever registers speaks the extensions of PROTOCOL.md, "Introductions".
     pub(crate) extension: bool,
 }
+
+/// Servers in the order in which they are to be asked: it is the first with which both are registered that
+/// introduces.
+///
+/// Each stands there once. A URI keeps the order, a record does not, since it has them as a dictionary, whose
+/// keys are sorted; so the same servers are equal in whatever order.
+///
+/// ```
+/// use introduction::{Identity, Locator, Servers};
+///
+/// let (near, far) = (Identity::generate()?.key(), Identity::generate()?.key());
+/// let mut locator = Locator::new(Identity::generate()?.key());
+/// locator.hints.servers = Servers::from([near, far]);
+/// let read: Locator = locator.to_string().parse()?;
+/// assert_eq!(read.hints.servers.first(), Some(&near));
+/// assert_eq!(read.hints.servers, Servers::from([far, near]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Servers(Vec<PublicKey>);
 
 /// Whether a locator demands a proof of identity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -253,6 +272,81 @@ impl Locator {
     }
 }
 
+impl Servers {
+    /// Puts one behind the others, unless it stands there. Says whether it did not.
+    pub fn insert(&mut self, server: PublicKey) -> bool {
+        let is_new = !self.contains(&server);
+        if is_new {
+            self.0.push(server);
+        }
+        is_new
+    }
+
+    /// Whether this one is among them.
+    pub fn contains(&self, server: &PublicKey) -> bool {
+        self.0.contains(server)
+    }
+
+    /// The one that is to be asked first.
+    pub fn first(&self) -> Option<&PublicKey> {
+        self.0.first()
+    }
+
+    /// All of them, in their order.
+    pub fn iter(&self) -> std::slice::Iter<'_, PublicKey> {
+        self.0.iter()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl PartialEq for Servers {
+    fn eq(&self, other: &Servers) -> bool {
+        self.len() == other.len() && self.iter().all(|server| other.contains(server))
+    }
+}
+
+impl Eq for Servers {}
+
+impl Extend<PublicKey> for Servers {
+    fn extend<T: IntoIterator<Item = PublicKey>>(&mut self, servers: T) {
+        for server in servers {
+            self.insert(server);
+        }
+    }
+}
+
+impl FromIterator<PublicKey> for Servers {
+    fn from_iter<T: IntoIterator<Item = PublicKey>>(servers: T) -> Servers {
+        let mut all = Servers::default();
+        all.extend(servers);
+        all
+    }
+}
+
+impl<const N: usize> From<[PublicKey; N]> for Servers {
+    fn from(servers: [PublicKey; N]) -> Servers {
+        servers.into_iter().collect()
+    }
+}
+
+impl<'a> IntoIterator for &'a Servers {
+    type Item = &'a PublicKey;
+    type IntoIter = std::slice::Iter<'a, PublicKey>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 impl Hints {
     /// Files one hint. What is neither a server's key nor known here is nobody's business but its maker's.
     fn add(&mut self, key: &str, value: &str) -> Result<(), LocatorError> {
@@ -400,9 +494,29 @@ mod tests {
         for value in values {
             for key in [format!("52\"{ZERO}"), format!("52'{ZERO}")] {
                 let locator = read(&peer(&format!("{{5\"other[]{key}{value}7+t}}"))).unwrap();
-                assert_eq!(locator.hints.servers, BTreeSet::from([PublicKey([0; 32])]));
+                assert_eq!(locator.hints.servers, Servers::from([PublicKey([0; 32])]));
             }
         }
+    }
+
+    #[test]
+    fn servers_stand_in_their_order_where_that_can_be_written() {
+        let (one, two) = (PublicKey([1; 32]), PublicKey([2; 32]));
+        for order in [[one, two], [two, one]] {
+            let mut locator = Locator::new(KEY.parse().unwrap());
+            locator.hints.servers = Servers::from(order);
+            assert!(!locator.hints.servers.insert(order[1]), "once each");
+            let of_uri: Locator = locator.to_string().parse().unwrap();
+            assert!(of_uri.hints.servers.iter().eq(&order));
+            // A dictionary has one order, and it is nobody's wish.
+            let mut written = Vec::new();
+            locator.write(&mut written);
+            let sorted = read(&written).unwrap();
+            assert!(sorted.hints.servers.iter().map(PublicKey::to_string).is_sorted());
+            assert_eq!(sorted, locator);
+        }
+        assert_ne!(Servers::from([one]), Servers::from([one, two]));
+        assert_ne!(Servers::from([one]), Servers::from([two]));
     }
 
     #[test]
@@ -483,6 +597,7 @@ mod tests {
             swiss in prop::collection::vec(any::<u8>(), 1..SWISS_BYTES_MAX),
         ) {
             let proof = if proof { Proof::Required } else { Proof::None };
+            let servers = servers.into_iter().collect();
             let locator = Locator { key, hints: Hints { servers, seqpacket, proof, extension } };
             let mut bytes = Vec::new();
             locator.write(&mut bytes);

@@ -477,7 +477,8 @@ impl Netlayer {
         self.shared.lose(server, None);
     }
 
-    /// Asks to be introduced, and gives our end of the connection.
+    /// Asks to be introduced, and gives our end of the connection. It is the first server of the locator that
+    /// is asked with which we are registered.
     ///
     /// Where the locator demands a proof of identity, it ends when both sides have proved who they are, and
     /// there is no connection without. Otherwise success means only that somebody was asked: what is said

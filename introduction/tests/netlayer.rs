@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::future::join as both;
 use introduction::{
     AddServerError, ConnectError, Connection, Expect, Identity, Locator, Netlayer, NetlayerOptions, Peer,
-    Policy, Proof, PublicKey, SERVERS_MAX, Server, ServerOptions, Welcome,
+    Policy, Proof, PublicKey, SERVERS_MAX, Server, ServerOptions, Servers, Welcome,
 };
 use raw::{RawPeer, RawServer, Stream, introduction, is_quiet, locator_with};
 use ring::{Fd, Kind, Reactor, ReceiveError, Socket};
@@ -232,6 +232,27 @@ on_each_driver! {
             let _joined = (join(&anne, reactor, &one).await, join(&bert, reactor, &two).await);
             let refused = anne.connect(&bert.our_location()).await;
             assert!(matches!(refused, Err(ConnectError::NoServer)));
+        });
+    }
+
+    fn of_several_servers_the_first_that_both_know_is_asked(reactor: &Reactor) {
+        let servers = [server(reactor, 100), server(reactor, 101)];
+        settle(reactor, async {
+            let (anne, bert) = (plain(reactor, 1), plain(reactor, 2));
+            let mut _joined = Vec::new();
+            for (netlayer, server) in [(&anne, 0), (&anne, 1), (&bert, 0), (&bert, 1)] {
+                _joined.push(join(netlayer, reactor, &servers[server]).await);
+            }
+            let stranger = PublicKey([0; 32]);
+            for first in [0, 1] {
+                let mut location = bert.our_location();
+                let [own, other] = [&servers[first], &servers[1 - first]].map(Server::key);
+                location.hints.servers = Servers::from([stranger, own, other]);
+                let before = servers[first].stats().introductions;
+                let _near = anne.connect(&location).await.unwrap();
+                assert_eq!(bert.incoming().await.server(), own);
+                assert_eq!(servers[first].stats().introductions, before + 1);
+            }
         });
     }
 

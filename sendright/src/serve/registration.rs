@@ -70,8 +70,9 @@ impl Registration {
     /// Where we are to be found: with the servers we are registered with, and with those that we knew before
     /// and that may come back. `None` while there are none.
     pub fn location(&self) -> Option<Locator> {
-        let mut locator = self.netlayer.our_location();
-        locator.hints.servers.extend(self.keys.borrow().values());
+        let (mut locator, keys) = (self.netlayer.our_location(), self.keys.borrow());
+        // In the order in which they were said: that is the one in which they are asked.
+        locator.hints.servers = self.vias.iter().filter_map(|via| keys.get(via).copied()).collect();
         (!locator.hints.servers.is_empty() && self.has_tried_all()).then_some(locator)
     }
 
