@@ -21,6 +21,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use testing::{on_each_driver, wait_until};
 
+use daemon::Daemon;
 use program::{status, stderr, stdout};
 use served::World;
 
@@ -612,6 +613,22 @@ on_each_driver! {
         // And a service that knows another one is to be found there all the same.
         let other = world.serve(&["--via", stopped, "--via", world.file("socket").to_str().unwrap()]);
         assert_eq!(world.says(["ls", other.locator()]), "one\nsub\n");
+    }
+
+    fn a_service_of_two_servers_names_them_as_they_were_said(_reactor: &Reactor) {
+        let world = World::new();
+        let folder = daemon::folder();
+        let other = Daemon::start(folder.path());
+        let known = world.introducer.as_ref().unwrap();
+        for servers in [[known, &other], [&other, known]] {
+            let [first, second] = servers.map(|server| server.socket().to_str().unwrap().to_owned());
+            let service = world.serve(&["--via", &first, "--via", &second]);
+            let hints = format!("?{}=t&{}=t&", servers[0].key, servers[1].key);
+            assert!(service.locator().contains(&hints), "{}", service.locator());
+            for via in [first, second] {
+                assert_eq!(world.says(["ls", "--via", &via, service.locator()]), "one\nsub\n");
+            }
+        }
     }
 
     fn a_service_that_does_not_answer_is_given_up_when_that_was_said(_reactor: &Reactor) {
