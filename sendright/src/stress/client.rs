@@ -42,7 +42,7 @@ struct Client {
 pub fn run(options: &StressParty) -> Result<Outcome, Failure> {
     let (party, own) = Party::take(options, 1)?;
     let party = live(party, own, options)?;
-    party.rest();
+    party.rest(None);
     Ok(Outcome::Good)
 }
 

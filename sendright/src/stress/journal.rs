@@ -70,6 +70,8 @@ pub enum Ending {
     Gone,
     /// Descriptors or memory were short somewhere, and it was told.
     Lost,
+    /// Descriptors of the answer were lost, and the caller was told.
+    AnswerLost,
     /// Nothing in a run should lead to that.
     Other,
 }
@@ -142,11 +144,13 @@ pub enum Event {
 
     // Of every party.
     /// It has let go of everything. `kinds` is what is open all the same, `refused` how many last messages
-    /// the kernel did not take.
+    /// the kernel did not take, `answers_lost` how many of its answers a server of sessions was told to be
+    /// lost.
     AtRest {
         kinds: BTreeMap<String, u32>,
         peak_kib: u64,
         refused: u64,
+        answers_lost: Option<u64>,
     },
     Trouble {
         sentence: String,

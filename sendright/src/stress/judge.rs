@@ -42,6 +42,7 @@ pub struct Rest {
     pub kinds: BTreeMap<String, u32>,
     pub peak_kib: u64,
     refused: u64,
+    answers_lost: Option<u64>,
 }
 
 /// Reads the journal.
@@ -49,6 +50,8 @@ pub struct Judge {
     fds: u8,
     lives: BTreeMap<u32, Life>,
     under_way: HashMap<u64, UnderWay>,
+    /// How many calls of this client's life, taken by this server's, were told that their answer was lost.
+    answers_lost: BTreeMap<(u32, u32), u64>,
     tally: Tally,
     sentences: Vec<String>,
     entries: u64,
@@ -98,6 +101,7 @@ struct UnderWay {
     begun: u64,
     /// Who had served the caller last when it was begun.
     served_by: u32,
+    taken_by: Option<u32>,
     answerer: Option<u32>,
     /// It has ended so, and nobody knows why yet.
     ending: Option<Ending>,
@@ -110,6 +114,7 @@ impl Judge {
             fds,
             lives: BTreeMap::new(),
             under_way: HashMap::new(),
+            answers_lost: BTreeMap::new(),
             tally: Tally::default(),
             sentences: Vec::new(),
             entries: 0,
@@ -150,9 +155,9 @@ impl Judge {
                 self.excused(call);
             }
             Event::Answering { call } => self.answering(life, call),
-            Event::AtRest { kinds, peak_kib, refused } => {
+            Event::AtRest { kinds, peak_kib, refused, answers_lost } => {
                 if let Some(life) = self.lives.get_mut(&life) {
-                    life.rest = Some(Rest { kinds, peak_kib, refused });
+                    life.rest = Some(Rest { kinds, peak_kib, refused, answers_lost });
                 }
             }
             Event::Trouble { sentence } => self.trouble(sentence),
@@ -192,6 +197,7 @@ impl Judge {
 
     /// What is left unsaid when nobody will say anything any more, and the sentences about what is wrong.
     pub fn end(mut self) -> (Tally, Vec<String>) {
+        self.hear_servers_out();
         let mut refused: HashMap<u32, u64> = HashMap::new();
         for (number, life) in &self.lives {
             refused.insert(*number, life.rest.as_ref().map_or(0, |rest| rest.refused));
@@ -229,6 +235,27 @@ impl Judge {
         (self.tally, self.sentences)
     }
 
+    /// Of each answer that was lost its server is told by the client, unless one of them was killed meanwhile.
+    fn hear_servers_out(&mut self) {
+        let mut told: BTreeMap<u32, u64> = BTreeMap::new();
+        for ((client, server), count) in std::mem::take(&mut self.answers_lost) {
+            if self.lives.get(&client).is_some_and(|client| !client.killing) {
+                *told.entry(server).or_default() += count;
+            }
+        }
+        for (server, told) in told {
+            let Some(life) = self.lives.get(&server) else { continue };
+            let Some(heard) = life.rest.as_ref().and_then(|rest| rest.answers_lost) else { continue };
+            let unheard = told.saturating_sub(heard);
+            if unheard > 0 {
+                let sentence =
+                    format!("{} (life {server}) was not told of {unheard} lost answers", life.role);
+                self.tally.lost += unheard;
+                self.say(sentence);
+            }
+        }
+    }
+
     // -- what happens -------------------------------------------------------------------------------------
 
     fn over(&mut self, number: u32, well: bool) {
@@ -253,7 +280,8 @@ impl Judge {
         life.calls.push(Record { flags: if object == 1 { OBJECT_ONE } else { 0 }, ..Record::default() });
         self.tally.calls += 1;
         let served_by = life.served_by[usize::from(object == 1)];
-        let under_way = UnderWay { begun: self.entries, served_by, answerer: None, ending: None };
+        let begun = self.entries;
+        let under_way = UnderWay { begun, served_by, taken_by: None, answerer: None, ending: None };
         self.under_way.insert(call, under_way);
     }
 
@@ -294,6 +322,13 @@ impl Judge {
             Ending::Dropped => self.tally.dropped += 1,
             Ending::Gone => self.tally.gone += 1,
             Ending::Lost => self.tally.reported_lost += 1,
+            Ending::AnswerLost => {
+                self.tally.reported_lost += 1;
+                match self.under_way.get(&call).and_then(|under_way| under_way.taken_by) {
+                    Some(server) => *self.answers_lost.entry((life_of(call), server)).or_default() += 1,
+                    None => self.unexplained(call, "has lost an answer of nobody's"),
+                }
+            }
             Ending::Other => self.unexplained(call, &format!("ended otherwise than it can: {error}")),
         }
         let is_to_explain = matches!(ending, Ending::Dropped | Ending::Gone);
@@ -310,6 +345,9 @@ impl Judge {
     fn taken(&mut self, server: u32, call: u64, object: u8, seen: &[Seen], right: bool) {
         if let Some(client) = self.lives.get_mut(&life_of(call)) {
             client.served_by[usize::from(object == 1)] = server;
+        }
+        if let Some(under_way) = self.under_way.get_mut(&call) {
+            under_way.taken_by = Some(server);
         }
         let Some(record) = self.record(call) else {
             return self.misdelivered(call, "was taken, and nobody has made it");

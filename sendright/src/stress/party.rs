@@ -15,8 +15,8 @@ use introduction::{Expect, Identity, Netlayer, NetlayerOptions, Proof, PublicKey
 use ring::{Executor, Message, Reactor, Socket};
 use rustix::fs::{FileType, MemfdFlags};
 use seqpacket::{
-    Answer, AnswerError, CallError, CallOptions, Continuation, Incoming, Mailbox, Object, PlainContinuation,
-    PlainIncoming, PlainMailbox, PlainObject, ReturnTrust,
+    Answer, AnswerError, CallError, CallOptions, Continuation, Incoming, Mailbox, Object, Part,
+    PlainContinuation, PlainIncoming, PlainMailbox, PlainObject, ReturnTrust,
 };
 
 use super::deed::{self, Deed, Way};
@@ -24,6 +24,7 @@ use super::journal::{Direction, Ending, Event, Journal, Seen, Tag};
 use crate::options::StressParty;
 use crate::output::Failure;
 use crate::reach;
+use crate::reactor::within;
 
 /// Under which numbers a party finds what it inherits; what belongs to its role follows.
 pub const JOURNAL_FD: i32 = 3;
@@ -152,7 +153,7 @@ impl Party {
 
     /// The party has let go of everything: waits until that is closed, says what is open all the same, and
     /// stays as it is until it is told to end.
-    pub fn rest(self) {
+    pub fn rest(self, answers_lost: Option<u64>) {
         let executor = Executor::new(&self.reactor);
         executor.block_on(async {
             let since = self.reactor.now();
@@ -166,7 +167,8 @@ impl Party {
                 self.reactor.sleep(LOOK_EVERY).await;
             };
             let refused = self.reactor.stats().posts_lost_refused;
-            self.note(Event::AtRest { kinds: open, peak_kib: peak_kib("self").unwrap_or(0), refused });
+            let peak_kib = peak_kib("self").unwrap_or(0);
+            self.note(Event::AtRest { kinds: open, peak_kib, refused, answers_lost });
             while self.order().await != Order::End {}
         });
     }
@@ -291,6 +293,19 @@ impl Inbox {
             Inbox::Plain(mailbox) => mailbox.next().await.map(PlainIncoming::into_parts).map(plain),
         }
     }
+
+    /// How many answers have lost descriptors, as their callers have said, when all callers are gone: of
+    /// sessions.
+    pub async fn answers_lost(&self, reactor: &Reactor) -> Option<u64> {
+        let Inbox::Session(mailbox) = self else { return None };
+        let gone = async {
+            while mailbox.sessions() > 0 {
+                reactor.sleep(LOOK_EVERY).await;
+            }
+        };
+        let _ = within(reactor, REST_TIME_MAX, gone).await;
+        Some(mailbox.stats().answers_lost)
+    }
 }
 
 fn session((bytes, fds, reply): (Vec<u8>, Vec<OwnedFd>, Continuation)) -> (Vec<u8>, Vec<OwnedFd>, Reply) {
@@ -341,6 +356,7 @@ pub fn failed(call: u64, error: &CallError) -> Event {
     let ending = match error {
         CallError::Dropped => Ending::Dropped,
         CallError::Gone => Ending::Gone,
+        CallError::DescriptorsLost(Part::Answer) => Ending::AnswerLost,
         CallError::DescriptorsLost(_) | CallError::OutOfDescriptors(_) | CallError::OutOfMemory(_) => {
             Ending::Lost
         }

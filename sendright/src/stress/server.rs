@@ -85,12 +85,12 @@ pub fn run(options: &StressParty) -> Result<Outcome, Failure> {
     let is_known = options.index == 0;
     let own = super::THIRDS as i32 + i32::from(is_known);
     let (party, own) = Party::take(options, own)?;
-    let party = live(party, own, options)?;
-    party.rest();
+    let (party, answers_lost) = live(party, own, options)?;
+    party.rest(answers_lost);
     Ok(Outcome::Good)
 }
 
-fn live(party: Party, mut own: Vec<OwnedFd>, options: &StressParty) -> Result<Party, Failure> {
+fn live(party: Party, mut own: Vec<OwnedFd>, options: &StressParty) -> Result<(Party, Option<u64>), Failure> {
     let executor = Executor::new(&party.reactor);
     let born_with = (own.len() > super::THIRDS).then(|| own.pop()).flatten();
     let thirds: Vec<Callee> = own.into_iter().map(|fd| party.callee(fd)).collect::<Result<_, _>>()?;
@@ -125,10 +125,13 @@ fn live(party: Party, mut own: Vec<OwnedFd>, options: &StressParty) -> Result<Pa
             spawner.spawn(Rc::clone(&serving).handle(bytes, fds, reply));
         }
     });
-    executor.block_on(server.party.until_rest());
+    let answers_lost = executor.block_on(async {
+        server.party.until_rest().await;
+        inbox.answers_lost(&server.party.reactor).await
+    });
     drop((executor, netlayer, inbox));
     let server = Rc::into_inner(server).ok_or_else(|| Failure::new("a task is left"))?;
-    Ok(server.party)
+    Ok((server.party, answers_lost))
 }
 
 /// Gives the object to everybody who is introduced: an address for that holder alone, or a copy of the

@@ -21,7 +21,7 @@ const UNDERSTOOD: &str = "understood";
 pub fn run(options: &StressParty) -> Result<Outcome, Failure> {
     let (party, own) = Party::take(options, 1)?;
     let party = live(party, own)?;
-    party.rest();
+    party.rest(None);
     Ok(Outcome::Good)
 }
 

@@ -174,10 +174,35 @@ fn who_was_served_by_another_since_says_nothing_to_the_dead() {
 
 #[test]
 fn what_the_kernel_refused_and_the_answerer_counted_is_reported() {
-    let rest = Event::AtRest { kinds: BTreeMap::new(), peak_kib: 0, refused: 1 };
-    let story = [begun(), taken(), answering(), failed(Ending::Dropped), (SERVER, rest)];
+    let story = [begun(), taken(), answering(), failed(Ending::Dropped), at_rest(1, None)];
     let (tally, _) = told(story);
     assert_eq!((tally.reported_lost, tally.dropped, good(&tally)), (1, 0, true));
+}
+
+fn at_rest(refused: u64, answers_lost: Option<u64>) -> (u32, Event) {
+    (SERVER, Event::AtRest { kinds: BTreeMap::new(), peak_kib: 0, refused, answers_lost })
+}
+
+#[test]
+fn of_an_answer_that_was_lost_both_sides_hear() {
+    let story = |heard| [begun(), taken(), answering(), failed(Ending::AnswerLost), at_rest(0, heard)];
+    // Who is served plainly is told nothing.
+    for heard in [Some(1), Some(2), None] {
+        let (tally, _) = told(story(heard));
+        assert_eq!((tally.reported_lost, good(&tally)), (1, true), "{heard:?}");
+    }
+    let unheard = complains(story(Some(0)), "server 0 (life 2) was not told of 1 lost answers");
+    assert_eq!((unheard.reported_lost, unheard.lost), (1, 1));
+    complains([begun(), failed(Ending::AnswerLost)], "has lost an answer of nobody's");
+}
+
+#[test]
+fn whoever_is_killed_need_not_have_told_of_a_lost_answer() {
+    let lost = || [begun(), taken(), answering(), failed(Ending::AnswerLost)].into_iter();
+    let (tally, _) = told(lost().chain([(CLIENT, Event::Killing), at_rest(0, Some(0))]));
+    assert!(good(&tally), "{tally:?}");
+    let (tally, _) = told(lost().chain([(SERVER, Event::Killing)]));
+    assert!(good(&tally), "{tally:?}");
 }
 
 #[test]
