@@ -235,7 +235,7 @@ impl Judge {
         (self.tally, self.sentences)
     }
 
-    /// Of each answer that was lost its server is told by the client, unless one of them was killed meanwhile.
+    /// Of each answer that was lost its server is told by the client, unless one of them has been killed.
     fn hear_servers_out(&mut self) {
         let mut told: BTreeMap<u32, u64> = BTreeMap::new();
         for ((client, server), count) in std::mem::take(&mut self.answers_lost) {
