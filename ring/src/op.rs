@@ -25,7 +25,9 @@ use crate::envelope::{Envelope, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Message, PACKET_BYTES_MAX, Received};
-use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{
+    Arrival, BURST_BYTES_MAX, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want,
+};
 use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, SocketOption, errno, ready};
@@ -126,6 +128,8 @@ struct Channel {
     given: bool,
     /// One receive brings messages until it is asked home.
     many: bool,
+    /// Messages of one turn.
+    burst: u8,
     room: Room,
     credentials: Credentials,
     lane: Lane,
@@ -336,6 +340,7 @@ impl Core {
             made_here: false,
             given: !private,
             many: false,
+            burst: BURST_MAX as u8,
             room: Room { descriptors: DESCRIPTORS_DEFAULT as u16, pidfd: false },
             credentials: Credentials::NotAsked,
             lane: Lane::default(),
@@ -356,6 +361,16 @@ impl Core {
             && let Some(Request::Receive { want, .. }) = self.requests.find(token)
         {
             want.room.descriptors = channel.room.descriptors;
+        }
+    }
+
+    pub(crate) fn set_burst(&mut self, channel: usize, messages: u8) {
+        let channel = &mut self.channels[channel];
+        channel.burst = messages;
+        if let Some(token) = channel.inbox.away
+            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
+        {
+            want.burst = channel.burst;
         }
     }
 
@@ -1054,12 +1069,13 @@ impl Core {
         waker: &Waker,
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
+        let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
         if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) {
             self.ask_for_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
                 Now::Arrived(arrival) => {
-                    self.taken_here += 1;
+                    self.taken_here += share;
                     self.arrived(key, Ok(arrival), false, woken);
                 }
                 Now::Failed(error) => self.arrived(key, Err(error), false, woken),
@@ -1149,7 +1165,7 @@ impl Core {
             channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
-        let want = Want { room, many, strange: !channel.made_here };
+        let want = Want { room, many, burst: channel.burst, strange: !channel.made_here };
         let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);

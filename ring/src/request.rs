@@ -58,12 +58,15 @@ impl Request {
 pub(crate) struct Want {
     pub(crate) room: Room,
     pub(crate) many: bool,
+    /// How many messages of a stream are its share of a turn.
+    pub(crate) burst: u8,
     /// Of what may be no connected socket at all readiness says nothing: it is asked before it is waited for.
     /// And whoever made it may have changed what was set on it.
     pub(crate) strange: bool,
 }
 
-/// How many messages one socket may deliver in one turn of a reactor before others have theirs.
+/// How many messages one socket may deliver in one turn of a reactor before others have theirs; fewer where
+/// [it is told so](crate::Socket::set_burst).
 pub const BURST_MAX: usize = 16;
 
 /// After so many bytes a socket delivers no more in this turn: 65,536, one packet of the largest. To copy
@@ -88,11 +91,11 @@ pub(crate) struct Share {
 
 impl Share {
     /// Whether something is left of what it may deliver in this turn.
-    pub(crate) fn is_left(&mut self, turn: u32) -> bool {
+    pub(crate) fn is_left(&mut self, turn: u32, want: Want) -> bool {
         if self.turn != turn {
             (self.turn, self.bytes, self.messages) = (turn, 0, 0);
         }
-        usize::from(self.messages) < BURST_MAX && (self.bytes as usize) < BURST_BYTES_MAX
+        self.messages < want.burst && (self.bytes as usize) < BURST_BYTES_MAX
     }
 
     /// It has delivered a message of so many bytes.

@@ -22,7 +22,7 @@ use crate::message::{Credentials, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
 use crate::op::{AtOnce, Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
-use crate::request::{Arrival, Request};
+use crate::request::{Arrival, BURST_MAX, Request};
 use crate::sys::{self, SocketOption, UnixAddress, ready};
 
 /// An AF_UNIX socket on a reactor.
@@ -191,6 +191,23 @@ impl Socket {
     /// carries is closed, and the message arrives as [`ReceiveError::DescriptorsLost`].
     pub fn set_descriptors_max(&self, count: usize) {
         self.reactor.with(|core, _| core.set_descriptors_max(self.channel, count));
+    }
+
+    /// How many messages a [stream](Socket::stream) may bring in one turn of the reactor: [`BURST_MAX`] until
+    /// told otherwise, which is also the most; at least 1. For messages each of which takes its receiver long,
+    /// so that others need not wait for all of them.
+    ///
+    /// ```
+    /// # use ring::{Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// near.set_burst(2);
+    /// near.stream();
+    /// # drop(far);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_burst(&self, messages: usize) {
+        self.reactor.with(|core, _| core.set_burst(self.channel, messages.clamp(1, BURST_MAX) as u8));
     }
 
     /// Says that nobody else holds this end: when the socket is dropped it may be shut down, which peers see

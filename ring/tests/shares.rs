@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::OwnedFd;
+use std::task::{Context, Waker};
 
 use ring::{BURST_BYTES_MAX, BURST_MAX, PACKET_BYTES_MAX, Reactor, Socket, UNSEEN_TURNS_MAX, Wait};
 use testing::{on_each_driver, turn};
@@ -80,6 +81,26 @@ on_each_driver! {
         assert_eq!(brought(reactor), 3, "two of these are less, and what goes beyond is the last");
     }
 
+    /// As it was told before it began, or while it waits for more.
+    fn a_turn_brings_as_many_messages_as_a_socket_was_told(reactor: &Reactor) {
+        let (near, far) = streaming(reactor);
+        for (told, burst) in [(1, 1), (2, 2), (0, 1), (BURST_MAX, BURST_MAX), (BURST_MAX + 1, BURST_MAX)] {
+            near.set_burst(told);
+            let mut left = fill(&far, 1);
+            while left > 0 {
+                assert_eq!(brought(reactor), burst.min(left) as u64, "told {told}");
+                left -= take_all(&near);
+            }
+        }
+        let (near, far) = testing::packet_pair();
+        testing::set_nonblocking(&far);
+        let near = Socket::wrap(reactor, near).unwrap();
+        near.set_burst(3);
+        near.stream();
+        fill(&far, 1);
+        assert_eq!(brought(reactor), 3);
+    }
+
     /// The busy ones stand before it in every list there is.
     fn a_quiet_socket_is_heard_among_many_busy_ones(reactor: &Reactor) {
         let busy: Vec<_> = (0..150).map(|_| streaming(reactor)).collect();
@@ -104,19 +125,34 @@ on_each_driver! {
 
     /// What a busy socket brings keeps the reactor from looking further, but not for long.
     fn a_quiet_socket_is_heard_beside_one_that_brings_a_little_in_each_turn(reactor: &Reactor) {
-        let (busy, far) = streaming(reactor);
+        let (near, far) = testing::packet_pair();
+        let busy = Socket::wrap(reactor, near).unwrap();
         let (quiet, voice) = streaming(reactor);
         for _ in 0..30 {
             testing::send_packet(&voice, b"here", &[]).unwrap();
             let mut turns = 0;
             while quiet.try_receive().is_none() {
-                // Full packets, of which a turn brings one: there is always one more.
-                fill(&far, PACKET_BYTES_MAX);
-                brought(reactor);
-                take_all(&busy);
+                testing::send_packet(&far, b"a little", &[]).unwrap();
+                let context = &mut Context::from_waker(Waker::noop());
+                assert!(busy.poll_receive(context).is_pending(), "it is looked for in the turn");
+                assert!(brought(reactor) > 0);
+                assert!(busy.poll_receive(context).is_ready());
                 turns += 1;
             }
             assert!(turns <= UNSEEN_TURNS_MAX, "heard after {turns} turns");
+        }
+    }
+
+    /// To look is little beside copying that much, and whoever is quiet would wait for all of it.
+    fn a_quiet_socket_is_heard_in_the_same_turn_as_one_that_brings_much(reactor: &Reactor) {
+        let (busy, far) = streaming(reactor);
+        let (quiet, voice) = streaming(reactor);
+        for _ in 0..30 {
+            testing::send_packet(&voice, b"here", &[]).unwrap();
+            fill(&far, PACKET_BYTES_MAX);
+            brought(reactor);
+            take_all(&busy);
+            assert!(quiet.try_receive().is_some(), "heard later");
         }
     }
 

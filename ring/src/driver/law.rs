@@ -18,7 +18,7 @@ use crate::driver::script::Fate;
 use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::message::Message;
-use crate::request::{Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{BURST_MAX, Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, ready};
 
 const ENDS: usize = 6;
@@ -59,7 +59,8 @@ impl Trial {
             0 => (self.send(fd), Some((end, true))),
             1 => {
                 let room = Room { descriptors: 4, pidfd: false };
-                let want = Want { room, many: self.fate.happens(500), strange: self.fate.happens(500) };
+                let (many, strange) = (self.fate.happens(500), self.fate.happens(500));
+                let want = Want { room, many, burst: BURST_MAX as u8, strange };
                 (Request::receive(fd, want), Some((end, false)))
             }
             _ => {
@@ -205,7 +206,7 @@ fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     sys::set_socket_option(near.as_fd(), sys::SocketOption::PassCredentials, 1).unwrap();
     let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
     let room = Room { descriptors: 4, pidfd: false };
-    let want = Want { room, many: true, strange: false };
+    let want = Want { room, many: true, burst: BURST_MAX as u8, strange: false };
     let stream = requests.insert(Request::receive(near.clone(), want));
     driver.submit(stream, &mut requests);
     let mut home = Vec::new();

@@ -167,7 +167,8 @@ impl Uring {
         envelope.seal();
         let mut requests = Requests::default();
         let room = Room { descriptors: 0, pidfd: false };
-        let receive = requests.insert(Request::receive(near, Want { room, many: true, strange: false }));
+        let receive =
+            requests.insert(Request::receive(near, Want { room, many: true, burst: 1, strange: false }));
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
         self.submit(send, &mut requests);
@@ -384,7 +385,7 @@ impl Uring {
         if let Some(token) = self.lately
             && let Some(Request::Receive { fd, want, share }) = requests.find(token)
             && !self.cancelled.contains(&token)
-            && share.is_left(self.turn)
+            && share.is_left(self.turn, *want)
         {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if !arrival.nothing => {
@@ -680,7 +681,7 @@ impl Uring {
     ) {
         let Some(share) = requests.share(token) else { return };
         let mut nothing = false;
-        while share.is_left(self.turn) {
+        while share.is_left(self.turn, want) {
             let result = match receive_now(&self.ground, fd, want.room) {
                 // The end of file is believed when it is said twice, and then there is nothing more to come.
                 Now::Arrived(arrival) if arrival.nothing && nothing => return self.end(token, Ok(arrival)),
@@ -710,6 +711,7 @@ impl Uring {
             };
             home.push(Completion { token, outcome: Outcome::Arrived(result), last: false });
         }
+        self.unseen.is_due();
         if !std::mem::replace(&mut share.hot, true) {
             self.hot.push(token);
         }
