@@ -111,7 +111,7 @@ pub use op::WAITING_BYTES_MAX;
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, SLEEP_MAX, Sleep, Wait};
 pub use remote::Remote;
 pub use request::{BURST_BYTES_MAX, BURST_MAX};
-pub use room::{HUGE_ROOM_BYTES_MIN, room_for};
+pub use room::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
     Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
 };

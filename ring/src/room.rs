@@ -6,6 +6,9 @@ use std::collections::TryReserveError;
 
 use crate::sys;
 
+/// What the processors have that this was measured on: 2 MiB.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// From so many bytes on, room is asked for in huge pages: 32 MiB.
 ///
 /// Below it allocators keep what is freed and give it out again, pages and all. Above it every room is new

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use crate::fd::Kind;
 use crate::message::Credentials;
+use crate::room::HUGE_PAGE_BYTES;
 #[cfg(feature = "script")]
 use crate::script::SystemCall;
 
@@ -687,7 +688,6 @@ fn file_system(fd: BorrowedFd<'_>) -> Option<i64> {
 
 /// Tells the kernel that this memory had better be in huge pages. Only advice: nothing is said if it cannot.
 pub(crate) fn prefer_huge_pages(memory: &mut [mem::MaybeUninit<u8>]) {
-    const HUGE_PAGE_BYTES: usize = 2 << 20;
     let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
     let Some(whole) = memory.len().checked_sub(start).map(|length| length & !(HUGE_PAGE_BYTES - 1)) else {
         return;

@@ -150,6 +150,7 @@ mod parcel;
 mod parts;
 mod plain;
 mod returned;
+mod rooms;
 mod served;
 mod session;
 mod shared;
@@ -177,10 +178,11 @@ pub use pairs::{PAIRS_DEFAULT, Pairs};
 pub use parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT, PARTS_QUEUED_MAX};
 pub use plain::{
     ANSWERED_MAX, LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX,
-    PlainCall, PlainContinuation, PlainIncoming, PlainMailbox, PlainNext, PlainObject, PlainViolations,
-    plain_object,
+    PLAIN_CALLS_A_TURN_MAX, PlainCall, PlainContinuation, PlainIncoming, PlainMailbox, PlainNext,
+    PlainObject, PlainViolations, plain_object,
 };
 pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
+pub use rooms::{HUGE_PAGES_A_TURN_MAX, ROOM_KEPT_BYTES_MIN, ROOM_KEPT_MAX};
 pub use served::{SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};
 pub use stats::{MalformedCounts, Outcomes, SessionStats, Stats, Traffic};

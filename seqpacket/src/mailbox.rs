@@ -254,19 +254,24 @@ struct State {
 }
 
 /// How many calls have been handed out since a turn of the reactor.
-#[derive(Default)]
-struct HandedOut {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct HandedOut {
     turn: u64,
     calls: u32,
 }
 
 impl HandedOut {
-    /// Whether there is one more for this turn.
-    fn is_left(&mut self, turn: u64) -> bool {
+    /// Whether one more of so many is left for this turn.
+    pub(crate) fn is_left(&mut self, turn: u64, most: u32) -> bool {
         if self.turn != turn {
             *self = HandedOut { turn, calls: 0 };
         }
-        self.calls < CALLS_A_TURN_MAX
+        self.calls < most
+    }
+
+    /// One more.
+    pub(crate) fn add(&mut self) {
+        self.calls += 1;
     }
 }
 
@@ -378,7 +383,8 @@ impl Mailbox {
 
     fn poll_next_at(&self, place: &mut Place, context: &mut Context<'_>) -> Poll<Option<Incoming>> {
         let mut state = self.shared.state.borrow_mut();
-        if !state.turn.is_empty() && !state.handed_out.is_left(self.shared.reactor.turns()) {
+        if !state.turn.is_empty() && !state.handed_out.is_left(self.shared.reactor.turns(), CALLS_A_TURN_MAX)
+        {
             drop(state);
             // What has come for others meanwhile is seen first.
             context.waker().wake_by_ref();
@@ -392,7 +398,7 @@ impl Mailbox {
                 state.turn.with_memory().push_back(key);
             }
             state.fresh = false;
-            state.handed_out.calls += 1;
+            state.handed_out.add();
             // What traces calls may be anybody's code.
             drop(state);
             return Poll::Ready(Some(Incoming::new(served, taken)));

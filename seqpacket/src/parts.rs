@@ -5,7 +5,7 @@
 //! small frames go between. An assembly owns what has arrived of one. It does not know which side it is on,
 //! what a number stands for, or windows.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use ring::{Reactor, SendError, Sending, Sleep, Socket};
 
 use crate::parcel::Parcel;
+use crate::rooms::{HugePages, Room};
 use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 
 /// How many packets with a part of a large message wait in a session's own queue: a small call or answer
@@ -217,7 +218,7 @@ impl Outgoing {
 #[derive(Debug)]
 pub(crate) struct Assembly {
     /// `None` if nobody wants it, and its parts are only counted.
-    bytes: Option<Vec<u8>>,
+    room: Option<Room>,
     missing: usize,
     /// The descriptors that came with what opened it.
     descriptors: Parcel,
@@ -232,19 +233,27 @@ pub(crate) struct OutOfMemory;
 impl Assembly {
     /// Keeps room for `total` bytes. Memory is used as they arrive.
     pub(crate) fn begin(total: u32, descriptors: Parcel, now: Instant) -> Result<Assembly, OutOfMemory> {
-        let missing = total as usize;
-        let bytes = ring::room_for(missing).map_err(|_| OutOfMemory)?;
-        Ok(Assembly { bytes: Some(bytes), missing, descriptors, moved: now })
+        Ok(Assembly::begin_in(Room::new(total as usize)?, total, descriptors, now))
+    }
+
+    /// In a room that is there already.
+    pub(crate) fn begin_in(room: Room, total: u32, descriptors: Parcel, now: Instant) -> Assembly {
+        Assembly { room: Some(room), missing: total as usize, descriptors, moved: now }
     }
 
     /// Counts the parts of a message that nobody wants.
     pub(crate) fn of_no_use(total: u32, now: Instant) -> Assembly {
-        Assembly { bytes: None, missing: total as usize, descriptors: Parcel::default(), moved: now }
+        Assembly { room: None, missing: total as usize, descriptors: Parcel::default(), moved: now }
     }
 
     /// Nobody wants it any more. Gives back what has arrived, to be dropped when nothing is borrowed.
-    pub(crate) fn give_up(&mut self) -> (Option<Vec<u8>>, Parcel) {
-        (self.bytes.take(), std::mem::take(&mut self.descriptors))
+    pub(crate) fn give_up(&mut self) -> (Option<Room>, Parcel) {
+        (self.room.take(), std::mem::take(&mut self.descriptors))
+    }
+
+    /// Whether a part of so many bytes would begin a huge page.
+    pub(crate) fn begins_huge_page(&self, more: usize) -> bool {
+        self.room.as_ref().is_some_and(|room| room.begins_huge_page(more))
     }
 
     /// Adds the next part. Says whether it was the last.
@@ -255,8 +264,8 @@ impl Assembly {
         now: Instant,
     ) -> Result<bool, Malformed> {
         expect_part(part.len(), self.missing, part_bytes_max)?;
-        if let Some(bytes) = &mut self.bytes {
-            bytes.extend_from_slice(part);
+        if let Some(room) = &mut self.room {
+            room.push(part);
         }
         self.missing -= part.len();
         self.moved = now;
@@ -276,7 +285,7 @@ impl Assembly {
     /// The whole message.
     pub(crate) fn into_parcel(self) -> Parcel {
         assert_eq!(self.missing, 0, "a message is whole when nothing of it is missing");
-        let mut parcel = Parcel::of_bytes(self.bytes.unwrap_or_default());
+        let mut parcel = Parcel::of_bytes(self.room.map(Room::into_bytes).unwrap_or_default());
         let mut descriptors = self.descriptors;
         parcel.take_from(&mut descriptors);
         parcel
@@ -297,6 +306,9 @@ pub(crate) fn expect_part(length: usize, missing: usize, part_bytes_max: usize) 
 pub(crate) struct Memory {
     left: Cell<usize>,
     arriving: RefCell<Arriving>,
+    /// How many rooms a session keeps that hold nothing.
+    keepers: RefCell<BTreeMap<usize, usize>>,
+    huge_pages: RefCell<HugePages>,
 }
 
 /// What sessions hold for calls that have not arrived whole.
@@ -321,7 +333,12 @@ impl Arriving {
 
 impl Memory {
     pub(crate) fn new(bytes: usize) -> Rc<Memory> {
-        Rc::new(Memory { left: Cell::new(bytes), arriving: RefCell::default() })
+        let (arriving, keepers, huge_pages) = Default::default();
+        Rc::new(Memory { left: Cell::new(bytes), arriving, keepers, huge_pages })
+    }
+
+    pub(crate) fn huge_pages(&self) -> RefMut<'_, HugePages> {
+        self.huge_pages.borrow_mut()
     }
 
     /// So many bytes of it for a call of this session that is to arrive, until the claim is dropped.
@@ -329,7 +346,12 @@ impl Memory {
         let left = memory.left.get().checked_sub(bytes)?;
         memory.left.set(left);
         memory.arriving.borrow_mut().change(session, |held| held + bytes);
-        Some(Claim { memory: Rc::clone(memory), session, bytes, arriving: true })
+        Some(Claim { memory: Rc::clone(memory), session, bytes, holds: Holds::Arriving })
+    }
+
+    /// A session that keeps a room for its next call, and has none under way in it.
+    pub(crate) fn who_keeps_one(&self) -> Option<usize> {
+        self.keepers.borrow().first_key_value().map(|(session, _)| *session)
     }
 
     /// What a session holds for calls that have not arrived whole.
@@ -350,7 +372,18 @@ pub(crate) struct Claim {
     memory: Rc<Memory>,
     session: usize,
     bytes: usize,
-    arriving: bool,
+    holds: Holds,
+}
+
+/// What there is in the memory of a claim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    /// A call that has not arrived whole.
+    Arriving,
+    /// One that has.
+    Whole,
+    /// None any more.
+    Nothing,
 }
 
 impl Claim {
@@ -360,8 +393,40 @@ impl Claim {
 
     /// All of the call has arrived: from here on it is its answerer's.
     pub(crate) fn is_whole(&mut self) {
-        if std::mem::take(&mut self.arriving) {
-            self.memory.arriving.borrow_mut().change(self.session, |held| held - self.bytes);
+        self.becomes(Holds::Whole);
+    }
+
+    /// The call has ended, and its room is kept for the next.
+    pub(crate) fn is_kept(&mut self) {
+        self.becomes(Holds::Nothing);
+    }
+
+    /// For a call that is to arrive in a room that was kept, of which it needs so many bytes.
+    pub(crate) fn is_used_again(&mut self, bytes: usize) {
+        self.becomes(Holds::Whole);
+        self.memory.left.set(self.memory.left.get() + self.bytes - bytes);
+        self.bytes = bytes;
+        self.becomes(Holds::Arriving);
+    }
+
+    fn becomes(&mut self, holds: Holds) {
+        let was = std::mem::replace(&mut self.holds, holds);
+        let mut arriving = self.memory.arriving.borrow_mut();
+        let mut keepers = self.memory.keepers.borrow_mut();
+        match was {
+            Holds::Arriving => arriving.change(self.session, |held| held - self.bytes),
+            Holds::Whole => {}
+            Holds::Nothing => {
+                let kept = keepers.remove(&self.session).unwrap_or(0);
+                if kept > 1 {
+                    keepers.insert(self.session, kept - 1);
+                }
+            }
+        }
+        match holds {
+            Holds::Arriving => arriving.change(self.session, |held| held + self.bytes),
+            Holds::Whole => {}
+            Holds::Nothing => *keepers.entry(self.session).or_default() += 1,
         }
     }
 }
@@ -470,7 +535,7 @@ mod tests {
         assert!(of_no_use.into_parcel().bytes().is_empty());
         let mut given_up = assembly(150);
         given_up.add(&[7; 100], PART, now()).unwrap();
-        assert_eq!(given_up.give_up().0.unwrap(), [7; 100]);
+        assert_eq!(given_up.give_up().0.unwrap().into_bytes(), [7; 100]);
         assert_eq!(given_up.missing(), 50);
         assert_eq!(given_up.add(&[7; 50], PART, now()), Ok(true));
     }

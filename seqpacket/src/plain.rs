@@ -22,6 +22,7 @@ use ring::{
 
 use crate::error::{AnswerError, CallError, Part};
 use crate::large::{self, Assembly, LARGE_ANSWER_BYTES_DEFAULT};
+use crate::mailbox::HandedOut;
 use crate::object::{Answer, Object, deadline};
 use crate::pairs::{PAIRS_DEFAULT, Pairs};
 use crate::parcel::Parcel;
@@ -47,6 +48,11 @@ pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// a call is the closing of its socket, and no caller is to wait for that. They are closed 20 ms after the
 /// first of them at the latest, and at once where descriptors are short.
 pub const ANSWERED_MAX: usize = 16;
+
+/// How many calls a plain object hands out between two turns of the reactor: 4. To take one of them out of
+/// the kernel, ask what its descriptor is, answer and close it takes as long as some ten calls of a session,
+/// which all others would wait for.
+pub const PLAIN_CALLS_A_TURN_MAX: u32 = 4;
 
 /// A new plain object: the right to call it, and the mailbox in which its calls arrive.
 ///
@@ -476,6 +482,7 @@ pub struct PlainMailbox {
     reception: Reception,
     /// Those who wait for a call. The socket wakes the one that asked last, and each passes it on.
     waiting: RefCell<Waiting>,
+    handed_out: Cell<HandedOut>,
 }
 
 impl PlainMailbox {
@@ -494,7 +501,7 @@ impl PlainMailbox {
         socket.set_private(false);
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
         socket.ask_for_credentials();
-        PlainMailbox { socket, reception: Reception::default(), waiting: RefCell::default() }
+        PlainMailbox::on(socket)
     }
 
     /// A copy of the end, for another process that takes calls from it.
@@ -504,10 +511,34 @@ impl PlainMailbox {
 
     fn from_socket(socket: Socket) -> PlainMailbox {
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
+        socket.set_burst(PLAIN_CALLS_A_TURN_MAX as usize);
         // From now on, and not when the first call is awaited: the kernel tells who sent a call only of those
         // sent after it was asked to.
         socket.stream();
-        PlainMailbox { socket, reception: Reception::default(), waiting: RefCell::default() }
+        PlainMailbox::on(socket)
+    }
+
+    fn on(socket: Socket) -> PlainMailbox {
+        let (reception, waiting, handed_out) = Default::default();
+        PlainMailbox { socket, reception, waiting, handed_out }
+    }
+
+    /// The next message, if one is left for this turn.
+    fn poll_message(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
+        let mut handed_out = self.handed_out.get();
+        if handed_out.is_left(self.reactor().turns(), PLAIN_CALLS_A_TURN_MAX) {
+            let message = ready!(self.socket.poll_receive_here(context));
+            handed_out.add();
+            self.handed_out.set(handed_out);
+            return Poll::Ready(message);
+        }
+        if !self.socket.has_arrived() {
+            return self.socket.poll_receive(context);
+        }
+        // What has come for others meanwhile is seen first.
+        context.waker().wake_by_ref();
+        self.reactor().ask_for_turn();
+        Poll::Pending
     }
 
     /// Says which end it is called by, so that this is not taken for a continuation.
@@ -581,7 +612,7 @@ impl Future for PlainNext<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PlainIncoming>> {
         let mailbox = self.mailbox;
         loop {
-            let Poll::Ready(received) = mailbox.socket.poll_receive_here(context) else {
+            let Poll::Ready(received) = mailbox.poll_message(context) else {
                 let old = mailbox.waiting.borrow_mut().keep(&mut self.place, context.waker());
                 drop(old);
                 return Poll::Pending;

@@ -22,6 +22,7 @@ use crate::mailbox::Shared;
 use crate::numbered::Numbered;
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
+use crate::rooms::{Kept, Room, Ticket};
 use crate::stats::{Counters, SessionStats};
 use crate::trace;
 use crate::waiting::wake;
@@ -178,6 +179,18 @@ struct State {
 /// A call that nobody has taken: its number, the room for its answer, what it brought.
 type Untaken = (u32, Size, Parcel);
 
+/// A large call that begins.
+struct Beginning {
+    total: u32,
+    /// Room for its answer.
+    answer: Size,
+    descriptors: Parcel,
+    /// How many of its descriptors were lost.
+    missing: u8,
+    /// What an earlier one has left.
+    kept: Option<(Room, Claim)>,
+}
+
 /// A packet, and how far it has been read.
 struct Unread {
     packet: Packet,
@@ -195,6 +208,10 @@ struct Large {
     reading: Watch,
     /// For answers that nobody reads.
     writing: Watch,
+    /// Rooms that withdrawn calls have left for the next.
+    kept: Kept,
+    /// While a part waits until it may begin a huge page.
+    ticket: Ticket,
 }
 
 /// One call under way.
@@ -219,6 +236,15 @@ enum Stage {
     Answering,
     /// It was refused before all of it was here. Parts may still come, and the client says where they end.
     Refused { missing: usize, said: u64, emptied: u64 },
+}
+
+/// How much of a packet has been read.
+enum Filed {
+    All,
+    /// As many frames as one turn has time for.
+    Some,
+    /// What has to wait until it may begin a huge page comes next.
+    UpToHugePage,
 }
 
 /// What ended a session.
@@ -282,8 +308,11 @@ impl Session {
                 Err(over) => return Poll::Ready(over),
             },
         };
-        if let Err(over) = self.file(unread) {
-            return Poll::Ready(over);
+        match self.file(unread, context) {
+            Err(over) => return Poll::Ready(over),
+            // It is woken when that may be read.
+            Ok(Filed::UpToHugePage) => return Poll::Pending,
+            Ok(Filed::All | Filed::Some) => {}
         }
         // One packet or a part of it, then the others have theirs: `SESSION_PACKETS_A_TURN_MAX`. With nothing
         // here this only waits for the next.
@@ -332,11 +361,11 @@ impl Session {
         }
         let state = &mut *self.state.borrow_mut();
         let State { calls, arriving, large: Some(large), .. } = state else { return Poll::Pending };
-        if *arriving == 0 && large.outbox.is_empty() {
+        if *arriving == 0 && large.outbox.is_empty() && large.kept.is_empty() {
             state.large = None;
             return Poll::Pending;
         }
-        let Large { outbox, reading, writing } = &mut **large;
+        let Large { outbox, reading, writing, .. } = &mut **large;
         if *arriving == 0 {
             reading.rest();
         } else {
@@ -367,7 +396,8 @@ impl Session {
 
     fn send_parts(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
-        let Some(Large { outbox, .. }) = state.large.as_deref_mut() else { return };
+        let Some(Large { outbox, kept, .. }) = state.large.as_deref_mut() else { return };
+        kept.poll(self.reactor(), context);
         let left = outbox.poll(&self.socket, self.terms.hello.payload_bytes_max() as usize, context);
         let (parts, bytes) = outbox.take_said();
         if parts > 0 {
@@ -392,37 +422,69 @@ impl Session {
     }
 
     /// Files what a packet says, or as much of it as one turn has time for.
-    fn file(&self, unread: Unread) -> Result<(), Over> {
+    fn file(&self, unread: Unread, context: &mut Context<'_>) -> Result<Filed, Over> {
         let Unread { packet, mut descriptors, place } = unread;
-        let came = if place.read == 0 { descriptors.descriptors() } else { 0 };
+        let (begin, came) = (place.read, descriptors.descriptors());
+        let mut left = Some(place);
         let mut frames = wire::frames_from(packet.bytes(), place);
-        let mut result = Ok(());
         let mut count = 0;
-        let left = loop {
-            if count >= SESSION_FRAMES_A_TURN_MAX
-                && let Some(place) = frames.place_in(packet.bytes())
-            {
-                break Some(place);
+        let result = loop {
+            if count >= SESSION_FRAMES_A_TURN_MAX && left.is_some() {
+                break Ok(Filed::Some);
             }
-            let Some(frame) = frames.next() else { break None };
-            count += 1;
-            result = frame.map_err(|malformed| self.blame(&malformed)).and_then(|frame| {
+            let Some(frame) = frames.next() else { break Ok(Filed::All) };
+            let said = frame.and_then(|frame| {
                 let opening = frame.opening();
-                self.terms.hello.admits(&opening).map_err(|malformed| self.blame(&malformed))?;
-                let said = frame.from_client().map_err(|malformed| self.blame(&malformed))?;
-                self.frame(said, &opening, &packet, &mut descriptors)
+                self.terms.hello.admits(&opening)?;
+                Ok((frame.from_client()?, opening))
             });
-            if result.is_err() {
-                break None;
+            if let Ok((said, _)) = &said
+                && self.waits_for_huge_page(said, context)
+            {
+                break Ok(Filed::UpToHugePage);
+            }
+            count += 1;
+            left = frames.place_in(packet.bytes());
+            let said = said.map_err(|malformed| self.blame(&malformed));
+            let framed =
+                said.and_then(|(said, opening)| self.frame(said, &opening, &packet, &mut descriptors));
+            if let Err(over) = framed {
+                break Err(over);
             }
         };
+        let left = left.filter(|_| result.is_ok());
         let end = left.map_or(packet.bytes().len(), |left| left.read);
-        self.counters.received(count, end - place.read, came);
+        let came = if begin == 0 && count > 0 { came } else { 0 };
+        self.counters.received(count, end - begin, came);
         if let Some(place) = left {
             self.state.borrow_mut().unread = Some(Box::new(Unread { packet, descriptors, place }));
         }
         self.ask_for_turn();
         result
+    }
+
+    /// Whether this is a part that would begin a huge page, and has to wait for the turn in which it may.
+    fn waits_for_huge_page(&self, said: &FromClient<'_>, context: &mut Context<'_>) -> bool {
+        let FromClient::Part { number, payload } = said else { return false };
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let Some(large) = state.large.as_deref_mut() else { return false };
+        let begins = match state.calls.find(*number).map(|entry| &entry.stage) {
+            Some(Stage::Arriving { assembly, .. }) => assembly.begins_huge_page(payload.len()),
+            _ => false,
+        };
+        let mut huge_pages = self.terms.memory().huge_pages();
+        let (waits, woken) = if begins {
+            let (poll, woken) = huge_pages.poll(&mut large.ticket, self.reactor().turns(), context);
+            (poll.is_pending(), woken)
+        } else {
+            // Its call may have been refused while it waited.
+            (false, huge_pages.leave(&mut large.ticket))
+        };
+        drop(huge_pages);
+        drop(borrowed);
+        wake(woken);
+        waits
     }
 
     fn frame(
@@ -434,11 +496,16 @@ impl Session {
     ) -> Result<(), Over> {
         match said {
             FromClient::Call { number, body, descriptors: declared, missing, answer, time_left } => {
-                self.begin(number, Cost::of_call(opening, &self.terms.hello))?;
+                let cost = Cost::of_call(opening, &self.terms.hello);
+                self.begin(number, cost)?;
                 self.wait_no_longer(number, time_left);
+                let kept = match cost.large_bytes() {
+                    0 => None,
+                    _ => self.kept_room(opening.total().unwrap_or(0) as usize),
+                };
                 let mut theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
                 if let Body::Large { total } = body {
-                    self.begin_large(number, total, answer, theirs, missing > 0);
+                    self.begin_large(number, Beginning { total, answer, descriptors: theirs, missing, kept });
                     return Ok(());
                 }
                 if missing > 0 {
@@ -530,15 +597,20 @@ impl Session {
     }
 
     /// A large call begins. Whatever becomes of it, the client says where its parts end.
-    fn begin_large(&self, number: u32, total: u32, room: Size, descriptors: Parcel, lost: bool) {
+    fn begin_large(&self, number: u32, beginning: Beginning) {
+        let Beginning { total, answer: room, descriptors, missing, kept } = beginning;
         let now = self.reactor().now();
-        let begun = if lost {
+        let begun = if missing > 0 {
             Err(RefusedReason::DescriptorsLost)
         } else if self.is_leaving() {
             Err(RefusedReason::Leaving)
         } else {
-            let claim = self.claim(total as usize);
-            let begun = claim.and_then(|claim| Some((Assembly::begin(total, descriptors, now).ok()?, claim)));
+            let (kept, claim) = kept.unzip();
+            let fresh = || Room::new(total as usize).ok();
+            let claimed = claim.or_else(|| self.claim(total as usize));
+            let begun = claimed.and_then(|claim| Some((kept.or_else(fresh)?, claim)));
+            let begun =
+                begun.map(|(in_room, claim)| (Assembly::begin_in(in_room, total, descriptors, now), claim));
             begun.ok_or(RefusedReason::OutOfMemory)
         };
         let mut state = self.state.borrow_mut();
@@ -559,14 +631,60 @@ impl Session {
         }
     }
 
-    /// Memory for a large call: what is left, or what a session gives up that has more of it for calls which
-    /// have not arrived whole. Otherwise whoever comes first could keep all there is, a part every ten
-    /// seconds, and nobody else would have a large message taken.
+    /// What an earlier call has left that one of so many bytes can use. Of the rest no more stays than the
+    /// windows have room for.
+    fn kept_room(&self, bytes: usize) -> Option<(Room, Claim)> {
+        let state = &mut *self.state.borrow_mut();
+        let kept = &mut state.large.as_deref_mut()?.kept;
+        if kept.is_empty() {
+            return None;
+        }
+        let used = kept.take(bytes);
+        let under_way: usize = state.calls.iter().map(|(_, entry)| entry.cost.large_bytes() as usize).sum();
+        let windows = state.account.windows();
+        kept.shrink_to((windows.large_bytes as usize).saturating_sub(under_way));
+        used
+    }
+
+    /// The call was withdrawn, and the next may need as much.
+    fn keep_room(&self, stage: Stage, claim: Option<Claim>) {
+        let (Stage::Arriving { mut assembly, .. }, Some(claim)) = (stage, claim) else { return };
+        let (room, descriptors) = assembly.give_up();
+        let mut state = self.state.borrow_mut();
+        if !state.over
+            && let Some(room) = room
+        {
+            state.large.get_or_insert_default().kept.push(room, claim, self.reactor().now());
+        }
+        drop(state);
+        drop(descriptors);
+    }
+
+    /// Gives back what it keeps for calls to come. Says whether there was anything.
+    fn give_up_kept_rooms(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let kept = state.large.as_deref_mut().map(|large| std::mem::take(&mut large.kept));
+        kept.is_some_and(|kept| !kept.is_empty())
+    }
+
+    /// Memory for a large call: what is left, what sessions keep for calls to come, or what one gives up that
+    /// has more of it for calls which have not arrived whole. Otherwise whoever comes first could keep all
+    /// there is, a part every ten seconds, and nobody else would have a large message taken.
     fn claim(&self, bytes: usize) -> Option<Claim> {
         let memory = self.terms.memory();
         loop {
             if let Some(claim) = Memory::claim(memory, self.client.key, bytes) {
                 return Some(claim);
+            }
+            if self.give_up_kept_rooms() {
+                continue;
+            }
+            if let Some(keeper) = memory.who_keeps_one() {
+                let keeper = self.mailbox.upgrade()?.session(keeper)?;
+                if !keeper.session().give_up_kept_rooms() {
+                    return None;
+                }
+                continue;
             }
             let holder = memory.who_holds_more_than(memory.held_by(self.client.key).checked_add(bytes)?)?;
             let holder = self.mailbox.upgrade()?.session(holder)?;
@@ -654,12 +772,13 @@ impl Session {
         let Some(entry) = state.calls.find_mut(number) else { return };
         entry.withdrawn = true;
         let waker = entry.waker.take();
-        let mut unfinished = None;
+        let (mut unfinished, mut claim) = (None, None);
         match &entry.stage {
             // That was the client's word for where its parts end.
             Stage::Refused { .. } => return state.parts_have_ended(number),
             Stage::Arriving { .. } => {
                 unfinished = Some(std::mem::replace(&mut entry.stage, Stage::Here));
+                claim = entry.claim.take();
                 state.arriving -= 1;
             }
             Stage::Answering => {
@@ -674,7 +793,8 @@ impl Session {
         if untaken.is_some() || unfinished.is_some() {
             self.refuse(number, RefusedReason::Cancelled);
         }
-        drop((untaken, unfinished));
+        drop(untaken);
+        unfinished.into_iter().for_each(|stage| self.keep_room(stage, claim.take()));
         wake(waker);
     }
 
@@ -934,14 +1054,15 @@ impl Session {
         let cut_off = state.calls.len() as u64;
         self.counters.cut_off(cut_off);
         let queue = std::mem::take(&mut state.queue);
-        let (large, unread) = (state.large.take(), state.unread.take());
+        let (mut large, unread) = (state.large.take(), state.unread.take());
+        let next = large.as_mut().and_then(|large| self.terms.memory().huge_pages().leave(&mut large.ticket));
         state.arriving = 0;
         let woken: Vec<Waker> = state.calls.values_mut().filter_map(|entry| entry.waker.take()).collect();
         let calls = std::mem::take(&mut state.calls);
         drop(state);
         self.socket.shut_down();
         drop((queue, large, unread, calls));
-        wake(woken);
+        wake(woken.into_iter().chain(next));
     }
 
     /// No more calls are taken: what nobody has taken is refused, what was taken can still be answered.
@@ -970,6 +1091,9 @@ impl Drop for Session {
         let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
         if let Some(large) = &mut self.state.get_mut().large {
             large.outbox.hand_over(&self.socket, part_bytes_max);
+            // Those behind it in line are of sessions that go on.
+            let next = self.terms.memory().huge_pages().leave(&mut large.ticket);
+            wake(next);
         }
     }
 }

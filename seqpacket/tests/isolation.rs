@@ -13,12 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::Poll;
 
-use ring::{BURST_BYTES_MAX, BURST_MAX, Executor, Message, PACKET_BYTES_MAX, Reactor};
+use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, Reactor, Wait};
 use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size};
 use seqpacket::{
-    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, Incoming, Mailbox, MailboxOptions,
-    Object, ObjectOptions, Part, PlainMailbox, SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX,
-    object_with,
+    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HUGE_PAGES_A_TURN_MAX, Incoming,
+    Mailbox, MailboxOptions, Object, ObjectOptions, PLAIN_CALLS_A_TURN_MAX, Part, PlainMailbox,
+    SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX, object_with,
 };
 use support::*;
 use testing::on_each_driver;
@@ -328,6 +328,38 @@ fn beside(reactor: &Reactor, attackers: usize, misdeed: Misdeed) -> Done {
     done
 }
 
+/// Sessions of a mailbox, each with a large call whose first part has just come: it begins a huge page.
+fn with_first_parts(reactor: &Reactor, count: usize) -> (Mailbox, Vec<RawClient>) {
+    let executor = Executor::new(reactor);
+    let (object, mailbox) =
+        object_with(reactor, ObjectOptions::default(), MailboxOptions::default()).unwrap();
+    let clients: Vec<_> = (0..count).map(|_| RawClient::attach(&executor, object.share().unwrap())).collect();
+    begin_large_calls(reactor, &mailbox, &clients);
+    say_first_parts(&clients);
+    (mailbox, clients)
+}
+
+fn begin_large_calls(reactor: &Reactor, mailbox: &Mailbox, clients: &[RawClient]) {
+    let before = mailbox.stats().received.frames;
+    clients.iter().for_each(|client| assert!(client.say(&large_call(1, 32 * MIB, 64), &[])));
+    let begun = || mailbox.stats().received.frames - before == clients.len() as u64;
+    testing::wait_until("all have begun", || {
+        reactor.turn(Wait::Not).unwrap();
+        begun()
+    });
+}
+
+fn say_first_parts(clients: &[RawClient]) {
+    let part = frame(Header::part(1, PAYLOAD_BYTES_MAX as u32), &vec![7; PAYLOAD_BYTES_MAX]);
+    clients.iter().for_each(|client| assert!(client.say(&part, &[])));
+}
+
+fn filed_in_one_turn(reactor: &Reactor, mailbox: &Mailbox) -> u64 {
+    let before = mailbox.stats().received.frames;
+    reactor.turn(Wait::Not).unwrap();
+    mailbox.stats().received.frames - before
+}
+
 on_each_driver! {
     fn a_call_beside_floods_of_small_frames(reactor: &Reactor) {
         let done = beside(reactor, ATTACKERS, Misdeed::Cancels);
@@ -426,8 +458,7 @@ on_each_driver! {
                 }
             }
         });
-        // What a turn brings, what is looked for between two, and what had been kept back.
-        let plain_calls = (DISPATCH_TURNS_MAX * 2 * BURST_MAX + 64) as u64;
+        let plain_calls = DISPATCH_TURNS_MAX as u64 * u64::from(PLAIN_CALLS_A_TURN_MAX);
         assert!(most.plain_calls <= plain_calls, "{most:?}, and not {plain_calls} plain calls");
         assert_within_budgets(most, 1);
         assert!(done.plain_calls > 500, "{done:?}");
@@ -518,7 +549,87 @@ on_each_driver! {
         assert_eq!(counts, [CALLS_A_TURN_MAX as usize, 2 * CALLS_A_TURN_MAX as usize]);
     }
 
+    fn so_many_plain_calls_are_handed_out_between_two_turns(reactor: &Reactor) {
+        const CALLS: usize = 3 * PLAIN_CALLS_A_TURN_MAX as usize;
+        let executor = Executor::new(reactor);
+        let (plain, callers) = testing::packet_pair();
+        let mailbox = PlainMailbox::from_fd(reactor, plain).unwrap();
+        let (near, far) = testing::packet_pair();
+        (0..CALLS).for_each(|_| testing::send_packet(&callers, b"call", &[far.as_fd()]).unwrap());
+        // However much has been brought before anybody asks.
+        executor.settle();
+        let taken = Cell::new(0);
+        let mut counts = Vec::new();
+        let mut take_all = std::pin::pin!(async {
+            while taken.get() < CALLS {
+                mailbox.next().await.unwrap().answer("yes").unwrap();
+                taken.set(taken.get() + 1);
+            }
+        });
+        executor.block_on(poll_fn(|context| {
+            let poll = take_all.as_mut().poll(context);
+            counts.push(taken.get());
+            poll
+        }));
+        counts.dedup();
+        assert_eq!(counts, [1, 2, 3].map(|turns| turns * PLAIN_CALLS_A_TURN_MAX as usize));
+        drop(near);
+    }
+
     // Memory for large calls.
+
+    fn so_many_huge_pages_are_begun_in_a_turn(reactor: &Reactor) {
+        let (mailbox, clients) = with_first_parts(reactor, 6);
+        let mut filed = 0;
+        while filed < clients.len() as u64 {
+            let more = filed_in_one_turn(reactor, &mailbox);
+            assert!(more <= HUGE_PAGES_A_TURN_MAX as u64, "{more} in one turn");
+            filed += more;
+        }
+        assert_eq!(mailbox.violations(), Default::default());
+    }
+
+    /// A call is no part, and waits for none.
+    fn a_call_is_handed_out_while_parts_wait_for_their_huge_pages(reactor: &Reactor) {
+        let (mailbox, clients) = with_first_parts(reactor, 6);
+        assert!(clients[0].say(&bare(Header::cancel(u32::MAX)), &[]));
+        let executor = Executor::new(reactor);
+        let honest = RawClient::attach(&executor, mailbox.grant().unwrap());
+        assert!(honest.say(&call(1, HONEST, 64), &[]));
+        assert_eq!(executor.block_on(mailbox.next()).unwrap().bytes(), HONEST);
+    }
+
+    /// Whoever is next in line, and all behind it, would otherwise wait for it for ever.
+    fn whoever_goes_while_it_waits_for_a_huge_page_is_waited_for_by_nobody(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (_object, mailbox) =
+            object_with(reactor, ObjectOptions::default(), MailboxOptions::default()).unwrap();
+        let grants: Vec<_> = (0..4).map(|_| mailbox.grant_revocable().unwrap()).collect();
+        let clients: Vec<_> =
+            grants.iter().map(|(address, _)| RawClient::attach(&executor, address)).collect();
+        begin_large_calls(reactor, &mailbox, &clients);
+        say_first_parts(&clients);
+        testing::wait_until("one is filed", || filed_in_one_turn(reactor, &mailbox) > 0);
+        grants[..3].iter().for_each(|(_, grant)| grant.revoke());
+        assert!(clients[3].say(&call(9, HONEST, 64), &[]));
+        assert_eq!(executor.block_on(mailbox.next()).unwrap().bytes(), HONEST);
+    }
+
+    fn what_is_kept_for_calls_to_come_is_given_to_whoever_needs_it(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let options = MailboxOptions { large_bytes_together: 4 * MIB, ..MailboxOptions::default() };
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let attach = |_| RawClient::attach(&executor, object.share().unwrap());
+        let keepers: Vec<_> = (0..2).map(attach).collect();
+        for keeper in &keepers {
+            keeper.say_all(&[large_call(1, 2 * MIB, 64), bare(Header::cancel(1))]);
+            assert_eq!(keeper.hear_from(&executor).bytes, RefusedReason::Cancelled.frame(1));
+        }
+        let other = attach(2);
+        other.say_all(&[large_call(1, 4 * MIB, 64), call(2, HONEST, 64)]);
+        assert_eq!(executor.block_on(mailbox.next()).unwrap().bytes(), HONEST);
+        assert!(other.hear().is_none(), "it has been let in");
+    }
 
     fn a_large_call_is_taken_at_the_cost_of_whoever_holds_more(reactor: &Reactor) {
         let executor = Executor::new(reactor);

@@ -12,7 +12,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use ring::{Executor, PACKET_BYTES_MAX, Reactor, WAITING_BYTES_MAX};
-use seqpacket::wire::{Header, Hello, Size};
+use seqpacket::wire::{Header, Hello, RefusedReason, Size};
 use seqpacket::{Mailbox, MailboxOptions, Object, ObjectOptions, object_with};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use support::*;
@@ -91,6 +91,12 @@ impl Trial {
     }
 }
 
+fn large_call(number: u32, total: usize, message_bytes_max: u32) -> Vec<u8> {
+    let hello = Hello { message_bytes_max, ..Hello::default() };
+    let (total, room) = (Size::of_bytes(total).unwrap(), Size::of_bytes(64).unwrap());
+    hello.call(number, total, room, None).encode().to_vec()
+}
+
 fn cancels(bytes: usize) -> Vec<u8> {
     Header::cancel(u32::MAX).encode().repeat(bytes / 16)
 }
@@ -142,12 +148,7 @@ on_each_driver! {
     fn large_calls_that_never_end(reactor: &Reactor) {
         let options = MailboxOptions { message_bytes: 1 << 20, large_bytes: 2 << 20, ..strict() };
         let trial = Trial::new(reactor, options);
-        let hello = Hello { message_bytes_max: 1 << 20, ..Hello::default() };
-        let opening = |number| {
-            let (total, room) = (Size::of_bytes(1 << 20).unwrap(), Size::of_bytes(64).unwrap());
-            hello.call(number, total, room, None).encode().to_vec()
-        };
-        let openings = [opening(1), opening(2)].concat();
+        let openings = [1, 2].map(|number| large_call(number, 1 << 20, 1 << 20)).concat();
         let packet = cancels(PACKET_BYTES_MAX);
         let most = trial.most(
             |client, round| {
@@ -157,5 +158,45 @@ on_each_driver! {
             |_| {},
         );
         assert!(most > (2 << 20) + 400_000, "{most}: two large calls, and what waits");
+    }
+
+    /// Large calls of all sizes, two at a time, each withdrawn after a while: what they leave is used again,
+    /// and whatever is kept of it there is no more than may be under way.
+    fn large_calls_that_are_withdrawn(reactor: &Reactor) {
+        let (message_bytes, large_bytes) = (8 << 20, 16 << 20);
+        let options = MailboxOptions { message_bytes, large_bytes, ..strict() };
+        let trial = Trial::new(reactor, options);
+        let opening = |number, total| large_call(number, total, message_bytes);
+        let totals = [8 << 20, 1 << 20, 5 << 20, 7 << 20, 70_000, 3 << 20, 8 << 20, 8 << 20, 2 << 20];
+        let most = trial.most(
+            |client, round| {
+                let [number, other] = [round as u32 % 2, (round as u32 + 1) % 2];
+                assert!(client.say(&opening(number, totals[round % totals.len()]), &[]));
+                assert!(round == 0 || client.say(&bare(Header::cancel(other)), &[]));
+                while client.hear().is_some() {}
+            },
+            |_| {},
+        );
+        assert!(most > 8 << 20, "{most}: one of the largest at least");
+    }
+
+    fn the_room_of_a_withdrawn_call_is_used_again(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) =
+            object_with(reactor, ObjectOptions::default(), MailboxOptions::default()).unwrap();
+        let client = RawClient::attach(&executor, object.share().unwrap());
+        let before = in_use();
+        let withdraw_one = || {
+            client.say_all(&[large_call(1, 64 << 20, 64 << 20), bare(Header::cancel(1))]);
+            assert_eq!(client.hear_from(&executor).bytes, RefusedReason::Cancelled.frame(1));
+        };
+        withdraw_one();
+        assert!(in_use() - before > 64 << 20, "it is kept");
+        let asked_for = ALLOCATOR.stats().bytes_allocated;
+        (0..20).for_each(|_| withdraw_one());
+        let asked_for = ALLOCATOR.stats().bytes_allocated - asked_for;
+        assert!(asked_for < 64 << 20, "{asked_for} bytes were asked for anew");
+        until(&executor, "what nobody uses is given back", || in_use() - before < 1 << 20);
+        drop((client, mailbox));
     }
 }
