@@ -23,6 +23,15 @@ pub const ROUND_TIME: Duration = Duration::from_millis(10);
 /// is shorter than a round.
 pub const ROUND_TIME_AT_RATE: Duration = Duration::from_millis(100);
 
+/// How long it is beside an attack: each round begins with one that finds every queue empty, which is one call
+/// in a hundred of a shorter round.
+pub const ROUND_TIME_ATTACKED: Duration = Duration::from_millis(100);
+
+/// For how long calls are made beside an attack before any of them counts: until every session has used all
+/// the memory that it may. What the first use of a page takes is the machine's (13 ms for 2 MiB that a host
+/// has to provide, 0.2 ms for those it has provided before), and each round has as many calls as fit by then.
+pub const WARM_UP_TIME_ATTACKED: Duration = Duration::from_secs(1);
+
 /// The fewest rounds.
 pub const ROUNDS_MIN: u32 = 3;
 
@@ -79,8 +88,12 @@ pub struct Measured {
 
 /// How long these groups will take, about.
 pub fn estimate(groups: &[Group], time_per_row: Duration) -> Duration {
-    let rows = groups.iter().map(|group| group.tasks.len()).sum::<usize>();
-    (time_per_row * (100 + EXTRA) / 100 + START_TIME) * u32::try_from(rows).unwrap_or(u32::MAX)
+    let of_row = time_per_row * (100 + EXTRA) / 100 + START_TIME;
+    let of_group = |group: &Group| {
+        let warm_up = if group.is_attacked() { WARM_UP_TIME_ATTACKED } else { Duration::ZERO };
+        (of_row + warm_up) * u32::try_from(group.tasks.len()).unwrap_or(u32::MAX)
+    };
+    groups.iter().map(of_group).sum()
 }
 
 /// Runs the tasks of one group. `turn` is told after each round of each task how much of the group's time has
@@ -97,7 +110,11 @@ pub fn run(
     turn: &mut dyn FnMut(f64),
 ) -> Result<Vec<Outcome>, MeasureError> {
     let parked = if group.parked { Some(floor::park_one_in_flight()?) } else { None };
-    let wanted = if settings.rate.is_some() { ROUND_TIME_AT_RATE } else { ROUND_TIME };
+    let wanted = match settings.rate {
+        Some(_) => ROUND_TIME_AT_RATE,
+        None if group.is_attacked() => ROUND_TIME_ATTACKED,
+        None => ROUND_TIME,
+    };
     let rounds = rounds(settings.time_per_row, wanted);
     let round_time = settings.time_per_row / rounds;
     let mut tasks = Vec::new();
@@ -106,7 +123,8 @@ pub fn run(
             tasks.push(Err((task.head(), why.to_owned())));
             continue;
         }
-        match Turns::start(task, settings, round_time) {
+        let warm_up_time = if group.is_attacked() { WARM_UP_TIME_ATTACKED } else { round_time };
+        match Turns::start(task, settings, Times { round_time, warm_up_time }) {
             Ok(turns) => tasks.push(Ok(turns)),
             Err(error @ MeasureError::Died(_)) => return Err(error),
             Err(error) if index == 0 => return Err(error),
@@ -148,11 +166,17 @@ struct Turns {
     calls: usize,
 }
 
+struct Times {
+    round_time: Duration,
+    warm_up_time: Duration,
+}
+
 impl Turns {
-    fn start(task: &Task, settings: &Settings, round_time: Duration) -> Result<Turns, MeasureError> {
+    fn start(task: &Task, settings: &Settings, times: Times) -> Result<Turns, MeasureError> {
+        let Times { round_time, warm_up_time } = times;
         let head = task.head();
         let mut running = task.start(&settings.program)?;
-        let each = warm_up(&mut running, head.depth, round_time)?;
+        let each = warm_up(&mut running, head.depth, warm_up_time)?;
         let (calls, recorder) = match settings.rate {
             None => (round_time.as_secs_f64() / each.as_secs_f64(), Recorder::closed()),
             Some(rate) => (round_time.as_secs_f64() * rate, Recorder::open(rate)),
@@ -161,7 +185,7 @@ impl Turns {
     }
 }
 
-/// Calls until a round's time is over, which the first calls need that fault memory in and fill pools. What a
+/// Calls until this time is over, which the first calls need that fault memory in and fill pools. What a
 /// call takes.
 fn warm_up(running: &mut Running, depth: usize, time: Duration) -> Result<Duration, MeasureError> {
     let began = Instant::now();

@@ -70,6 +70,13 @@ pub struct Group {
     pub parked: bool,
 }
 
+impl Group {
+    /// Whether somebody misbehaves meanwhile.
+    pub fn is_attacked(&self) -> bool {
+        self.tasks.iter().any(|task| matches!(task, Task::Attacked(..)))
+    }
+}
+
 impl Suite {
     /// All of them.
     pub const ALL: [Suite; 10] = [
