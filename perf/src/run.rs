@@ -23,8 +23,8 @@ pub const ROUND_TIME: Duration = Duration::from_millis(10);
 /// is shorter than a round.
 pub const ROUND_TIME_AT_RATE: Duration = Duration::from_millis(100);
 
-/// How long it is beside an attack: each round begins with one that finds every queue empty, which is one call
-/// in a hundred of a shorter round.
+/// How long it is beside an attack: each round begins with one that finds every queue empty, which is one
+/// call in a hundred of a shorter round.
 pub const ROUND_TIME_ATTACKED: Duration = Duration::from_millis(100);
 
 /// For how long calls are made beside an attack before any of them counts: until every session has used all

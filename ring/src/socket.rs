@@ -194,8 +194,8 @@ impl Socket {
     }
 
     /// How many messages a [stream](Socket::stream) may bring in one turn of the reactor: [`BURST_MAX`] until
-    /// told otherwise, which is also the most; at least 1. For messages each of which takes its receiver long,
-    /// so that others need not wait for all of them.
+    /// told otherwise, which is also the most; at least 1. For messages each of which takes its receiver
+    /// long, so that others need not wait for all of them.
     ///
     /// ```
     /// # use ring::{Kind, Reactor, Socket};
