@@ -31,6 +31,7 @@ impl ConnectedSocket {
     pub(crate) fn new(socket: Socket) -> ConnectedSocket {
         // Given away by whoever connected, so that the end can be told at once.
         socket.set_private(true);
+        socket.set_nameless();
         ConnectedSocket { socket, confirmation_due: Cell::new(false) }
     }
 

@@ -43,6 +43,18 @@ pub(crate) fn retire(fd: OwnedFd, credentials_asked: bool) {
         let _ = sys::set_socket_option(fd.as_fd(), SocketOption::PassCredentials, 1);
     }
     let _ = sys::shutdown(fd.as_fd(), Half::Reading);
+    close_if_empty(fd);
+}
+
+/// The same for one that has been shut down already.
+pub(crate) fn retire_shut(fd: OwnedFd, credentials_asked: bool) {
+    if !credentials_asked {
+        let _ = sys::set_socket_option(fd.as_fd(), SocketOption::PassCredentials, 1);
+    }
+    close_if_empty(fd);
+}
+
+fn close_if_empty(fd: OwnedFd) {
     if envelope::is_empty(fd.as_fd()) {
         drop(fd);
     } else {

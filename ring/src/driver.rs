@@ -363,6 +363,18 @@ impl Driver {
         }
     }
 
+    /// Whether the next turn has something to look at, whatever the kernel says.
+    pub(crate) fn goes_on(&self) -> bool {
+        match self {
+            #[cfg(feature = "uring")]
+            Driver::Uring(uring) => uring.goes_on(),
+            Driver::Epoll(epoll) => epoll.goes_on(),
+            Driver::Child(_) => false,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
+    }
+
     /// Receives one message now, without a token, where nothing else receives for this descriptor.
     pub(crate) fn take(&mut self, fd: &Fd, room: Room) -> Now {
         match self {

@@ -77,6 +77,7 @@ impl Executor {
     /// process that made the reactor, if the future waits for what never comes there: a timer of this
     /// reactor, a thread of the parent's. Verbs end in a child, refused by name.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _driving = Driving::begin(&self.0.reactor);
         let mut future = pin!(future);
         let main = Main::new(Arc::clone(self.0.reactor.bell()));
         let waker = Waker::from(Arc::clone(&main));
@@ -99,6 +100,7 @@ impl Executor {
     /// # Panics
     /// As [`block_on`](Executor::block_on).
     pub fn settle(&self) -> Settled {
+        let _driving = Driving::begin(&self.0.reactor);
         loop {
             let ran = self.0.tasks.run();
             let happened = self.turn(Wait::Not);
@@ -152,6 +154,26 @@ impl Executor {
             Err(error) if is_put_off(&error) => false,
             turned => turned.expect("the kernel refuses to go on with the reactor"),
         }
+    }
+}
+
+/// While an executor takes turns, sockets that were let go of may be closed when it suits.
+struct Driving<'a> {
+    reactor: &'a Reactor,
+    before: bool,
+}
+
+impl Driving<'_> {
+    fn begin(reactor: &Reactor) -> Driving<'_> {
+        // Whoever sleeps elsewhere does so where nobody here knows of it.
+        let own = reactor.sleeps_in_its_turns();
+        Driving { reactor, before: reactor.with(|core, _| core.set_driven(own)) }
+    }
+}
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.reactor.with(|core, _| core.set_driven(self.before));
     }
 }
 

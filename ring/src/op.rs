@@ -30,7 +30,7 @@ use crate::request::{
 };
 use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
-use crate::sys::{self, SocketOption, errno, ready};
+use crate::sys::{self, Half, SocketOption, errno, ready};
 use crate::timer::Timers;
 
 /// A socket whose owner does not receive may have so many messages waiting before its stream is stopped …
@@ -67,6 +67,18 @@ const LETTERS_MAX: usize = 16;
 /// one enter of the ring is cheaper than as many system calls.
 const DIRECT_SENDS_MAX: usize = 8;
 
+/// So many sockets that are let go of in one turn are closed at once: what can be gained by waiting grows
+/// with their number, and whoever lets go of a few may expect to see them gone.
+const CLOSED_AT_ONCE_MAX: u8 = 4;
+
+/// So many sockets that were let go of may wait to be closed together: as many as somebody connects at once,
+/// and few beside what else a process has open.
+const RETIRED_MAX: usize = 32;
+
+/// … and no longer than this. Longer than a tick of the kernel's clock, so that a sleep before it need not
+/// program a timer.
+const RETIRED_TIME_MAX: Duration = Duration::from_millis(20);
+
 /// Envelopes kept to be used again, so that a message costs no allocation …
 const SPARE_ENVELOPES_MAX: usize = 32;
 
@@ -101,6 +113,17 @@ pub(crate) struct Core {
     retrying: Vec<(Instant, usize)>,
     /// Closed channels with letters still to go.
     closing: Vec<(Instant, usize)>,
+    /// Let go of, and not closed yet.
+    retired: Vec<Retired>,
+    /// Since when there are some.
+    retired_since: Option<Instant>,
+    /// An executor takes turns until something ends, and then sees to it that nothing stays open.
+    driven: bool,
+    /// How many were closed at once in this turn.
+    closed_at_once: u8,
+    /// How often a turn was to sleep. Begins anew after the last number, where nothing is lost by two sockets
+    /// that look of the same time.
+    sleeps: u16,
     home: Vec<Completion>,
     /// Memory for the queues of those channels that are in use.
     spare_letters: Spare<Letter>,
@@ -126,6 +149,8 @@ struct Channel {
     made_here: bool,
     /// It came from somebody, or was shared: whoever that was may hold it still.
     given: bool,
+    /// An end of a connection and nothing else: without a name that others could want, and no listener.
+    nameless: bool,
     /// One receive brings messages until it is asked home.
     many: bool,
     /// Messages of one turn.
@@ -142,6 +167,28 @@ struct Channel {
     /// Shut down because it is to be closed.
     shut: bool,
     travels: Travels,
+    /// The count of sleeps when it came.
+    since: u16,
+}
+
+/// A socket that was let go of soon after it came, and has been shut down: its peer knows. What is left is to
+/// close it, which costs the kernel a search for garbage, on another CPU, for as long as a descriptor is in
+/// flight anywhere. So that waits until those are likely to have arrived.
+struct Retired {
+    fd: OwnedFd,
+    credentials_asked: bool,
+    until: Until,
+}
+
+/// When a retired socket is closed, at the latest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Before the next sleep: it came from a queue that others of its kind may be in, and before a sleep that
+    /// queue has been emptied.
+    Sleeping,
+    /// After the next sleep: its other end was sent away just now, and whoever is to receive it has run when
+    /// something wakes us.
+    Awake,
 }
 
 /// Whether a socket goes to its peer, inside its own last message.
@@ -308,6 +355,11 @@ impl Core {
             letters_away: 0,
             retrying: Vec::new(),
             closing: Vec::new(),
+            retired: Vec::new(),
+            retired_since: None,
+            driven: false,
+            closed_at_once: 0,
+            sleeps: 0,
             home: Vec::new(),
             spare_letters: Spare::default(),
             spare_arrivals: Spare::default(),
@@ -339,6 +391,7 @@ impl Core {
             private,
             made_here: false,
             given: !private,
+            nameless: false,
             many: false,
             burst: BURST_MAX as u8,
             room: Room { descriptors: DESCRIPTORS_DEFAULT as u16, pidfd: false },
@@ -350,6 +403,7 @@ impl Core {
             closed: false,
             shut: false,
             travels: Travels::No,
+            since: self.sleeps,
         })
     }
 
@@ -380,6 +434,11 @@ impl Core {
 
     pub(crate) fn set_made_here(&mut self, channel: usize) {
         self.channels[channel].made_here = true;
+        self.channels[channel].nameless = true;
+    }
+
+    pub(crate) fn set_nameless(&mut self, channel: usize) {
+        self.channels[channel].nameless = true;
     }
 
     /// Others hold this end from now on, may change what was set here, and count on what was asked for.
@@ -506,7 +565,8 @@ impl Core {
 
     /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
     fn retire(&mut self, channel: Channel) {
-        let Channel { fd, private, given, credentials, travels, lane, .. } = channel;
+        let Channel { fd, private, given, credentials, travels, lane, made_here, nameless, since, .. } =
+            channel;
         // A letter that never left may hold this very descriptor.
         drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
@@ -523,11 +583,85 @@ impl Core {
             // Whoever made it may hold it still, have taken back what was asked for, and so make a packet
             // look like the end in front of what is slow to close. Ended here, closed elsewhere.
             closer::end(fd);
-        } else if self.budget.covers(DESCRIPTORS_MAX) {
-            closer::retire(fd, credentials.are_asked());
-        } else {
+        } else if !self.budget.covers(DESCRIPTORS_MAX) {
             closer::queue(fd);
+        } else if self.driven
+            && nameless
+            && since == self.sleeps
+            && self.has_descriptors_to_spare()
+            && self.is_one_of_many()
+        {
+            let until = if made_here { Until::Awake } else { Until::Sleeping };
+            self.retire_for_now(Retired { fd, credentials_asked: credentials.are_asked(), until });
+        } else {
+            closer::retire(fd, credentials.are_asked());
         }
+    }
+
+    /// Whether this one is one of many.
+    fn is_one_of_many(&mut self) -> bool {
+        let many = self.closed_at_once >= CLOSED_AT_ONCE_MAX;
+        self.closed_at_once += u8::from(!many);
+        many
+    }
+
+    /// Whether those that wait to be closed are in nobody's way.
+    fn has_descriptors_to_spare(&self) -> bool {
+        self.budget.covers(DESCRIPTORS_MAX + RETIRED_MAX)
+    }
+
+    fn retire_for_now(&mut self, retired: Retired) {
+        // Nothing more is sent to it, and whoever has the other end sees that this one is gone.
+        let _ = sys::shutdown(retired.fd.as_fd(), Half::Both);
+        if self.retired.len() >= RETIRED_MAX {
+            self.close_the_retired();
+        }
+        if self.retired.is_empty() {
+            self.retired_since = Some(self.clock.now());
+        }
+        self.retired.push(retired);
+    }
+
+    /// Closes what was let go of.
+    pub(crate) fn close_the_retired(&mut self) {
+        self.retired_since = None;
+        if self.driver.is_child() {
+            // Copies, in whose queues this process has nothing to look for.
+            self.retired.drain(..).for_each(|retired| closer::close(retired.fd));
+        }
+        for retired in self.retired.drain(..) {
+            close_retired(retired, &self.budget);
+        }
+    }
+
+    fn close_the_retired_until(&mut self, moment: Until) {
+        if self.retired.iter().all(|retired| retired.until == moment) {
+            return self.close_the_retired();
+        }
+        for retired in self.retired.extract_if(.., |retired| retired.until == moment) {
+            close_retired(retired, &self.budget);
+        }
+    }
+
+    /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
+    fn close_before_sleeping(&mut self, sleep: Sleep) -> Sleep {
+        if sleep == Sleep::Not || self.retired.iter().all(|retired| retired.until != Until::Sleeping) {
+            return sleep;
+        }
+        if self.driver.goes_on() {
+            // What is still in the queue comes first.
+            return Sleep::Not;
+        }
+        self.close_the_retired_until(Until::Sleeping);
+        sleep
+    }
+
+    /// From here on turns follow until something ends, or no longer; then nothing may stay open. Says what
+    /// was so before.
+    pub(crate) fn set_driven(&mut self, driven: bool) -> bool {
+        self.close_the_retired();
+        self.closed_at_once = 0;
+        std::mem::replace(&mut self.driven, driven)
     }
 
     // -- sending ----------------------------------------------------------------------------------------
@@ -1366,15 +1500,26 @@ impl Core {
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
         self.taken_here = 0;
+        self.closed_at_once = 0;
         let behind = self.flush(woken);
         let mut home = std::mem::take(&mut self.home);
         let sleep = if home.is_empty() && !behind { self.sleep_within(sleep, woken) } else { Sleep::Not };
+        if !self.retired.is_empty() && !self.budget.covers(DESCRIPTORS_MAX) {
+            self.close_the_retired();
+        }
+        let sleep = self.close_before_sleeping(sleep);
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
         for completion in home.drain(..) {
             self.bring_home(completion, woken);
         }
         self.home = home;
+        if sleep != Sleep::Not {
+            self.sleeps = self.sleeps.wrapping_add(1);
+            if !self.retired.is_empty() {
+                self.close_the_retired_until(Until::Awake);
+            }
+        }
         self.look_at_the_clock(woken);
         result.map(|()| any)
     }
@@ -1394,7 +1539,8 @@ impl Core {
     fn first_moment(&self) -> Option<Instant> {
         let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
         let closing = self.closing.iter().map(|(moment, _)| *moment).min();
-        [self.timers.first(), retry, closing].into_iter().flatten().min()
+        let retired = self.retired_since.map(|since| since + RETIRED_TIME_MAX);
+        [self.timers.first(), retry, closing, retired].into_iter().flatten().min()
     }
 
     /// Whether a turn would find something: what a spinner asks. What it has found on the way is kept.
@@ -1434,10 +1580,14 @@ impl Core {
     }
 
     fn look_at_the_clock(&mut self, woken: &mut Woken) {
-        if self.timers.first().is_none() && self.retrying.is_empty() && self.closing.is_empty() {
+        let nothing_waits = self.retrying.is_empty() && self.closing.is_empty() && self.retired.is_empty();
+        if nothing_waits && self.timers.first().is_none() {
             return;
         }
         let now = self.clock.now();
+        if self.retired_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
+            self.close_the_retired();
+        }
         self.timers.expire(now, &mut woken.wake);
         let due: Vec<_> = self.retrying.extract_if(.., |(moment, _)| *moment <= now).collect();
         for (_, key) in due {
@@ -1525,6 +1675,7 @@ impl Core {
         if self.driver.is_dead() {
             // Of a process that is killed nothing more is sent, and everything is closed.
             self.requests = Requests::default();
+            self.retired.clear();
             return self.channels.clear();
         }
         let mut woken = Woken::default();
@@ -1564,6 +1715,7 @@ impl Core {
         for channel in std::mem::take(&mut self.channels) {
             self.retire(channel.1);
         }
+        self.close_the_retired();
     }
 }
 
@@ -1600,6 +1752,16 @@ impl Channel {
         if self.given {
             sys::name_senders_again(self.fd.as_fd());
         }
+    }
+}
+
+fn close_retired(retired: Retired, budget: &Budget) {
+    let Retired { fd, credentials_asked, .. } = retired;
+    // The look into it installs what it finds: without room the kernel would close that on this thread.
+    if budget.covers(DESCRIPTORS_MAX) {
+        closer::retire_shut(fd, credentials_asked);
+    } else {
+        closer::queue(fd);
     }
 }
 

@@ -384,6 +384,11 @@ impl Reactor {
         self.with(|core, _| core.hold(fd))
     }
 
+    /// Whether it sleeps by itself, and not in a host's loop.
+    pub(crate) fn sleeps_in_its_turns(&self) -> bool {
+        self.0.place == SleepPlace::OwnTurn
+    }
+
     /// Runs a task of a protocol as part of this reactor's turns, until it ends or the handle is dropped.
     ///
     /// For what must go on whoever polls what: the receiving side of a session. The task is dropped with the

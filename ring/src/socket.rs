@@ -216,6 +216,14 @@ impl Socket {
         self.reactor.with(|core, _| core.set_private(self.channel, private));
     }
 
+    /// Says that this is one end of a connection, so that nobody waits for its name: where many private ones
+    /// are dropped as soon as they came, they are shut down at once and closed together a moment later, when
+    /// that costs less: after 20 ms or with the next turn, and before the [executor](crate::Executor) ends.
+    /// Known of those that were made [in pairs](Socket::pair).
+    pub fn set_nameless(&self) {
+        self.reactor.with(|core, _| core.set_nameless(self.channel));
+    }
+
     /// Asks for the credentials of whoever sends, from now on. A SEQPACKET socket does so itself with its
     /// first receive; but what is sent before anybody has asked carries none.
     pub fn ask_for_credentials(&self) {

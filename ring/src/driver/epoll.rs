@@ -164,6 +164,10 @@ impl Epoll {
         self.cancelled.push(token);
     }
 
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.hot.is_empty()
+    }
+
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
         receive_now(&self.ground, fd, room)
     }

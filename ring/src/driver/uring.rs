@@ -620,6 +620,10 @@ impl Uring {
         home.push(Completion { token, outcome, last: true });
     }
 
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.fresh.is_empty() || !self.hot.is_empty()
+    }
+
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
         receive_now(&self.ground, fd, room)
     }
