@@ -12,10 +12,9 @@ use ring::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, Reactor};
 use crate::numbered::Numbered;
 use crate::parts::{Claim, OutOfMemory, Watch};
 
-/// For how long a session keeps the room of a large call that was withdrawn, or refused when it had begun to
-/// arrive, for the next one: 1 second. Its pages are there already. Fresh ones the kernel has to clear, which
-/// takes as long as some ten packets for each 2 MiB, and on a virtual machine that has to ask its host for
-/// them as long as a thousand.
+/// For how long a session keeps the room of a large call that was withdrawn for the next one: 1 second. Its
+/// pages are there already. Fresh ones the kernel has to clear, which takes as long as some ten packets for
+/// each 2 MiB, and on a virtual machine that has to ask its host for them as long as a thousand.
 ///
 /// What is kept and what is under way are together no more than
 /// [`large_bytes`](crate::MailboxOptions::large_bytes), and it is given back at once when anybody else needs
