@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use daemon::{Daemon, command, folder, introduces, line, meet, told};
-use introduction::{AddServerError, Expect, Identity, Locator, Netlayer, PublicKey};
+use introduction::{AddServerError, ConnectError, Expect, Identity, Locator, Netlayer, PublicKey};
 use program::{at, run, sendright, status, stderr, stdout};
 use ring::{Reactor, Socket};
 use rustix::process::Signal;
@@ -156,6 +156,37 @@ on_each_driver! {
         settle(reactor, introduces(reactor, &second));
         second.ends_well(Signal::TERM);
         assert_eq!(names(folder.path()), Vec::<String>::new());
+    }
+
+    /// Whoever had met goes on; whoever is being introduced is told; and the next one serves both, by the
+    /// same path.
+    fn those_who_were_there_when_it_was_killed_go_to_the_next(reactor: &Reactor) {
+        let folder = folder();
+        let first = Daemon::start(folder.path());
+        settle(reactor, async {
+            let (anne, annes) = first.netlayer(reactor, 1).await;
+            let (bert, berts) = first.netlayer(reactor, 2).await;
+            let near = anne.connect(&bert.our_location()).await.unwrap().into_seqpacket().unwrap();
+            let far = bert.incoming().await.accept().into_seqpacket().unwrap();
+            let waiting = anne.connect(&nobody(first.key)).await.unwrap().into_seqpacket().unwrap();
+            first.kill();
+            annes.await;
+            berts.await;
+            assert!(waiting.receive().await.is_err(), "nobody keeps the other end");
+            assert!(matches!(anne.connect(&nobody(PublicKey([0; 32]))).await, Err(ConnectError::NoServer)));
+            let second = Daemon::start(folder.path());
+            for netlayer in [&anne, &bert] {
+                let line = second.line(reactor).await;
+                let _gone = netlayer.add_server(line, Expect::key(second.key)).await.unwrap();
+            }
+            let anew = anne.connect(&bert.our_location()).await.unwrap().into_seqpacket().unwrap();
+            let taken = bert.incoming().await.accept().into_seqpacket().unwrap();
+            for (near, far) in [(near, far), (anew, taken)] {
+                near.send("still here").await.unwrap();
+                assert_eq!(far.receive().await.unwrap().bytes(), b"still here");
+            }
+            second.ends_well(Signal::TERM);
+        });
     }
 
     fn one_that_serves_is_left_alone(reactor: &Reactor) {

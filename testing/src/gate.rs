@@ -13,6 +13,7 @@ use std::thread;
 use ring::script::{CallGate, SystemCall};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::{Signal, getpid, kill_process};
 use rustix::thread::set_no_new_privs;
 
 /// Says which calls the kernel refuses from now on. Clones say it for the same thread.
@@ -24,6 +25,8 @@ struct Orders {
     orders: HashMap<SystemCall, Order>,
     refused: u64,
     seen: HashMap<SystemCall, u64>,
+    /// So many calls more are let through, of whatever kind, before the process is killed.
+    left_to_live: Option<u64>,
 }
 
 /// What becomes of the next calls of a kind.
@@ -52,6 +55,12 @@ impl Refusals {
         self.order(call, Order { errno, period, passed: 0, left: u64::MAX });
     }
 
+    /// Kills this process (SIGKILL) when it has made so many calls more, of whatever kind, and wants to make
+    /// another: nothing of it is done.
+    pub fn die_after(&self, calls: u64) {
+        self.orders().left_to_live = Some(calls);
+    }
+
     /// Nothing is refused any more.
     pub fn none(&self) {
         self.orders().orders.clear();
@@ -78,6 +87,11 @@ impl Refusals {
     fn judge(&self, call: SystemCall) -> Option<i32> {
         let orders = &mut *self.orders();
         *orders.seen.entry(call).or_default() += 1;
+        match &mut orders.left_to_live {
+            Some(0) => kill_process(getpid(), Signal::KILL).unwrap(),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         let order = orders.orders.get_mut(&call).filter(|order| order.left > 0)?;
         if order.passed < order.period {
             order.passed += 1;
