@@ -78,7 +78,7 @@ impl Begun {
             return Ok(());
         }
         let wanted = needed.max(2 * self.bytes.capacity()).min(self.total);
-        self.bytes.try_reserve_exact(wanted - length).map_err(|_| CallError::TooLarge(Part::Answer))
+        self.bytes.try_reserve_exact(wanted - length).map_err(|_| CallError::OutOfMemory(Part::Answer))
     }
 }
 

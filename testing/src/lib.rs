@@ -80,8 +80,8 @@ pub use steps::{ends, poll_once, turn};
 #[cfg(feature = "script")]
 pub use storm::{STORM_SIGNALS_MIN, storm};
 pub use surroundings::{
-    DescriptorLimit, NOBODY, become_a_user_of_its_own, become_nobody, become_user_of, count_apart,
-    enter_sandbox, leave_descriptors, limit_descriptors, refuse_io_uring, refuse_landlock,
-    refuse_wiping_on_fork,
+    DescriptorLimit, MemoryLimit, NOBODY, become_a_user_of_its_own, become_nobody, become_user_of,
+    count_apart, enter_sandbox, leave_descriptors, leave_memory, limit_descriptors, refuse_io_uring,
+    refuse_landlock, refuse_wiping_on_fork,
 };
 pub use wait::{WAIT_TIME_MAX, wait_until};

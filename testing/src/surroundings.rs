@@ -225,6 +225,35 @@ pub(crate) fn unlimited_descriptors() -> DescriptorLimit {
     DescriptorLimit { before }
 }
 
+/// Leaves this process so many bytes of address space beyond what it has now (by its soft RLIMIT_AS), until
+/// the guard is dropped: what asks for more gets none. A thread that is started needs some too.
+///
+/// # Panics
+/// If there is no such room below the hard limit.
+#[track_caller]
+pub fn leave_memory(free: u64) -> MemoryLimit {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    let before = getrlimit(Resource::As);
+    let current = Some(pages * rustix::param::page_size() as u64 + free);
+    setrlimit(Resource::As, Rlimit { current, maximum: before.maximum }).unwrap();
+    MemoryLimit { before }
+}
+
+/// Restores the limit when dropped: see [`leave_memory`].
+#[derive(Debug)]
+#[must_use = "the limit ends when this is dropped"]
+pub struct MemoryLimit {
+    before: Rlimit,
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // Raising the soft limit to what it was is always allowed.
+        let _ = setrlimit(Resource::As, self.before);
+    }
+}
+
 /// Restores the descriptor limit when dropped: see [`leave_descriptors`].
 #[derive(Debug)]
 #[must_use = "the limit ends when this is dropped"]
