@@ -1,5 +1,5 @@
 //! A client of a stress run: it calls two objects, one that it was born with and one that it finds through
-//! the introduction server, as often as it may.
+//! the introduction server, as often as it may; the first one also on a thread that waits for each answer.
 //!
 //! It owns its calls from the first word in the journal to the last. It must never call again under the same
 //! number, nor decide whether what came is good.
@@ -7,15 +7,19 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use introduction::{Connection, Identity, Locator, Netlayer, Proof};
 use ring::Executor;
 use seqpacket::CallError;
+use seqpacket::blocking::Outgoing;
 
 use super::deed;
 use super::journal::{Direction, Event};
 use super::judge::call_number;
-use super::party::{self, Callee, LOOK_EVERY, Order, Party};
+use super::party::{self, BlockingCallee, Callee, LOOK_EVERY, Order, Party, Pen};
 use crate::options::StressParty;
 use crate::output::{Failure, Outcome};
 use crate::reactor::within;
@@ -32,10 +36,57 @@ struct Client {
     known: Callee,
     /// The one that was found, and how often it was called.
     found: RefCell<Option<(Callee, u32)>>,
-    may_call: Cell<u64>,
-    called: Cell<u32>,
-    is_over: Cell<bool>,
+    book: Arc<Book>,
     callers: Cell<usize>,
+}
+
+/// What the calls of all threads are counted in.
+#[derive(Default)]
+struct Book {
+    counts: Mutex<Counts>,
+    is_over: AtomicBool,
+}
+
+#[derive(Default)]
+struct Counts {
+    may_call: u64,
+    called: u32,
+}
+
+impl Book {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// So many calls more.
+    fn allow(&self, calls: u64) {
+        self.counts().may_call += calls;
+    }
+
+    fn may_call(&self) -> bool {
+        self.counts().may_call > 0
+    }
+
+    /// Writes down the next call as begun, and gives its number and its descriptors: in the journal the
+    /// numbers of a life have their order, whichever thread calls. `None` if none may be made now, or there
+    /// are no descriptors for it.
+    fn begin(&self, pen: &Pen, object: u8) -> Option<(u64, Vec<OwnedFd>)> {
+        let mut counts = self.counts();
+        let may_call = counts.may_call.checked_sub(1)?;
+        let call = call_number(pen.life, counts.called);
+        let fds = pen.tagged(call, Direction::Argument).ok()?;
+        *counts = Counts { may_call, called: counts.called + 1 };
+        pen.note(Event::Begun { call, object });
+        Some((call, fds))
+    }
+
+    fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
 }
 
 /// Lives one life of a client.
@@ -54,11 +105,15 @@ fn live(party: Party, own: Vec<OwnedFd>, options: &StressParty) -> Result<Party,
         party,
         known,
         found: RefCell::new(None),
-        may_call: Cell::new(0),
-        called: Cell::new(0),
-        is_over: Cell::new(false),
+        book: Arc::default(),
         callers: Cell::new(0),
     });
+    let waiting = {
+        let (pen, book) = (client.party.pen(), Arc::clone(&client.book));
+        let object = client.known.share().map_err(Failure::new)?;
+        let object = BlockingCallee::new(object, pen.way).map_err(Failure::new)?;
+        thread::spawn(move || call_and_wait(&pen, &book, &object))
+    };
     let identity = Identity::generate().map_err(Failure::new)?;
     let netlayer = Rc::new(client.party.netlayer(identity));
     let locator = locator(&client.party, options);
@@ -75,13 +130,14 @@ fn live(party: Party, own: Vec<OwnedFd>, options: &StressParty) -> Result<Party,
     }
     executor.block_on(async {
         while let Order::Call(calls) = client.party.order().await {
-            client.may_call.set(client.may_call.get() + calls);
+            client.book.allow(calls);
         }
-        client.is_over.set(true);
+        client.book.end();
         while client.callers.get() > 0 {
             client.party.reactor.sleep(LOOK_EVERY).await;
         }
     });
+    waiting.join().map_err(|_| Failure::new("the thread that waits for answers has panicked"))?;
     // The two tasks that never end hold the client.
     drop(executor);
     drop(netlayer);
@@ -129,8 +185,8 @@ impl Client {
 
     /// Something to call and the right to; `None` when it is over.
     async fn callee(&self, object: u8) -> Option<Callee> {
-        while !self.is_over.get() {
-            if self.may_call.get() > 0 {
+        while !self.book.is_over() {
+            if self.book.may_call() {
                 if object == 0 {
                     return Some(self.known.clone());
                 }
@@ -150,15 +206,12 @@ impl Client {
     }
 
     async fn call(&self, object: u8, callee: &Callee) {
-        let call = call_number(self.party.life, self.called.get());
-        // Without descriptors there is nothing to say yet.
-        let Ok(fds) = self.party.tagged(call, Direction::Argument) else {
+        // Others have made the last call that may be made; or without descriptors there is nothing to say
+        // yet.
+        let Some((call, fds)) = self.book.begin(&self.party, object) else {
             return self.party.reactor.sleep(LOOK_EVERY).await;
         };
-        self.called.set(self.called.get() + 1);
-        self.may_call.set(self.may_call.get() - 1);
         let deed = self.party.deed(call);
-        self.party.note(Event::Begun { call, object });
         let message = party::message(deed::call_bytes(call, &deed), fds);
         let calling = callee.call(message, &deed);
         let outcome = match deed.withdrawn {
@@ -196,6 +249,30 @@ impl Client {
             let lost = self.found.borrow_mut().take();
             drop(lost);
         }
+    }
+}
+
+/// Calls one after the other, each when the one before has ended, until it is over. With a deadline where a
+/// task would withdraw.
+fn call_and_wait(pen: &Pen, book: &Book, object: &BlockingCallee) {
+    while !book.is_over() {
+        let Some((call, fds)) = book.begin(pen, 0) else {
+            thread::sleep(LOOK_EVERY);
+            continue;
+        };
+        let deed = pen.deed(call);
+        let message = Outgoing::from(deed::call_bytes(call, &deed));
+        let message = fds.into_iter().fold(message, Outgoing::with_descriptor);
+        pen.note(match object.call(message, &deed) {
+            Ok(mut answer) => {
+                let right = answer.bytes() == deed::answer_bytes(call, &deed);
+                Event::Answered { call, seen: party::seen(&answer.take_descriptors()), right }
+            }
+            Err(CallError::Deadline | CallError::Expired) if deed.withdrawn.is_some() => {
+                Event::Withdrawing { call }
+            }
+            Err(error) => party::failed(call, &error),
+        });
     }
 }
 

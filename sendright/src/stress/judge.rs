@@ -61,7 +61,8 @@ struct Life {
     role: Role,
     /// The number of the entry.
     started: u64,
-    killing: bool,
+    /// The number of the entry that says that it is about to be killed.
+    killing: Option<u64>,
     /// The number of the entry, and whether it went well.
     over: Option<(u64, bool)>,
     rest: Option<Rest>,
@@ -103,8 +104,8 @@ struct UnderWay {
     served_by: u32,
     taken_by: Option<u32>,
     answerer: Option<u32>,
-    /// It has ended so, and nobody knows why yet.
-    ending: Option<Ending>,
+    /// It has ended so, in the entry of that number, and nobody knows why yet.
+    ending: Option<(Ending, u64)>,
 }
 
 impl Judge {
@@ -129,13 +130,13 @@ impl Judge {
             Event::Started { role } => {
                 let started = self.entries;
                 let (calls, served_by) = (Vec::new(), [0; 2]);
-                let new = Life { role, started, killing: false, over: None, rest: None, calls, served_by };
+                let new = Life { role, started, killing: None, over: None, rest: None, calls, served_by };
                 self.lives.insert(life, new);
             }
             Event::Killing => {
                 self.tally.killed += 1;
                 if let Some(life) = self.lives.get_mut(&life) {
-                    life.killing = true;
+                    life.killing = Some(self.entries);
                 }
             }
             Event::Over { well } => self.over(life, well),
@@ -210,7 +211,7 @@ impl Judge {
             }
             let told_by_kernel =
                 under_way.answerer.and_then(|life| refused.get_mut(&life)).filter(|count| **count > 0);
-            match (under_way.ending, told_by_kernel) {
+            match (under_way.ending.map(|(ending, _)| ending), told_by_kernel) {
                 // The kernel did not take the answer: the caller was told, and the answerer has counted it.
                 (Some(Ending::Dropped), Some(count)) => {
                     *count -= 1;
@@ -224,7 +225,7 @@ impl Judge {
                 }
                 (Some(_), _) => {
                     self.tally.unexplained += 1;
-                    self.complain(call, "is told to be gone, and nobody has died");
+                    self.complain(call, "is told to be gone, and nobody has died of whom that could be so");
                 }
                 (None, _) => {
                     self.tally.lost += 1;
@@ -263,7 +264,7 @@ impl Judge {
         let Some(life) = self.lives.get_mut(&number) else { return };
         life.over = Some((entries, well));
         let (role, killing) = (life.role, life.killing);
-        if !killing && !well {
+        if killing.is_none() && !well {
             self.trouble(format!("{role} (life {number}) has ended by itself, and not well"));
         }
         let before = self.under_way.len();
@@ -335,7 +336,7 @@ impl Judge {
         if let Some(mut under_way) = self.under_way.remove(&call)
             && is_to_explain
         {
-            under_way.ending = Some(ending);
+            under_way.ending = Some((ending, self.entries));
             if !self.is_explained(call, &under_way) {
                 self.under_way.insert(call, under_way);
             }
@@ -400,7 +401,8 @@ impl Judge {
 
     fn excused(&mut self, call: u64) {
         self.flag(call, EXCUSED);
-        if self.under_way.get(&call).is_some_and(|under_way| under_way.ending == Some(Ending::Dropped)) {
+        let is_dropped = |under_way: &UnderWay| matches!(under_way.ending, Some((Ending::Dropped, _)));
+        if self.under_way.get(&call).is_some_and(is_dropped) {
             self.under_way.remove(&call);
         }
     }
@@ -458,14 +460,14 @@ impl Judge {
 
     // -- what is known ------------------------------------------------------------------------------------
 
-    /// A call that was dropped has a reason: somebody let go of it, or somebody who had it was killed
-    /// meanwhile. One that nobody took may have been said to somebody who was dead already, as long as the
-    /// caller had not been served by another since. One that is gone needs somebody who was killed, whenever.
+    /// A call that was dropped has a reason: somebody let go of it, or somebody who had it was killed, after
+    /// it was begun and before it ended. One that nobody took, as one that is gone, may also have been said
+    /// to somebody who was dead already: the caller notices a death when it speaks, and until then all that
+    /// is known of it is who has served it last, and that it is not somebody before that.
     fn is_explained(&mut self, call: u64, under_way: &UnderWay) -> bool {
-        let Some(ending) = under_way.ending else { return false };
+        let Some((ending, ended)) = under_way.ending else { return false };
         let flags = self.record(call).map_or(0, |record| record.flags);
-        let is_dropped = ending == Ending::Dropped;
-        if is_dropped && flags & EXCUSED != 0 {
+        if ending == Ending::Dropped && flags & EXCUSED != 0 {
             return true;
         }
         let object = u8::from(flags & OBJECT_ONE != 0);
@@ -475,13 +477,14 @@ impl Judge {
             let meanwhile = ended_after(under_way.begun);
             let unnoticed = flags & TAKEN == 0 && number >= under_way.served_by && ended_after(started);
             match life.role {
-                Role::Server(index) => index == object && (!is_dropped || meanwhile || unnoticed),
-                Role::Third(_) => flags & HANDING_ON != 0 && meanwhile,
+                Role::Server(index) => index == object && (meanwhile || unnoticed),
+                Role::Third(_) => ending == Ending::Dropped && flags & HANDING_ON != 0 && meanwhile,
                 Role::Client(_) | Role::Introducer => false,
             }
         };
+        let killed_before = |life: &Life| life.killing.is_some_and(|killing| killing < ended);
         // The latest first: of a long run only the last lives matter.
-        self.lives.iter().rev().any(|(number, life)| life.killing && could_end_it(*number, life))
+        self.lives.iter().rev().any(|(number, life)| killed_before(life) && could_end_it(*number, life))
     }
 
     /// Marks a call as ended. False for one that has ended before, or that was never made.

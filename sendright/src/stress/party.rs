@@ -7,16 +7,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use introduction::{Expect, Identity, Netlayer, NetlayerOptions, Proof, PublicKey};
 use ring::{Executor, Message, Reactor, Socket};
 use rustix::fs::{FileType, MemfdFlags};
+use seqpacket::blocking::{self, Outgoing};
 use seqpacket::{
     Answer, AnswerError, CallError, CallOptions, Continuation, Incoming, Mailbox, Object, Part,
-    PlainContinuation, PlainIncoming, PlainMailbox, PlainObject, ReturnTrust,
+    PlainContinuation, PlainIncoming, PlainMailbox, PlainObject, ReturnTrust, WrapError,
 };
 
 use super::deed::{self, Deed, Way};
@@ -80,21 +83,39 @@ impl Order {
 
 /// One life of a party.
 pub struct Party {
-    pub life: u32,
     pub reactor: Reactor,
-    way: Way,
-    seed: u64,
-    fds: u8,
+    pen: Arc<Pen>,
     via: PathBuf,
     server: PublicKey,
-    journal: Journal,
-    canary: OwnedFd,
     control: Socket,
     /// What the party will have open when it has let go of everything.
     at_rest: usize,
 }
 
+/// What each thread of a party can say of calls and put into them.
+pub struct Pen {
+    pub life: u32,
+    pub way: Way,
+    seed: u64,
+    fds: u8,
+    journal: Journal,
+    canary: OwnedFd,
+}
+
+impl Deref for Party {
+    type Target = Pen;
+
+    fn deref(&self) -> &Pen {
+        &self.pen
+    }
+}
+
 impl Party {
+    /// For a thread beside the reactor's.
+    pub fn pen(&self) -> Arc<Pen> {
+        Arc::clone(&self.pen)
+    }
+
     /// Takes what this life inherits: the party, and what belongs to its role.
     pub fn take(options: &StressParty, own: i32) -> Result<(Party, Vec<OwnedFd>), Failure> {
         let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -110,27 +131,11 @@ impl Party {
         let (reactor, _) = crate::reactor::start(options.driver.as_deref())?;
         let control = Socket::wrap(&reactor, control).map_err(Failure::new)?;
         let at_rest = open().values().sum::<u32>() as usize - own.len();
-        let party = Party {
-            life: options.life,
-            reactor,
-            way,
-            seed: options.seed,
-            fds: options.fds,
-            via: options.via.clone(),
-            server: options.server,
-            journal: Journal::new(journal),
-            canary,
-            control,
-            at_rest,
-        };
+        let journal = Journal::new(journal);
+        let pen = Pen { life: options.life, way, seed: options.seed, fds: options.fds, journal, canary };
+        let (pen, via) = (Arc::new(pen), options.via.clone());
+        let party = Party { reactor, pen, via, server: options.server, control, at_rest };
         Ok((party, own))
-    }
-
-    /// Writes down what happens. Without a reader there is nothing left to do.
-    pub fn note(&self, event: Event) {
-        if self.journal.write(self.life, event).is_err() {
-            std::process::exit(1);
-        }
     }
 
     /// The next order; without the judging process, to end.
@@ -171,26 +176,6 @@ impl Party {
             self.note(Event::AtRest { kinds: open, peak_kib, refused, answers_lost });
             while self.order().await != Order::End {}
         });
-    }
-
-    /// What is done with a call.
-    pub fn deed(&self, call: u64) -> Deed {
-        Deed::of(call, self.way, self.seed)
-    }
-
-    // -- descriptors --------------------------------------------------------------------------------------
-
-    /// The descriptors of a message: as many files in memory as were asked for, each with its own name in it,
-    /// and a copy of the canary.
-    pub fn tagged(&self, call: u64, direction: Direction) -> io::Result<Vec<OwnedFd>> {
-        let mut made = Vec::with_capacity(usize::from(self.fds) + 1);
-        for index in 0..self.fds {
-            made.push(tagged(Tag { call, direction, index })?);
-        }
-        if self.fds > 0 {
-            made.push(self.canary.try_clone()?);
-        }
-        Ok(made)
     }
 
     // -- objects ------------------------------------------------------------------------------------------
@@ -250,6 +235,33 @@ impl Party {
     }
 }
 
+impl Pen {
+    /// Writes down what happens. Without a reader there is nothing left to do.
+    pub fn note(&self, event: Event) {
+        if self.journal.write(self.life, event).is_err() {
+            std::process::exit(1);
+        }
+    }
+
+    /// What is done with a call.
+    pub fn deed(&self, call: u64) -> Deed {
+        Deed::of(call, self.way, self.seed)
+    }
+
+    /// The descriptors of a message: as many files in memory as were asked for, each with its own name in it,
+    /// and a copy of the canary.
+    pub fn tagged(&self, call: u64, direction: Direction) -> io::Result<Vec<OwnedFd>> {
+        let mut made = Vec::with_capacity(usize::from(self.fds) + 1);
+        for index in 0..self.fds {
+            made.push(tagged(Tag { call, direction, index })?);
+        }
+        if self.fds > 0 {
+            made.push(self.canary.try_clone()?);
+        }
+        Ok(made)
+    }
+}
+
 /// The right to call, of either kind.
 #[derive(Clone)]
 pub enum Callee {
@@ -258,6 +270,14 @@ pub enum Callee {
 }
 
 impl Callee {
+    /// The same right, for whoever waits for answers on a thread of its own.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        match self {
+            Callee::Session(object) => object.share(),
+            Callee::Plain(object) => object.share(),
+        }
+    }
+
     /// Calls. An answer may be large where the deed says so.
     pub async fn call(&self, message: Message, deed: &Deed) -> Result<Answer, CallError> {
         match self {
@@ -275,6 +295,39 @@ impl Callee {
         match self {
             Callee::Session(object) => object.call(message).await.map(drop),
             Callee::Plain(object) => object.call(message).await.map(drop),
+        }
+    }
+}
+
+/// The right to call on a thread that waits.
+pub enum BlockingCallee {
+    Session(blocking::Object),
+    Plain(blocking::PlainObject),
+}
+
+impl BlockingCallee {
+    /// The right to call, of a descriptor.
+    pub fn new(fd: OwnedFd, way: Way) -> Result<BlockingCallee, WrapError> {
+        Ok(match way {
+            Way::Session => BlockingCallee::Session(blocking::Object::from_fd(fd)?),
+            // Pairs that come home are for those who have a reactor.
+            Way::Plain | Way::Returned => BlockingCallee::Plain(blocking::PlainObject::from_fd(fd)?),
+        })
+    }
+
+    /// Calls, and waits for the answer, or as long as the deed says.
+    pub fn call(&self, message: Outgoing<'_>, deed: &Deed) -> Result<blocking::Answer, CallError> {
+        match (self, deed.withdrawn) {
+            (BlockingCallee::Session(object), within) => {
+                let answer_bytes = Some(deed.answer_bytes);
+                object.call_with(message, CallOptions { answer_bytes, within, ..CallOptions::default() })
+            }
+            (BlockingCallee::Plain(object), None) if deed.has_large_answer() => object.call_large(message),
+            (BlockingCallee::Plain(object), None) => object.call(message),
+            (BlockingCallee::Plain(object), Some(within)) if deed.has_large_answer() => {
+                object.call_large_within(message, within)
+            }
+            (BlockingCallee::Plain(object), Some(within)) => object.call_within(message, within),
         }
     }
 }

@@ -215,6 +215,59 @@ fn gone_needs_a_death_and_that_nobody_has_seen_it() {
     complains([begun(), killing(), failed(Ending::Gone), taken()], "after it was told that nobody");
 }
 
+/// A death that comes later, one that the caller had got over, one at another object, one that the caller was
+/// not born for: none of them is why a call is gone.
+#[test]
+fn gone_needs_a_death_that_lies_between() {
+    const NEXT: u32 = 4;
+    const STRANGER: u32 = 5;
+    let call = |number: u32| CALL + u64::from(number);
+    let begins = |number| (CLIENT, Event::Begun { call: call(number), object: 0 });
+    let gone = |number| {
+        let (call, error) = (call(number), String::new());
+        (CLIENT, Event::Failed { call, ending: Ending::Gone, may_have_been_seen: false, error })
+    };
+    let (killing, over) = ((SERVER, Event::Killing), (SERVER, Event::Over { well: false }));
+    let starts = |life, role| (life, Event::Started { role });
+    let next = starts(NEXT, Role::Server(0));
+    let seen = vec![tag(CALL, Direction::Argument), Seen::Canary];
+    let next_takes = (NEXT, Event::Taken { call: CALL, object: 0, seen, right: true });
+    let next_answers = (NEXT, Event::Answering { call: CALL });
+    let dead = [killing.clone(), over.clone(), next];
+    let served = [begins(0), next_takes, next_answers, answered()];
+
+    // Meanwhile, and before, as long as nobody else has served since.
+    for story in [
+        vec![begins(0), killing.clone(), gone(0), over.clone()],
+        vec![begins(0), killing.clone(), over.clone(), gone(0)],
+        [dead.to_vec(), vec![begins(0), gone(0)]].concat(),
+    ] {
+        let (tally, sentences) = told(story);
+        assert!(good(&tally) && tally.gone == 1, "{sentences:?}");
+    }
+    let another = vec![starts(STRANGER, Role::Server(1)), (STRANGER, Event::Killing)];
+    for story in [
+        vec![begins(0), gone(0), killing.clone(), over.clone()],
+        [dead.to_vec(), served.to_vec(), vec![begins(1), gone(1)]].concat(),
+        [another, vec![begins(0), gone(0)]].concat(),
+    ] {
+        complains(story, "nobody has died");
+    }
+    // Nor one of before the caller was born.
+    let mut judge = judge();
+    tell(&mut judge, dead);
+    let begun = u64::from(STRANGER) << 32;
+    let failed =
+        Event::Failed { call: begun, ending: Ending::Gone, may_have_been_seen: false, error: String::new() };
+    let story = [
+        starts(STRANGER, Role::Client(1)),
+        (STRANGER, Event::Begun { call: begun, object: 0 }),
+        (STRANGER, failed),
+    ];
+    tell(&mut judge, story);
+    assert_eq!(judge.end().0.unexplained, 1);
+}
+
 #[test]
 fn everything_that_happens_twice_is_duplicated() {
     assert_eq!(complains([begun(), taken(), taken()], "taken twice").duplicated, 3);
