@@ -215,6 +215,11 @@ impl World {
         self.fate.now().saturating_duration_since(self.started)
     }
 
+    /// The clock leaps ahead, between two steps: for everybody, whatever they were about to do.
+    pub fn leap(&self, time: Duration) {
+        self.fate.pass_until(self.fate.now() + time);
+    }
+
     /// The process of this reactor is killed: from here on nothing of it happens. Whoever calls this drops
     /// the reactor, its executor and all that lives on it next; then its descriptors are closed, and nothing
     /// more is sent.

@@ -73,11 +73,12 @@ pub enum Command {
 
     /// Kill whoever takes part, over and over, and account for every call and every descriptor
     ///
-    /// Clients call two servers with descriptors and without, with large messages and small; some calls are
-    /// handed on to third parties, some are withdrawn, some let go of. One server's object outlives it and is
-    /// connected to anew; the other's is found through an introduction server. All are processes, and any of
-    /// them is killed at any moment and started again. Each call has a number and each descriptor says which
-    /// it is; what happens is written down in a journal that no death can touch, and worked out from that.
+    /// Clients call two servers with descriptors and without, with large messages and small, from tasks and
+    /// from a thread that waits for each answer; some calls are handed on to third parties, some are
+    /// withdrawn, some let go of. One server's object outlives it and is connected to anew; the other's is
+    /// found through an introduction server. All are processes, and any of them is killed at any moment and
+    /// started again. Each call has a number and each descriptor says which it is; what happens is written
+    /// down in a journal that no death can touch, and worked out from that.
     ///
     /// Exit status: 0 if nothing was lost without a word, doubled, delivered to somebody else, unexplained or
     /// left open, and no process had more memory than it may; 1 if anything was, or the run could not be had;

@@ -310,7 +310,6 @@ impl BlockingCallee {
     pub fn new(fd: OwnedFd, way: Way) -> Result<BlockingCallee, WrapError> {
         Ok(match way {
             Way::Session => BlockingCallee::Session(blocking::Object::from_fd(fd)?),
-            // Pairs that come home are for those who have a reactor.
             Way::Plain | Way::Returned => BlockingCallee::Plain(blocking::PlainObject::from_fd(fd)?),
         })
     }
