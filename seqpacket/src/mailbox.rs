@@ -82,8 +82,7 @@ pub struct MailboxOptions {
     pub large_bytes: u32,
     /// Bytes of large calls under way in all sessions together. Beyond, a call that does not fit a packet is
     /// refused ([`CallError::OutOfMemory`](crate::CallError::OutOfMemory)): this one, or one that has not
-    /// arrived whole, of a session that holds more, or that is late ([`LARGE_PACE`](crate::LARGE_PACE)).
-    /// Default 1 GiB.
+    /// arrived whole, of a session that holds more. Default 1 GiB.
     pub large_bytes_together: usize,
     /// How long a large call may stand still before all of it has arrived, and a large answer because its
     /// caller does not read, before the session is ended. Default 10 seconds.

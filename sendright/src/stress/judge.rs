@@ -240,7 +240,7 @@ impl Judge {
     fn hear_servers_out(&mut self) {
         let mut told: BTreeMap<u32, u64> = BTreeMap::new();
         for ((client, server), count) in std::mem::take(&mut self.answers_lost) {
-            if self.lives.get(&client).is_some_and(|client| !client.killing) {
+            if self.lives.get(&client).is_some_and(|client| client.killing.is_none()) {
                 *told.entry(server).or_default() += count;
             }
         }
