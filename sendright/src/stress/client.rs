@@ -1,5 +1,6 @@
 //! A client of a stress run: it calls two objects, one that it was born with and one that it finds through
-//! the introduction server, as often as it may; the first one also on a thread that waits for each answer, unless pairs come home.
+//! the introduction server, as often as it may; the first one also on a thread that waits for each answer,
+//! unless pairs come home.
 //!
 //! It owns its calls from the first word in the journal to the last. It must never call again under the same
 //! number, nor decide whether what came is good.
