@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use crate::attack::Misdeed;
 use crate::fds;
+use crate::floor::Floor;
 use crate::record::Records;
 use crate::row::Row;
 
@@ -17,6 +18,8 @@ struct Bar {
     what: &'static str,
     limit: Limit,
     measured: fn(&Records) -> Option<f64>,
+    /// What bare system calls reach that do as much as they must: nobody's library is better.
+    bare: fn(&Records) -> Option<f64>,
 }
 
 /// Which side of it is good.
@@ -31,6 +34,7 @@ const BARS: &[Bar] = &[
         what: "session call, 1 at a time, one CPU: × raw ping-pong",
         limit: Limit::AtMost(1.30),
         measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "uring", 1, 0)),
+        bare: |records| bare_loops(records, false, Floor::Loops, 0),
     },
     Bar {
         what: "the same with the blocking client",
@@ -38,11 +42,13 @@ const BARS: &[Bar] = &[
         measured: |records| {
             ratio(records, "quick", false, |row| is(row, "session", "blocking", "uring", 1, 0))
         },
+        bare: |records| bare_loops(records, false, Floor::LoopServed, 0),
     },
     Bar {
         what: "session call, 1 at a time, two CPUs: × raw spinning ping-pong",
         limit: Limit::AtMost(1.30),
         measured: |records| ratio(records, "quick", true, |row| is(row, "session", "async", "uring", 1, 0)),
+        bare: |records| bare_loops(records, true, Floor::Loops, 0),
     },
     Bar {
         what: "the same with the blocking client",
@@ -50,6 +56,7 @@ const BARS: &[Bar] = &[
         measured: |records| {
             ratio(records, "quick", true, |row| is(row, "session", "blocking", "uring", 1, 0))
         },
+        bare: |records| bare_loops(records, true, Floor::LoopServed, 0),
     },
     Bar {
         what: "session calls, 32 together, one CPU: millions per second",
@@ -58,26 +65,31 @@ const BARS: &[Bar] = &[
             let row = find(records, "quick", false, |row| is(row, "session", "async", "uring", 32, 0))?;
             Some(1e3 / row.p50_ns as f64)
         },
+        bare: |_| None,
     },
     Bar {
         what: "plain call, pairs made ahead: × raw five steps",
         limit: Limit::AtMost(1.0),
         measured: |records| ratio(records, "quick", false, |row| is(row, "plain", "async", "uring", 1, 0)),
+        bare: |_| None,
     },
     Bar {
         what: "plain call, pairs returned: × raw five steps",
         limit: Limit::AtMost(0.75),
         measured: |records| ratio(records, "quick", false, |row| is(row, "returned", "async", "uring", 1, 0)),
+        bare: |records| ratio(records, "pairs", false, |row| row.name == "raw returned"),
     },
     Bar {
         what: "session call with 1 descriptor each way: × raw descriptor ping-pong",
         limit: Limit::AtMost(1.25),
         measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "uring", 1, 1)),
+        bare: |records| bare_loops(records, false, Floor::Loops, 1),
     },
     Bar {
         what: "one more descriptor in a transfer, 1 to 8: × raw",
         limit: Limit::AtMost(1.10),
         measured: |records| Some(slope(records, "connected", "uring")? / slope(records, "raw", "none")?),
+        bare: |_| None,
     },
     Bar {
         what: "connect, accept and close by replacement, 32 together: × as many per second as raw \
@@ -87,6 +99,7 @@ const BARS: &[Bar] = &[
             ratio(records, "connect", false, |row| is(row, "replacement", "async", "uring", 32, 0))
                 .map(f64::recip)
         },
+        bare: |records| bare_connect(records, "replacement"),
     },
     Bar {
         what: "the same, confirmed",
@@ -95,6 +108,7 @@ const BARS: &[Bar] = &[
             ratio(records, "connect", false, |row| is(row, "confirmed", "async", "uring", 32, 0))
                 .map(f64::recip)
         },
+        bare: |records| bare_connect(records, "confirmed"),
     },
     Bar {
         what: "a descriptor in flight elsewhere: pairs made ahead, × raw five steps in that state",
@@ -104,26 +118,31 @@ const BARS: &[Bar] = &[
                 is_parked(row) && row.name.contains("made ahead") && is_uring(row)
             })
         },
+        bare: |_| None,
     },
     Bar {
         what: "… pairs returned, × without it",
         limit: Limit::AtMost(1.05),
         measured: |records| parked(records, "returned"),
+        bare: |_| None,
     },
     Bar {
         what: "… session call, × without it",
         limit: Limit::AtMost(1.05),
         measured: |records| parked(records, "session"),
+        bare: |_| None,
     },
     Bar {
         what: "a call of 1 MiB: × the raw copy rate",
         limit: Limit::AtLeast(0.8),
         measured: |records| copy_rate(records, 1 << 20),
+        bare: |_| None,
     },
     Bar {
         what: "a call of 64 MiB: × the raw copy rate",
         limit: Limit::AtLeast(0.9),
         measured: |records| copy_rate(records, 64 << 20),
+        bare: |_| None,
     },
     Bar {
         what: "a small call during a transfer of 64 MiB: its p99, × that of a raw pair under the same load",
@@ -134,17 +153,20 @@ const BARS: &[Bar] = &[
             let raw = find(records, "large", false, |row| row.name == "raw pair, same load")?;
             Some(ours.p99_ns as f64 / raw.p99_ns as f64)
         },
+        bare: |_| None,
     },
     Bar {
         what: "a call beside sessions that misbehave, one CPU, the worst of ten ways: its p99, × that of \
                a raw pair whose server answers the same",
         limit: Limit::AtMost(ISOLATION_MAX),
         measured: |records| worst_isolation(records, false),
+        bare: |_| None,
     },
     Bar {
         what: "the same on two CPUs",
         limit: Limit::AtMost(ISOLATION_MAX),
         measured: |records| worst_isolation(records, true),
+        bare: |_| None,
     },
     Bar {
         what: "a call to one of 10,000 objects, in turn: × that to the only one",
@@ -160,11 +182,13 @@ const BARS: &[Bar] = &[
             };
             Some(of("10000")? / of("1")?)
         },
+        bare: |_| None,
     },
     Bar {
         what: "epoll: session call, 1 at a time, one CPU: × raw ping-pong",
         limit: Limit::AtMost(1.45),
         measured: |records| ratio(records, "quick", false, |row| is(row, "session", "async", "epoll", 1, 0)),
+        bare: |records| bare_loops(records, false, Floor::Loops, 0),
     },
     Bar {
         what: "epoll: session calls, 32 together: × io_uring",
@@ -176,6 +200,7 @@ const BARS: &[Bar] = &[
             };
             Some(of("epoll")? / of("uring")?)
         },
+        bare: |_| None,
     },
 ];
 
@@ -190,11 +215,15 @@ pub fn table(records: &Records) -> String {
         };
         let shown =
             if bar.limit.holds(measured) { format!("{measured:.2}") } else { format!("**{measured:.2}**") };
-        let _ = writeln!(lines, "| {} | {limit} | {shown} |", bar.what);
+        let bare = (bar.bare)(records).map(|bare| format!("{bare:.2}")).unwrap_or_default();
+        let _ = writeln!(lines, "| {} | {limit} | {shown} | {bare} |", bar.what);
     }
     match lines.is_empty() {
         true => lines,
-        false => format!("| what (in bold: missed) | bar | measured |\n|---|---|---|\n{lines}"),
+        false => format!(
+            "| what (in bold: missed) | bar | measured | bare system calls that do as much |\n\
+             |---|---|---|---|\n{lines}"
+        ),
     }
 }
 
@@ -223,6 +252,18 @@ fn ratio(records: &Records, suite: &str, is_apart: bool, is_it: impl Fn(&Row) ->
 
 fn is(row: &Row, way: &str, client: &str, driver: &str, depth: usize, fds: usize) -> bool {
     row.way == way && row.client == client && row.driver == driver && row.depth == depth && row.fds == fds
+}
+
+/// An event loop with nothing in it, one at a time.
+fn bare_loops(records: &Records, is_apart: bool, floor: Floor, fds: usize) -> Option<f64> {
+    let name = floor.to_string();
+    ratio(records, "quick", is_apart, |row| row.name.starts_with(&name) && row.fds == fds)
+}
+
+/// The same steps by nothing but system calls, 32 together.
+fn bare_connect(records: &Records, way: &str) -> Option<f64> {
+    let name = format!("raw connect, {way}");
+    ratio(records, "connect", false, |row| row.name.starts_with(&name) && row.depth == 32).map(f64::recip)
 }
 
 fn is_uring(row: &Row) -> bool {

@@ -15,6 +15,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use crate::bare_loop::BareLoop;
 use crate::place::{Cpus, Wait};
 
 /// The most descriptors a floor sends with one message, a continuation among them.
@@ -30,7 +31,11 @@ pub enum Floor {
     /// One socket pair; each call is a packet and each answer is one. At depth N, N packets are sent before
     /// the first answer is received.
     PingPong,
-    /// The same, with as many calls in one packet as are begun together and fit it.
+    /// The ping-pong where the server is an [event loop](BareLoop) with nothing in it.
+    LoopServed,
+    /// The ping-pong where both sides are.
+    Loops,
+    /// The same as the first, with as many calls in one packet as are begun together and fit it.
     Coalesced,
     /// The literal call of one socket per object: pair, send with the far end, close it, receive, close.
     FiveSteps,
@@ -42,6 +47,8 @@ impl fmt::Display for Floor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Floor::PingPong => "raw ping-pong",
+            Floor::LoopServed => "raw ping-pong with a bare event loop",
+            Floor::Loops => "raw ping-pong between bare event loops",
             Floor::Coalesced => "raw coalesced",
             Floor::FiveSteps => "raw five steps",
             Floor::Returned => "raw returned",
@@ -147,26 +154,47 @@ pub fn receive_with(
     descriptors: &mut Vec<OwnedFd>,
     wait: Wait,
 ) -> Result<usize> {
-    receive(wait, |flags| {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [IoSliceMut::new(into)];
-        let flags = flags | RecvFlags::CMSG_CLOEXEC;
-        let received = rustix::net::recvmsg(socket, &mut bytes, &mut control, flags)?;
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(arrived) = part {
-                descriptors.extend(arrived);
-            }
+    receive(wait, |flags| receive_once(socket, into, descriptors, flags))
+}
+
+/// The same, of what is there.
+///
+/// # Errors
+/// The kernel's; `EAGAIN` if nothing is.
+#[inline]
+pub(crate) fn receive_now(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<usize> {
+    receive_once(socket, into, descriptors, RecvFlags::DONTWAIT)
+}
+
+#[inline]
+fn receive_once(
+    socket: BorrowedFd<'_>,
+    into: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+    flags: RecvFlags,
+) -> Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [IoSliceMut::new(into)];
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut bytes, &mut control, flags)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(arrived) = part {
+            descriptors.extend(arrived);
         }
-        Ok(received.bytes)
-    })
+    }
+    Ok(received.bytes)
 }
 
 /// The calling side of a floor.
 #[derive(Debug)]
 pub struct RawCaller {
     options: FloorOptions,
-    socket: OwnedFd,
+    end: End,
     /// As many payloads as fit a packet, and where answers go.
     message: Vec<u8>,
     room: Vec<u8>,
@@ -178,6 +206,22 @@ pub struct RawCaller {
     home: Vec<(OwnedFd, OwnedFd)>,
 }
 
+#[derive(Debug)]
+enum End {
+    Socket(OwnedFd),
+    Loop(BareLoop),
+}
+
+impl End {
+    #[inline]
+    fn socket(&self) -> BorrowedFd<'_> {
+        match self {
+            End::Socket(socket) => socket.as_fd(),
+            End::Loop(end) => end.socket(),
+        }
+    }
+}
+
 impl RawCaller {
     /// On the near end of a pair whose far end is [served](serve_echo) (or
     /// [that way](serve_continuations)).
@@ -186,8 +230,12 @@ impl RawCaller {
     /// The kernel's.
     pub fn new(socket: OwnedFd, options: FloorOptions) -> Result<RawCaller> {
         let bytes = options.payload.max(1) * options.calls_per_packet();
+        let end = match options.floor {
+            Floor::Loops => End::Loop(BareLoop::new(socket, options.wait)?),
+            _ => End::Socket(socket),
+        };
         Ok(RawCaller {
-            socket,
+            end,
             message: vec![7; bytes],
             room: vec![0; bytes],
             passed: something_to_pass()?,
@@ -205,11 +253,13 @@ impl RawCaller {
     #[inline]
     pub fn batch(&mut self) -> Result<()> {
         match (self.options.floor, self.options.depth) {
-            (Floor::PingPong, 0 | 1) => {
+            (Floor::PingPong | Floor::LoopServed | Floor::Loops, 0 | 1) => {
                 self.send_one(SendFlags::empty())?;
                 self.receive_one()
             }
-            (Floor::PingPong | Floor::Coalesced, _) => self.batch_of_packets(),
+            (Floor::PingPong | Floor::LoopServed | Floor::Loops | Floor::Coalesced, _) => {
+                self.batch_of_packets()
+            }
             (Floor::FiveSteps, _) => self.batch_of_pairs(),
             (Floor::Returned, _) => self.batch_of_returning_pairs(),
         }
@@ -218,18 +268,22 @@ impl RawCaller {
     #[inline]
     fn send_one(&self, flags: SendFlags) -> Result<()> {
         if self.options.fds == 0 {
-            return rustix::net::send(&self.socket, &self.message, flags | SendFlags::NOSIGNAL).map(drop);
+            return rustix::net::send(self.end.socket(), &self.message, flags | SendFlags::NOSIGNAL)
+                .map(drop);
         }
         let descriptors = [self.passed.as_fd(); FDS_MAX];
-        send_with(self.socket.as_fd(), &self.message, &descriptors[..self.options.fds.min(FDS_MAX)], flags)
+        send_with(self.end.socket(), &self.message, &descriptors[..self.options.fds.min(FDS_MAX)], flags)
     }
 
     #[inline]
     fn receive_one(&mut self) -> Result<()> {
-        let (socket, wait) = (self.socket.as_fd(), self.options.wait);
-        let length = match self.options.fds {
-            0 => receive_bytes(socket, &mut self.room, wait)?,
-            _ => receive_with(socket, &mut self.room, &mut self.arrived, wait)?,
+        let wait = self.options.wait;
+        let length = match (&mut self.end, self.options.fds) {
+            (End::Socket(socket), 0) => receive_bytes(socket.as_fd(), &mut self.room, wait)?,
+            (End::Socket(socket), _) => {
+                receive_with(socket.as_fd(), &mut self.room, &mut self.arrived, wait)?
+            }
+            (End::Loop(end), _) => end.receive(&mut self.room, &mut self.arrived, self.options.depth <= 1)?,
         };
         self.arrived.clear();
         whole(length, self.message.len())
@@ -312,7 +366,7 @@ impl RawCaller {
         let fds = self.options.fds.min(FDS_MAX - 1);
         let mut descriptors = [self.passed.as_fd(); FDS_MAX];
         descriptors[fds] = far.as_fd();
-        send_with(self.socket.as_fd(), &self.message, &descriptors[..=fds], SendFlags::empty())
+        send_with(self.end.socket(), &self.message, &descriptors[..=fds], SendFlags::empty())
     }
 }
 
@@ -345,6 +399,24 @@ pub fn serve_echo(socket: OwnedFd, has_descriptors: bool, wait: Wait) -> Result<
         match receive_with(socket.as_fd(), &mut room, &mut arrived, wait)? {
             0 => return Ok(()),
             length => send_back(socket.as_fd(), &room[..length], &arrived)?,
+        }
+        arrived.clear();
+    }
+}
+
+/// Sends back each packet with its descriptors, in an [event loop](BareLoop), until nobody holds the other
+/// end. If packets come one `at_a_time` there is no look for a second.
+///
+/// # Errors
+/// The kernel's.
+pub fn serve_echo_in_loop(socket: OwnedFd, at_a_time: bool, wait: Wait) -> Result<()> {
+    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut arrived = Vec::with_capacity(FDS_MAX);
+    let mut served = BareLoop::new(socket, wait)?;
+    loop {
+        match served.receive(&mut room, &mut arrived, at_a_time)? {
+            0 => return Ok(()),
+            length => send_back(served.socket(), &room[..length], &arrived)?,
         }
         arrived.clear();
     }

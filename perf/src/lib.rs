@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attack;
+mod bare_loop;
 mod bars;
 pub mod connect;
 pub mod fds;
@@ -65,6 +66,7 @@ pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};
 const PARTS: &[process::Part] = &[
     (serving::ECHO, serving::echo),
     (serving::ECHO_WITH_DESCRIPTORS, serving::echo_with_descriptors),
+    (serving::ECHO_IN_LOOP, serving::echo_in_loop),
     (serving::CONTINUATIONS, serving::continuations),
     (serving::CONTINUATIONS_RETURNED, serving::continuations_returned),
     (serving::SESSION, serving::session),

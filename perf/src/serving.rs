@@ -13,10 +13,14 @@ use crate::process::{Failure, Order};
 pub const ECHO: &str = "raw echo";
 /// The same, with its descriptors.
 pub const ECHO_WITH_DESCRIPTORS: &str = "raw echo with descriptors";
+/// The same in an event loop with nothing else in it. It is told whether packets come one at a time.
+pub const ECHO_IN_LOOP: &str = "raw echo in a loop";
 /// Bare system calls: each packet is sent back over the last of its descriptors.
 pub const CONTINUATIONS: &str = "raw continuations";
 /// The same, and that descriptor with it.
 pub const CONTINUATIONS_RETURNED: &str = "raw returned continuations";
+/// What [`ECHO_IN_LOOP`] is told if no packet is sent before the last one was answered.
+pub const ONE_AT_A_TIME: &str = "1";
 /// The mailbox of an object with sessions.
 pub const SESSION: &str = "session";
 /// The mailbox of a plain object. It is told how many descriptors a call has.
@@ -32,6 +36,11 @@ pub(crate) fn echo(mut order: Order) -> Result<(), Failure> {
 pub(crate) fn echo_with_descriptors(mut order: Order) -> Result<(), Failure> {
     let [end] = order.take()?;
     Ok(floor::serve_echo(end, true, order.wait)?)
+}
+
+pub(crate) fn echo_in_loop(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::serve_echo_in_loop(end, order.told == ONE_AT_A_TIME, order.wait)?)
 }
 
 pub(crate) fn continuations(mut order: Order) -> Result<(), Failure> {

@@ -182,7 +182,12 @@ fn sessions(on: &Options, drivers: &[DriverChoice]) -> Group {
     let floor = on.floor();
     let mut tasks = vec![Task::Floor(floor.clone())];
     if floor.floor == Floor::Coalesced {
-        tasks.push(Task::Floor(FloorOptions { floor: Floor::PingPong, ..floor }));
+        tasks.push(Task::Floor(FloorOptions { floor: Floor::PingPong, ..floor.clone() }));
+    }
+    if floor.depth == 1 {
+        // What is within reach of whoever has more than one socket to wait for.
+        let loops = [Floor::LoopServed, Floor::Loops];
+        tasks.extend(loops.map(|bare| Task::Floor(FloorOptions { floor: bare, ..floor.clone() })));
     }
     for client in [Client::Async, Client::Blocking] {
         tasks.extend(

@@ -266,6 +266,7 @@ impl Workload {
     /// See [`MeasureError`].
     pub fn floor_with(program: &Program, options: &FloorOptions) -> Result<Workload, MeasureError> {
         let part = match options.floor {
+            Floor::LoopServed | Floor::Loops => serving::ECHO_IN_LOOP,
             Floor::PingPong | Floor::Coalesced if options.fds > 0 => serving::ECHO_WITH_DESCRIPTORS,
             Floor::PingPong | Floor::Coalesced => serving::ECHO,
             Floor::FiveSteps => serving::CONTINUATIONS,
@@ -274,7 +275,8 @@ impl Workload {
         let (near, far) = floor::packet_pair()?;
         let at = Posting { driver: DriverChoice::Auto, wait: options.wait, cpu: options.cpus.server };
         let side = Side::Raw(RawCaller::new(near, options.clone())?);
-        let server = Server::start_with(program, part, "", at, vec![far]).map_err(MeasureError::Start)?;
+        let told = if options.depth <= 1 { serving::ONE_AT_A_TIME } else { "" };
+        let server = Server::start_with(program, part, told, at, vec![far]).map_err(MeasureError::Start)?;
         options.cpus.pin_client()?;
         Ok(Workload { side, server, cpus: options.cpus.clone(), depth: options.depth.max(1) })
     }

@@ -160,9 +160,12 @@ on_each_driver! {
     }
 }
 
+const FLOORS: [Floor; 6] =
+    [Floor::PingPong, Floor::LoopServed, Floor::Loops, Floor::Coalesced, Floor::FiveSteps, Floor::Returned];
+
 in_own_process! {
     fn each_floor_is_answered() {
-        for floor in [Floor::PingPong, Floor::Coalesced, Floor::FiveSteps, Floor::Returned] {
+        for floor in FLOORS {
             let each = [(1, 64, 0), (32, 64, 0), (256, 8, 0), (256, 65_536, 0), (1, 64, 16), (32, 64, 1)];
             for (depth, payload, fds) in each {
                 let on = FloorOptions::on(floor, &Cpus::one().unwrap());
@@ -172,7 +175,7 @@ in_own_process! {
     }
 
     fn a_floor_whose_server_is_killed_is_told() {
-        for floor in [Floor::PingPong, Floor::Coalesced, Floor::FiveSteps, Floor::Returned] {
+        for floor in FLOORS {
             let on = FloorOptions::on(floor, &Cpus::one().unwrap());
             let mut workload = Workload::floor_with(&program(), &on).unwrap();
             workload.round(10, &mut Recorder::off()).unwrap();

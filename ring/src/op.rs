@@ -758,6 +758,7 @@ impl Core {
     }
 
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
+    #[inline]
     pub(crate) fn post(
         &mut self,
         key: usize,
@@ -768,35 +769,39 @@ impl Core {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
         assert!(length > 0, "an empty post could not be told from the end of file");
+        let lane = &mut self.channels[key].lane;
+        // Descriptors belong to one post of a packet only, or nobody could say whose they are.
+        if let Some(Letter { envelope, slip }) = lane.waiting.back_mut()
+            && slip.open
+            && envelope.length() + length <= PACKET_BYTES_MAX
+            && (descriptors.is_empty() || envelope.descriptors().is_empty())
+            && instead.is_none()
+        {
+            parts.iter().for_each(|part| envelope.append(part));
+            if !descriptors.is_empty() {
+                envelope.attach(descriptors);
+            }
+            self.stats.posts_joined += 1;
+            if lane.dirty {
+                return;
+            }
+        } else {
+            self.post_apart(key, parts, descriptors, instead);
+        }
+        self.mark_dirty(key);
+    }
+
+    fn post_apart(&mut self, key: usize, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
         let Channel { kind, lane, .. } = &mut self.channels[key];
         let silent = succeeds_whole(*kind);
         let waiting = self.spare_letters.lend(&mut lane.waiting);
-        match waiting.back_mut() {
-            // Descriptors belong to one post of a packet only, or nobody could say whose they are.
-            Some(letter)
-                if letter.slip.open
-                    && letter.envelope.length() + length <= PACKET_BYTES_MAX
-                    && (descriptors.is_empty() || letter.envelope.descriptors().is_empty())
-                    && instead.is_none() =>
-            {
-                parts.iter().for_each(|part| letter.envelope.append(part));
-                if !descriptors.is_empty() {
-                    letter.envelope.attach(descriptors);
-                }
-                self.stats.posts_joined += 1;
-            }
-            _ => {
-                let mut envelope =
-                    self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
-                parts.iter().for_each(|part| envelope.append(part));
-                envelope.attach(descriptors);
-                // With something to say instead, the packet is this post's alone.
-                let open = instead.is_none();
-                let instead = instead.map(Vec::into_boxed_slice);
-                waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
-            }
-        }
-        self.mark_dirty(key);
+        let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
+        parts.iter().for_each(|part| envelope.append(part));
+        envelope.attach(descriptors);
+        // With something to say instead, the packet is this post's alone.
+        let open = instead.is_none();
+        let instead = instead.map(Vec::into_boxed_slice);
+        waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
     }
 
     /// Sends now or not at all, keeping to the order of what is queued.

@@ -434,12 +434,20 @@ impl Reactor {
 
     /// Borrows the table for one step, then wakes and drops what the step has collected.
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Core, &mut Woken) -> T) -> T {
+        let mut woken = Woken::default();
+        let result = self.with_core(|core| step(core, &mut woken));
+        woken.finish_if_any();
+        result
+    }
+
+    /// Borrows the table for one step that wakes and drops nothing.
+    #[inline]
+    pub(crate) fn with_core<T>(&self, step: impl FnOnce(&mut Core) -> T) -> T {
         if self.is_forked() {
             self.0.become_child();
         }
-        let mut woken = Woken::default();
         let mut core = self.0.core.borrow_mut();
-        let result = step(&mut core, &mut woken);
+        let result = step(&mut core);
         // The host's own code, between two turns: only a turn shows the kernel what was asked for.
         let call = self.0.place == SleepPlace::HostLoop
             && !self.0.turning.get()
@@ -448,7 +456,6 @@ impl Reactor {
         if call {
             self.call_the_host();
         }
-        woken.finish_if_any();
         result
     }
 

@@ -321,9 +321,10 @@ impl Socket {
     ///
     /// # Panics
     /// If the parts are empty or longer than a packet, or more than 253 descriptors are given.
+    #[inline]
     pub fn post(&self, parts: &[&[u8]], descriptors: Vec<Fd>) {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
-        self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, None));
+        self.reactor.with_core(|core| core.post(self.channel, parts, descriptors, None));
     }
 
     /// As [`post`](Socket::post), in a packet of its own; and if it cannot be sent with its descriptors (too

@@ -24,23 +24,39 @@ impl<T> Queue<T> {
     }
 
     /// Whether nothing is in it.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.as_ref().is_none_or(|queue| queue.is_empty())
     }
 
     /// How much is in it.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.as_ref().map_or(0, |queue| queue.len())
     }
 
     /// Takes the first out.
+    #[inline]
     pub fn pop_front(&mut self) -> Option<T> {
         self.0.as_mut()?.pop_front()
     }
 
     /// What is first.
+    #[inline]
     pub fn front(&self) -> Option<&T> {
         self.0.as_ref()?.front()
+    }
+
+    /// What is first, to be changed.
+    #[inline]
+    pub fn front_mut(&mut self) -> Option<&mut T> {
+        self.0.as_mut()?.front_mut()
+    }
+
+    /// What is last, to be changed.
+    #[inline]
+    pub fn back_mut(&mut self) -> Option<&mut T> {
+        self.0.as_mut()?.back_mut()
     }
 
     /// All that is in it, in order.
@@ -95,18 +111,30 @@ impl<T> Default for Spare<T> {
 
 impl<T> Spare<T> {
     /// The queue with memory, some that is kept here if it has none.
+    #[inline]
     pub fn lend<'a>(&mut self, queue: &'a mut Queue<T>) -> &'a mut VecDeque<T> {
         queue.0.get_or_insert_with(|| self.0.pop().unwrap_or_default())
     }
 
     /// Takes the first out of a queue, and keeps its memory if that was the last.
+    #[inline]
     pub fn pop_front(&mut self, queue: &mut Queue<T>) -> Option<T> {
         let first = queue.pop_front();
         self.keep(queue);
         first
     }
 
+    /// Drops the first of a queue where it is, which spares moving it, and keeps the memory if it was the last.
+    #[inline]
+    pub fn forget_front(&mut self, queue: &mut Queue<T>) {
+        if let Some(memory) = &mut queue.0 {
+            drop(memory.pop_front());
+        }
+        self.keep(queue);
+    }
+
     /// Keeps the memory of a queue in which nothing is left.
+    #[inline]
     pub fn keep(&mut self, queue: &mut Queue<T>) {
         if queue.is_empty()
             && let Some(memory) = queue.0.take()

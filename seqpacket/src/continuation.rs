@@ -55,9 +55,14 @@ impl Continuation {
     ///
     /// # Errors
     /// See [`AnswerError`]: the answer did not leave, and the caller has been told why, if it is there.
+    #[inline]
     pub fn answer(mut self, message: impl Into<Message>) -> Result<(), AnswerError> {
+        self.answer_in_place(&mut message.into())
+    }
+
+    fn answer_in_place(&mut self, message: &mut Message) -> Result<(), AnswerError> {
         self.over = true;
-        let result = self.session().answer(self.number, self.room, message.into());
+        let result = self.session().answer(self.number, self.room, message);
         self.span.ended(end_of_answer(&result, "answered"));
         result
     }

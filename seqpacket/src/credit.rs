@@ -40,26 +40,31 @@ impl Account {
     }
 
     /// Takes `cost` out of the windows, all of it or nothing.
+    #[inline]
     pub fn try_reserve(&mut self, cost: Cost) -> Result<(), Short> {
         self.room_for(cost)?;
+        self.reserve(cost);
+        Ok(())
+    }
+
+    /// Takes out what there is [room for](Account::room_for).
+    #[inline]
+    pub(crate) fn reserve(&mut self, cost: Cost) {
         self.taken.calls += cost.calls;
         self.taken.bytes += cost.bytes;
         self.taken.descriptors += cost.descriptors;
         self.taken.large_bytes += cost.large_bytes;
         self.check();
-        Ok(())
     }
 
     /// Whether `cost` would fit, and if not, what is short. A window that `cost` can never fit is named
     /// before one that is only full: waiting for the second would be in vain.
+    #[inline]
     pub fn room_for(&self, cost: Cost) -> Result<(), Short> {
-        if let Some(resource) = cost.exceeds(self.windows) {
-            return Err(Short::Never(resource));
+        match cost.exceeds(self.free()) {
+            None => Ok(()),
+            Some(resource) => Err(cost.exceeds(self.windows).map_or(Short::Now(resource), Short::Never)),
         }
-        if let Some(resource) = cost.exceeds(self.free()) {
-            return Err(Short::Now(resource));
-        }
-        Ok(())
     }
 
     /// Puts back what a call took.
@@ -67,6 +72,7 @@ impl Account {
     /// # Panics
     /// If more is put back than was taken. No peer can bring this about as long as a cost is released once,
     /// by whoever removes the call from its table.
+    #[inline]
     pub fn release(&mut self, cost: Cost) {
         assert!(cost.calls <= self.taken.calls, "released more calls than were reserved");
         assert!(cost.bytes <= self.taken.bytes, "released more bytes than were reserved");
@@ -105,6 +111,7 @@ impl Account {
     }
 
     /// What is left of each window.
+    #[inline]
     pub fn free(&self) -> Windows {
         Windows {
             calls: self.windows.calls - self.taken.calls,
@@ -114,7 +121,14 @@ impl Account {
         }
     }
 
+    #[inline]
     fn check(&self) {
+        if cfg!(debug_assertions) {
+            self.check_all();
+        }
+    }
+
+    fn check_all(&self) {
         assert!(self.taken.calls <= self.windows.calls);
         assert!(self.taken.bytes <= self.windows.bytes);
         assert!(self.taken.descriptors <= self.windows.descriptors);
@@ -144,6 +158,7 @@ impl Cost {
     /// A call or a grant on the session of this HELLO: the frames that open the call and its answer, with
     /// what is in them, and its descriptors. The final frame is never counted shorter than a REFUSED, since
     /// that is what any call may end with. What follows in parts is large, and so is the room for it.
+    #[inline]
     pub fn of_call(opening: &Opening, hello: &Hello) -> Cost {
         let room = opening.answer();
         let answer_bytes = match hello.is_large_room(room) {
@@ -198,6 +213,7 @@ impl Cost {
     }
 
     /// The first resource of which this is more than `windows` has.
+    #[inline]
     fn exceeds(self, windows: Windows) -> Option<Resource> {
         if self.calls > windows.calls {
             Some(Resource::Calls)

@@ -15,7 +15,7 @@ use crate::error::AnswerError;
 use crate::mailbox::Grant;
 use crate::object::Object;
 use crate::parcel::Parcel;
-use crate::served::{Served, Taken};
+use crate::served::{Next, Served};
 use crate::trace::CallSpan;
 
 /// A call that arrived: a message, who sent it, and where to answer.
@@ -27,8 +27,9 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(served: Rc<Served>, taken: Taken) -> Incoming {
-        let Taken { number, room, deadline, parcel } = taken;
+    #[inline]
+    pub(crate) fn new(served: Rc<Served>, next: Next, parcel: Parcel) -> Incoming {
+        let Next { number, room, deadline } = next;
         let who = served.session().client().credentials;
         let span = CallSpan::served(number, parcel.bytes().len(), who.pid);
         let continuation = Continuation::new(served, number, room, deadline, span);
@@ -114,6 +115,7 @@ impl Incoming {
     ///
     /// # Errors
     /// See [`AnswerError`].
+    #[inline]
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         self.continuation.answer(message)
     }

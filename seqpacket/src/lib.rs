@@ -156,6 +156,7 @@ mod session;
 mod shared;
 mod spent;
 mod stats;
+mod table;
 mod trace;
 mod waiting;
 pub mod wire;

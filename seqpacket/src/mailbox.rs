@@ -394,7 +394,9 @@ impl Mailbox {
         }
         while let Some(key) = state.turn.pop_front() {
             let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
-            let Some((taken, more)) = served.session().take() else { continue };
+            let Some(next) = served.session().next() else { continue };
+            let mut more = false;
+            let parcel = served.session().take(&mut more);
             if more {
                 state.turn.with_memory().push_back(key);
             }
@@ -402,7 +404,7 @@ impl Mailbox {
             state.handed_out.add();
             // What traces calls may be anybody's code.
             drop(state);
-            return Poll::Ready(Some(Incoming::new(served, taken)));
+            return Poll::Ready(Some(Incoming::new(served, next, parcel)));
         }
         if state.addresses.is_empty() && state.sessions.is_empty() {
             return Poll::Ready(None);

@@ -4,7 +4,7 @@
 //! no more memory than itself. A map by nodes would take two thousand bytes for the first. It does not know
 //! what has numbers.
 
-use ring::{Queue, Spare};
+use ring::Queue;
 
 pub(crate) struct Numbered<N, T>(Queue<(N, T)>);
 
@@ -58,22 +58,9 @@ impl<N: Ord + Copy, T> Numbered<N, T> {
         }
     }
 
-    /// As `insert`, with memory that is lent.
-    pub(crate) fn insert_into(&mut self, spare: &mut Spare<(N, T)>, number: N, thing: T) -> Option<T> {
-        spare.lend(&mut self.0);
-        self.insert(number, thing)
-    }
-
     pub(crate) fn remove(&mut self, number: N) -> Option<T> {
         let place = self.place(number).ok()?;
         self.0.with_memory().remove(place).map(|(_, thing)| thing)
-    }
-
-    /// As `remove`, and the memory is kept if that was the last.
-    pub(crate) fn remove_into(&mut self, spare: &mut Spare<(N, T)>, number: N) -> Option<T> {
-        let removed = self.remove(number);
-        spare.keep(&mut self.0);
-        removed
     }
 
     pub(crate) fn pop_first(&mut self) -> Option<T> {

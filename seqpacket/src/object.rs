@@ -203,9 +203,9 @@ impl Object {
             Ok(room) => room,
             Err(error) => return Call::failed(error),
         };
-        let message = message.into();
+        let mut message = message.into();
         let deadline = options.deadline(&self.0.reactor);
-        self.begin(deadline, |session| session.call(message, room, deadline))
+        self.begin(deadline, |session| session.call(&mut message, room, deadline))
     }
 
     /// Calls now or not at all.
@@ -219,12 +219,12 @@ impl Object {
         if self.0.reactor.is_forked() {
             return Err(CallError::Forked);
         }
-        let message = message.into();
+        let mut message = message.into();
         let attached = self.attached();
         if attached.session().would_wait(&message, room) {
             return Err(CallError::WouldBlock);
         }
-        let key = attached.session().call(message, room, None)?;
+        let key = attached.session().call(&mut message, room, None)?;
         Ok(Call::new(attached, key, self.0.reactor.clone()))
     }
 
@@ -404,22 +404,38 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
         let this = &mut *self;
-        let poll = match &mut this.state {
-            CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
+        match &mut this.state {
+            CallState::UnderWay(attached, key, ..) if attached.session().is_answered(*key) => {
+                let state = std::mem::replace(&mut this.state, CallState::Over);
+                let CallState::UnderWay(attached, key, _, span) = state else {
+                    unreachable!("looked at above")
+                };
+                span.ended("answered");
+                return Poll::Ready(Ok(Answer(attached.session().take_answer(key))));
+            }
             CallState::UnderWay(attached, key, _, span) => {
-                let poll = attached.session().poll_call(*key, context);
-                let deadline = &mut this.deadline;
-                let poll = poll.map_err(|error| error.by_the_clock(|| has_passed(deadline, context)));
-                if let Poll::Ready(result) = &poll {
-                    span.ended(end_of_call(result));
+                match attached.session().poll_call(*key, context) {
+                    Poll::Ready(Ok(parcel)) => {
+                        span.ended("answered");
+                        this.state = CallState::Over;
+                        return Poll::Ready(Ok(Answer(parcel)));
+                    }
+                    Poll::Ready(Err(error)) => {
+                        let deadline = &mut this.deadline;
+                        let error = error.by_the_clock(|| has_passed(deadline, context));
+                        span.ended(end_of_call(&error));
+                        this.state = CallState::Over;
+                        return Poll::Ready(Err(error));
+                    }
+                    Poll::Pending => {}
                 }
-                poll
+            }
+            CallState::Failed(error) => {
+                let error = error.take().expect("polled after its end");
+                this.state = CallState::Over;
+                return Poll::Ready(Err(error));
             }
             CallState::Over => panic!("polled after its end"),
-        };
-        if let Poll::Ready(result) = poll {
-            this.state = CallState::Over;
-            return Poll::Ready(result.map(Answer));
         }
         if has_passed(&mut this.deadline, context) {
             this.withdraw("deadline");
@@ -431,6 +447,9 @@ impl Future for Call {
 
 impl Call {
     fn withdraw(&mut self, why: &'static str) {
+        if let CallState::Over = self.state {
+            return;
+        }
         let state = std::mem::replace(&mut self.state, CallState::Over);
         if let CallState::UnderWay(attached, key, _, span) = state {
             attached.session().withdraw(key);

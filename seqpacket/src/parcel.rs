@@ -74,15 +74,13 @@ impl Parcel {
         (Parcel::whole(packet), who)
     }
 
-    /// A part of a packet.
-    pub(crate) fn part(packet: &Packet, range: Range<usize>) -> Parcel {
-        let bytes = match packet {
-            Packet::Shared(packet) if range.len() > COPIED_MAX && range.len() >= packet.bytes().len() / 2 => {
-                Bytes::Shared(Rc::clone(packet), range)
-            }
-            _ => Bytes::Copied(ring::Bytes::from(&packet.bytes()[range])),
+    /// Puts a part of a packet into this empty parcel. In place, because a parcel is large to move.
+    #[inline]
+    pub(crate) fn fill(&mut self, packet: &Packet, part: &[u8]) {
+        self.bytes = match packet {
+            Packet::Shared(packet) if part.len() > COPIED_MAX => share_or_copy(packet, part),
+            _ => Bytes::Copied(ring::Bytes::from(part)),
         };
-        Parcel { bytes, descriptors: Descriptors::default() }
     }
 
     /// Bytes alone.
@@ -148,6 +146,14 @@ impl Parcel {
     pub(crate) fn read<T: AnyBitPattern>(&self) -> Option<T> {
         bytemuck::try_pod_read_unaligned(self.bytes()).ok()
     }
+}
+
+fn share_or_copy(packet: &Rc<Received>, part: &[u8]) -> Bytes {
+    if part.len() < packet.bytes().len() / 2 {
+        return Bytes::Copied(ring::Bytes::from(part));
+    }
+    let start = part.as_ptr() as usize - packet.bytes().as_ptr() as usize;
+    Bytes::Shared(Rc::clone(packet), start..start + part.len())
 }
 
 impl fmt::Debug for Parcel {

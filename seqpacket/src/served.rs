@@ -19,11 +19,11 @@ use ring::{Companion, Credentials, Fd, Message, Queue, Reactor, ReceiveError, Re
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
-use crate::numbered::Numbered;
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::rooms::{Kept, Room, Ticket};
 use crate::stats::{Counters, SessionStats};
+use crate::table::{SpareRows, Table};
 use crate::trace;
 use crate::waiting::wake;
 use crate::wire::{
@@ -61,14 +61,13 @@ impl Served {
         let account = Account::new(hello.windows);
         let state = RefCell::new(State {
             account,
-            calls: Numbered::default(),
+            calls: Table::default(),
             queue: Queue::new(),
             in_turn: false,
             leaving: false,
             client_leaving: false,
             over: false,
             said: 0,
-            part_end: 0,
             emptied: 0,
             losable: 0,
             unsettled: Queue::new(),
@@ -80,7 +79,7 @@ impl Served {
         let counters = Counters::default();
         counters.opened();
         let session = Rc::new(Session { client, socket, terms, mailbox, counters, state });
-        session.say(&[&hello.frame()], Vec::new(), None);
+        session.say(&hello.frame(), &[], Vec::new(), None);
         let companion = reactor.companion(Serving(Rc::clone(&session)));
         Rc::new(Served { session, _companion: companion })
     }
@@ -128,9 +127,20 @@ impl Terms {
 /// Memory for the queues of those sessions that are in use.
 #[derive(Default)]
 struct Spares {
-    calls: Spare<(u32, Entry)>,
+    calls: SpareRows<Entry>,
     queue: Spare<Untaken>,
     unsettled: Spare<(u64, Cost)>,
+}
+
+impl Spares {
+    /// Puts a call that nobody has taken behind the others. What it brought is written where this says.
+    #[inline]
+    fn push_untaken<'a>(&mut self, queue: &'a mut Queue<Untaken>, number: u32, room: Size) -> &'a mut Parcel {
+        let untaken = self.queue.lend(queue);
+        untaken.push_back((number, room, Parcel::default()));
+        let (_, _, parcel) = untaken.back_mut().expect("just pushed");
+        parcel
+    }
 }
 
 pub(crate) struct Session {
@@ -145,7 +155,7 @@ pub(crate) struct Session {
 struct State {
     account: Account,
     /// Those under way. They are at most as many as the window has.
-    calls: Numbered<u32, Entry>,
+    calls: Table<Entry>,
     /// Calls that nobody has taken, in order.
     queue: Queue<Untaken>,
     /// The mailbox has this session on its list of those whose turn it will be.
@@ -157,8 +167,6 @@ struct State {
     over: bool,
     /// Bytes given to the socket since it had nothing left to send.
     said: u64,
-    /// Where the last part of a large answer ends in what was said.
-    part_end: u64,
     /// How many times nothing was left to send, and `said` began anew.
     emptied: u64,
     /// Answers with descriptors, and ways elsewhere, of which the client has not said that they were lost.
@@ -167,7 +175,7 @@ struct State {
     /// back.
     unsettled: Queue<(u64, Cost)>,
     /// How many large calls have begun and are not complete.
-    arriving: usize,
+    arriving: u32,
     /// While something large is under way.
     large: Option<Box<Large>>,
     /// A packet with more frames than one turn has for it.
@@ -204,6 +212,8 @@ struct Unread {
 struct Large {
     /// Answers on their way.
     outbox: Outbox,
+    /// Where the last part of them ends in what was said.
+    part_end: u64,
     /// For calls that are arriving.
     reading: Watch,
     /// For answers that nobody reads.
@@ -396,13 +406,14 @@ impl Session {
 
     fn send_parts(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
-        let Some(Large { outbox, kept, .. }) = state.large.as_deref_mut() else { return };
+        let State { large, said, .. } = &mut *state;
+        let Some(Large { outbox, part_end, kept, .. }) = large.as_deref_mut() else { return };
         kept.poll(self.reactor(), context);
         let left = outbox.poll(&self.socket, self.terms.hello.payload_bytes_max() as usize, context);
         let (parts, bytes) = outbox.take_said();
         if parts > 0 {
-            state.said += bytes;
-            state.part_end = state.said;
+            *said += bytes;
+            *part_end = *said;
         }
         self.counters.parts_sent(parts, bytes);
         drop(state);
@@ -503,25 +514,27 @@ impl Session {
                     0 => None,
                     _ => self.kept_room(opening.total().unwrap_or(0) as usize),
                 };
-                let mut theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
-                if let Body::Large { total } = body {
-                    self.begin_large(number, Beginning { total, answer, descriptors: theirs, missing, kept });
-                    return Ok(());
-                }
+                let theirs = (declared > 0).then(|| std::mem::take(descriptors));
+                let payload = match body {
+                    Body::Whole(payload) => payload,
+                    Body::Large { total } => {
+                        let descriptors = theirs.unwrap_or_default();
+                        self.begin_large(number, Beginning { total, answer, descriptors, missing, kept });
+                        return Ok(());
+                    }
+                };
                 if missing > 0 {
                     drop(theirs);
                     self.refuse(number, RefusedReason::DescriptorsLost);
-                    return Ok(());
-                }
-                let Body::Whole(payload) = body else { unreachable!("looked at above") };
-                let start = payload.as_ptr() as usize - packet.bytes().as_ptr() as usize;
-                let mut parcel = Parcel::part(packet, start..start + payload.len());
-                parcel.take_from(&mut theirs);
-                if self.is_leaving() {
+                } else if self.is_leaving() {
                     self.refuse(number, RefusedReason::Leaving);
                 } else {
                     let state = &mut *self.state.borrow_mut();
-                    self.terms.spares().queue.lend(&mut state.queue).push_back((number, answer, parcel));
+                    let parcel = self.terms.spares().push_untaken(&mut state.queue, number, answer);
+                    parcel.fill(packet, payload);
+                    if let Some(mut theirs) = theirs {
+                        parcel.take_from(&mut theirs);
+                    }
                 }
             }
             FromClient::Grant { number } => {
@@ -568,7 +581,7 @@ impl Session {
 
     /// A call is under way from here to its final frame.
     fn begin(&self, number: u32, cost: Cost) -> Result<(), Over> {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
         if state.over {
             return Err(Over::Closed);
         }
@@ -578,21 +591,20 @@ impl Session {
         if state.calls.contains(number) {
             return Err(self.blame(&Malformed::Number { kind: Kind::Call, number }));
         }
-        let short = state.account.room_for(cost).is_err();
-        drop(state);
-        if short {
-            self.settle();
-        }
-        let mut state = self.state.borrow_mut();
         if state.account.try_reserve(cost).is_err() {
-            // Either way it has sent more than it may. If answers wait, that is because it does not read
-            // them.
-            return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
+            drop(state);
+            self.settle();
+            state = self.state.borrow_mut();
+            if state.account.try_reserve(cost).is_err() {
+                // Either way it has sent more than it may. If answers wait, that is because it does not read
+                // them.
+                return Err(if state.unsettled.is_empty() { Over::BeyondWindow } else { Over::Unread });
+            }
         }
         self.counters.begun();
         let (stage, claim) = (Stage::Here, None);
         let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
-        state.calls.insert_into(&mut self.terms.spares().calls, number, entry);
+        state.calls.insert(&mut self.terms.spares().calls, number, entry);
         Ok(())
     }
 
@@ -732,7 +744,7 @@ impl Session {
                     .map_err(|malformed| self.blame(&malformed))?;
                 *missing -= payload.len();
                 if *missing == 0 {
-                    state.parts_have_ended(number);
+                    state.parts_have_ended(&mut self.terms.spares().calls, number);
                 }
                 Ok(())
             }
@@ -760,7 +772,7 @@ impl Session {
         };
         match granted {
             // That the answer leaves is up to the client from here on.
-            Ok(fd) => drop(self.answer(number, room, Message::default().with_descriptor(fd))),
+            Ok(fd) => drop(self.answer(number, room, &mut Message::default().with_descriptor(fd))),
             Err(reason) => self.refuse(number, reason),
         }
     }
@@ -775,7 +787,7 @@ impl Session {
         let (mut unfinished, mut claim) = (None, None);
         match &entry.stage {
             // That was the client's word for where its parts end.
-            Stage::Refused { .. } => return state.parts_have_ended(number),
+            Stage::Refused { .. } => return state.parts_have_ended(&mut self.terms.spares().calls, number),
             Stage::Arriving { .. } => {
                 unfinished = Some(std::mem::replace(&mut entry.stage, Stage::Here));
                 claim = entry.claim.take();
@@ -828,23 +840,37 @@ impl Session {
         mailbox.take_turn(self.client.key);
     }
 
-    /// The oldest call that nobody has taken, and whether there are more: then this session's turn comes
-    /// again. Those whose callers have given up by now are not worth handling.
-    pub(crate) fn take(&self) -> Option<(Taken, bool)> {
+    /// Whether there is a call that nobody has taken; then the oldest, for `take`. Those whose callers have
+    /// given up by now are not worth handling.
+    #[inline]
+    pub(crate) fn next(&self) -> Option<Next> {
         loop {
             let mut state = self.state.borrow_mut();
-            let untaken = self.terms.spares().queue.pop_front(&mut state.queue);
-            state.in_turn = !state.queue.is_empty();
-            let more = state.in_turn;
-            let (number, room, parcel) = untaken?;
+            let Some(&(number, room, _)) = state.queue.front() else {
+                state.in_turn = false;
+                return None;
+            };
             let deadline = state.calls.find(number).and_then(|entry| entry.deadline);
-            drop(state);
             if deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
-                return Some((Taken { number, room, deadline, parcel }, more));
+                return Some(Next { number, room, deadline });
             }
-            drop(parcel);
+            let expired = self.terms.spares().queue.pop_front(&mut state.queue);
+            drop(state);
+            drop(expired);
             self.refuse(number, RefusedReason::Expired);
         }
+    }
+
+    /// What the next call brought. It is taken by that, and if there are more this session's turn comes again.
+    #[inline]
+    pub(crate) fn take(&self, more: &mut bool) -> Parcel {
+        let mut state = self.state.borrow_mut();
+        let untaken = state.queue.front_mut().expect("asked for before");
+        let parcel = std::mem::take(&mut untaken.2);
+        self.terms.spares().queue.forget_front(&mut state.queue);
+        state.in_turn = !state.queue.is_empty();
+        *more = state.in_turn;
+        parcel
     }
 
     // -- final frames -----------------------------------------------------------------------------------
@@ -866,23 +892,29 @@ impl Session {
         Ok(())
     }
 
-    pub(crate) fn answer(&self, number: u32, room: Size, message: Message) -> Result<(), AnswerError> {
+    /// Takes the message unless it is short and has bytes alone.
+    pub(crate) fn answer(&self, number: u32, room: Size, message: &mut Message) -> Result<(), AnswerError> {
         self.expect_wanted(number)?;
-        let (bytes, descriptors) = message.into_bytes_and_descriptors();
-        let size = Size::of_bytes(bytes.len()).and_then(|size| size.with_descriptors(descriptors.len()));
+        let size = Size::of_bytes(message.bytes().len())
+            .and_then(|size| size.with_descriptors(message.descriptors().len()));
         let Some(size) = size.ok().filter(|size| room.holds(*size)) else {
             self.refuse(number, RefusedReason::TooLarge);
             return Err(AnswerError::TooLarge);
         };
         let opening = self.terms.hello.answer_to(number, size);
         if opening.total().is_some() {
-            self.answer_in_parts(&opening, bytes.into_vec(), descriptors);
+            let (bytes, descriptors) = std::mem::take(message).into_parts();
+            self.answer_in_parts(&opening, bytes, descriptors);
             return Ok(());
         }
-        let instead =
-            (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
-        self.say(&[&opening.encode(), &bytes], descriptors, instead);
         self.counters.answered();
+        if message.descriptors().is_empty() {
+            self.say_last(number, &opening.encode(), message.bytes());
+            return Ok(());
+        }
+        let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
+        let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
+        self.say(&opening.encode(), &bytes, descriptors, Some(instead));
         self.finish(number);
         Ok(())
     }
@@ -896,7 +928,7 @@ impl Session {
         };
         // If the near end cannot be sent it is closed, and so is the far end for whoever has it.
         let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
-        self.say(&[&Header::elsewhere(number).encode()], vec![Fd::made_here(near)], Some(instead));
+        self.say(&Header::elsewhere(number).encode(), &[], vec![Fd::made_here(near)], Some(instead));
         self.counters.otherwise(|calls| calls.handed_on += 1);
         self.finish(number);
         Ok(far)
@@ -909,7 +941,7 @@ impl Session {
         // No part goes before it is known that the opening frame has gone; without descriptors it always
         // does.
         let opened = if descriptors.is_empty() {
-            self.say(&[&frame], Vec::new(), None);
+            self.say(&frame, &[], Vec::new(), None);
             None
         } else {
             let mut message = Message::new(&*frame);
@@ -944,7 +976,7 @@ impl Session {
         if !self.is_over() {
             self.counters.otherwise(|calls| calls.dropped += 1);
         }
-        self.say(&[&Header::dropped(number).encode()], Vec::new(), None);
+        self.say(&Header::dropped(number).encode(), &[], Vec::new(), None);
         self.finish(number);
     }
 
@@ -952,16 +984,17 @@ impl Session {
         if !self.is_over() {
             self.counters.otherwise(|calls| calls.count_refusal(reason));
         }
-        self.say(&[&reason.frame(number)], Vec::new(), None);
+        self.say(&reason.frame(number), &[], Vec::new(), None);
         self.finish(number);
     }
 
-    fn say(&self, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
+    #[inline]
+    fn say(&self, header: &[u8], payload: &[u8], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
         let mut state = self.state.borrow_mut();
         if state.over {
             return;
         }
-        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let bytes = header.len() + payload.len();
         // As much as may wait in its place: a refusal is a byte longer than an ELSEWHERE or an empty answer,
         // and with that byte not counted the frame before it would seem not to have left. Its caller, who has
         // read it and calls again, was disconnected for not reading.
@@ -971,32 +1004,34 @@ impl Session {
         drop(state);
         self.counters.sent(bytes, descriptors.len());
         match instead {
-            Some(instead) => self.socket.post_or(parts, descriptors, instead),
-            None => self.socket.post(parts, descriptors),
+            Some(instead) => self.socket.post_or(&[header, payload], descriptors, instead),
+            None => self.socket.post(&[header, payload], descriptors),
         }
+    }
+
+    /// Says a final frame of bytes alone, and ends the call.
+    #[inline]
+    fn say_last(&self, number: u32, header: &[u8], payload: &[u8]) {
+        let mut state = self.state.borrow_mut();
+        if state.over {
+            return;
+        }
+        let bytes = header.len() + payload.len();
+        state.said += bytes as u64;
+        let left = state.finish(number, &self.terms);
+        drop(state);
+        drop(left);
+        self.counters.sent(bytes, 0);
+        self.socket.post(&[header, payload], Vec::new());
     }
 
     /// The final frame has been said. What the call took is given back when the frame has left, not now: a
     /// client that calls and never reads could otherwise make us keep as many answers, and descriptors in
     /// them, as it likes.
     fn finish(&self, number: u32) {
-        let mut borrowed = self.state.borrow_mut();
-        let state = &mut *borrowed;
-        let Some(entry) = state.calls.find_mut(number) else { return };
-        let said = state.said;
-        if let Stage::Arriving { assembly, .. } = &entry.stage {
-            let refused = Stage::Refused { missing: assembly.missing(), said, emptied: state.emptied };
-            entry.stage = refused;
-            entry.claim = None;
-            state.arriving -= 1;
-            return;
-        }
-        let cost = entry.cost;
-        let entry = state.calls.remove_into(&mut self.terms.spares().calls, number);
-        self.terms.spares().unsettled.lend(&mut state.unsettled).push_back((said, cost));
-        drop(borrowed);
-        // With the waker of whoever asked to hear of a withdrawal.
-        drop(entry);
+        let left = self.state.borrow_mut().finish(number, &self.terms);
+        // Of whoever asked to hear of a withdrawal, and the share of the memory for large calls.
+        drop(left);
     }
 
     /// Gives back what calls took whose final frames have left.
@@ -1081,7 +1116,7 @@ impl Session {
             self.refuse(number, RefusedReason::Leaving);
         }
         arriving.into_iter().for_each(|number| self.refuse(number, RefusedReason::Leaving));
-        self.say(&[&Header::goodbye().encode()], Vec::new(), None);
+        self.say(&Header::goodbye().encode(), &[], Vec::new(), None);
     }
 }
 
@@ -1099,6 +1134,24 @@ impl Drop for Session {
 }
 
 impl State {
+    /// A final frame ends here in what was said. Gives what is to be dropped when nothing is borrowed.
+    #[inline]
+    fn finish(&mut self, number: u32, terms: &Terms) -> Option<(Option<Waker>, Option<Claim>)> {
+        let entry = self.calls.find_mut(number)?;
+        let said = self.said;
+        if let Stage::Arriving { assembly, .. } = &entry.stage {
+            let refused = Stage::Refused { missing: assembly.missing(), said, emptied: self.emptied };
+            entry.stage = refused;
+            self.arriving -= 1;
+            return Some((None, entry.claim.take()));
+        }
+        let (cost, waker, claim) = (entry.cost, entry.waker.take(), entry.claim.take());
+        let mut spares = terms.spares();
+        self.calls.forget(&mut spares.calls, number);
+        spares.unsettled.lend(&mut self.unsettled).push_back((said, cost));
+        Some((waker, claim))
+    }
+
     /// No more parts of this answer. One that waits is taken back, and was not said: otherwise it would seem
     /// to have left, and as much with it of what waits. A client that withdraws one answer after the other
     /// could have any number of others kept for it, unread. Says whether parts were still to come.
@@ -1110,12 +1163,13 @@ impl State {
             return stopped;
         }
         self.said -= taken_back;
+        let part_end = self.large.as_ref().map_or(0, |large| large.part_end);
         let behind = self.unsettled.iter_mut().map(|(end, _)| end);
         let refused = self.calls.values_mut().filter_map(|entry| match &mut entry.stage {
             Stage::Refused { said, emptied, .. } if *emptied == self.emptied => Some(said),
             _ => None,
         });
-        for end in behind.chain(refused).filter(|end| **end >= self.part_end) {
+        for end in behind.chain(refused).filter(|end| **end >= part_end) {
             *end -= taken_back;
         }
         stopped
@@ -1123,8 +1177,9 @@ impl State {
 
     /// The client has said where the parts of a refused call end, and with that the number is free. The
     /// call's share is given back when its refusal, said before this, has left.
-    fn parts_have_ended(&mut self, number: u32) {
-        let Some(Entry { cost, stage: Stage::Refused { said, emptied, .. }, .. }) = self.calls.remove(number)
+    fn parts_have_ended(&mut self, spare: &mut SpareRows<Entry>, number: u32) {
+        let Some(Entry { cost, stage: Stage::Refused { said, emptied, .. }, .. }) =
+            self.calls.remove(spare, number)
         else {
             unreachable!("asked of refused calls only")
         };
@@ -1135,13 +1190,12 @@ impl State {
     }
 }
 
-/// A call that was taken, as it came.
-pub(crate) struct Taken {
+/// A call whose turn it is.
+pub(crate) struct Next {
     pub(crate) number: u32,
     pub(crate) room: Size,
     /// When its caller gives up, if it has said.
     pub(crate) deadline: Option<Instant>,
-    pub(crate) parcel: Parcel,
 }
 
 /// Two ends to give away.

@@ -13,9 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
-use ring::{
-    Bytes, Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket,
-};
+use ring::{Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket};
 use slab::Slab;
 
 use crate::credit::{Account, Cost, Short};
@@ -24,7 +22,7 @@ use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
 use crate::stats::Counters;
-use crate::waiting::{Place, Waiting, Woken, wake};
+use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
 use crate::wire::{
     self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
     RefusedReason, Resource, Size, Windows,
@@ -47,8 +45,8 @@ impl Attached {
         counters: Rc<Counters>,
     ) -> Rc<Attached> {
         // Most have one call under way at a time, or none.
-        let calls = Slab::with_capacity(1);
-        let state = RefCell::new(State { counters, calls, ..State::default() });
+        let (calls, answers) = (Slab::with_capacity(1), Vec::with_capacity(1));
+        let state = RefCell::new(State { counters, calls, answers, ..State::default() });
         let session = Rc::new(Session { options, state });
         let companion = reactor.companion(Serving::new(Rc::clone(&session), address));
         Rc::new(Attached { session, _companion: companion })
@@ -70,6 +68,9 @@ struct State {
     counters: Rc<Counters>,
     phase: Phase,
     calls: Slab<Slot>,
+    /// What was answered and nobody has taken, each at the key of its call: written there and taken from
+    /// there, because a slot that held it would be copied whole at each step of a call.
+    answers: Vec<Parcel>,
     /// Calls that have not been sent, in order, and voids.
     queued: Queue<usize>,
     /// How many of the queued are void.
@@ -165,7 +166,7 @@ struct Slot {
 }
 
 enum Stage {
-    Queued(Outgoing),
+    Queued(Box<Outgoing>),
     /// Queued, and then withdrawn: gone when its turn comes, or when the queue is swept.
     Void,
     Sent(UnderWay),
@@ -175,13 +176,14 @@ enum Stage {
     Elsewhere(Elsewhere),
     /// Withdrawn here, because its large answer is of no use, and the caller has not been told.
     Failed(UnderWay, CallError),
-    Done(Result<Parcel, CallError>),
+    /// The answer stands among the answers.
+    Answered,
+    Ended(CallError),
 }
 
-/// A call that has not been sent.
+/// A call that has not been sent, because something waits before it.
 struct Outgoing {
-    bytes: Bytes,
-    descriptors: Vec<Fd>,
+    message: Message,
     number: u32,
     asked: Asked,
 }
@@ -199,6 +201,7 @@ enum Asked {
 
 impl Asked {
     /// The frame that asks, on the session of this HELLO; `None` when its time is over.
+    #[inline]
     fn opening(self, number: u32, hello: &Hello, reactor: &Reactor) -> Option<Opening> {
         match self {
             Asked::Call { message, room, deadline } => {
@@ -221,14 +224,26 @@ struct Elsewhere {
 /// What is known of a call that was sent.
 #[derive(Clone, Copy)]
 struct UnderWay {
-    opening: Opening,
+    number: u32,
+    /// Room for its answer.
+    answer: Size,
+    /// It asks for an address.
+    is_grant: bool,
     cost: Cost,
+}
+
+impl UnderWay {
+    #[inline]
+    fn new(opening: &Opening, cost: Cost) -> UnderWay {
+        let Header { number, kind, .. } = opening.header;
+        UnderWay { number, answer: opening.answer(), is_grant: kind == Kind::Grant, cost }
+    }
 }
 
 /// Whether a call can be sent.
 enum Verdict {
     /// So.
-    Now(UnderWay),
+    Now(Opening, Cost),
     Later,
     /// Only room for large messages is missing.
     LaterLarge,
@@ -238,27 +253,23 @@ enum Verdict {
 impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
+    /// Takes the message only if it has to wait, or has more than bytes.
+    #[inline]
     pub(crate) fn call(
         &self,
-        message: Message,
+        message: &mut Message,
         room: Size,
         deadline: Option<Instant>,
     ) -> Result<usize, CallError> {
-        let asked = call_of(&message, room, deadline)?;
-        let (bytes, descriptors) = message.into_bytes_and_descriptors();
-        self.enqueue(Outgoing { bytes, descriptors, number: 0, asked })
+        let asked = call_of(message, room, deadline)?;
+        self.enqueue(asked, message)
     }
 
     pub(crate) fn grant(&self) -> Result<usize, CallError> {
-        self.enqueue(Outgoing {
-            bytes: Bytes::default(),
-            descriptors: Vec::new(),
-            number: 0,
-            asked: Asked::Grant,
-        })
+        self.enqueue(Asked::Grant, &mut Message::default())
     }
 
-    fn enqueue(&self, mut outgoing: Outgoing) -> Result<usize, CallError> {
+    fn enqueue(&self, asked: Asked, message: &mut Message) -> Result<usize, CallError> {
         let mut state = self.state.borrow_mut();
         if let Phase::Over(end) = &state.phase {
             return Err(end.unsent());
@@ -271,19 +282,22 @@ impl Session {
         }
         let key = state.calls.vacant_key();
         // The slot's key is the number: free again when the slot is, which is after the final frame.
-        outgoing.number = u32::try_from(key).expect("fewer than 2^32 calls under way");
+        let number = u32::try_from(key).expect("fewer than 2^32 calls under way");
+        let mut woken = Woken::default();
         if state.queued.is_empty() && state.queued_large() == 0 {
             // Nothing waits before it, so mostly it goes now.
-            if let Verdict::Now(under_way) = state.judge(outgoing.number, outgoing.asked, &self.options) {
-                state.calls.insert(Slot { stage: Stage::Sent(under_way), waker: None, arriving: None });
-                let mut woken = Woken::default();
-                state.send(key, under_way, outgoing, &mut woken);
+            if let Verdict::Now(opening, cost) = state.judge(number, asked, &self.options) {
+                let stage = Stage::Sent(UnderWay::new(&opening, cost));
+                state.calls.insert(Slot { stage, waker: None, arriving: None });
+                state.send(key, &opening, cost, message, &mut woken);
                 drop(state);
-                wake(woken);
+                wake_if_any(woken);
                 return Ok(key);
             }
         }
-        state.calls.insert(Slot { stage: Stage::Queued(outgoing), waker: None, arriving: None });
+        let outgoing = Outgoing { message: std::mem::take(message), number, asked };
+        let stage = Stage::Queued(Box::new(outgoing));
+        state.calls.insert(Slot { stage, waker: None, arriving: None });
         state.queued.with_memory().push_back(key);
         let woken = state.advance(&self.options);
         drop(state);
@@ -301,12 +315,30 @@ impl Session {
         match state.judge(0, asked, &self.options) {
             Verdict::Later | Verdict::LaterLarge => true,
             // Large calls do not overtake one another.
-            Verdict::Now(under_way) => under_way.cost.large_bytes() > 0 && state.queued_large() > 0,
+            Verdict::Now(_, cost) => cost.large_bytes() > 0 && state.queued_large() > 0,
             Verdict::Never(_) => false,
         }
     }
 
+    /// Whether the call has ended with an answer, which nobody has taken.
+    #[inline]
+    pub(crate) fn is_answered(&self, key: usize) -> bool {
+        matches!(self.state.borrow().calls[key].stage, Stage::Answered)
+    }
+
+    /// Takes the answer, with which the number is free.
+    #[inline]
+    pub(crate) fn take_answer(&self, key: usize) -> Parcel {
+        let mut state = self.state.borrow_mut();
+        // Whoever waited was woken by the answer; there is no waker in it.
+        state.calls.remove(key);
+        std::mem::take(&mut state.answers[key])
+    }
+
     pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
+        if self.is_answered(key) {
+            return Poll::Ready(Ok(self.take_answer(key)));
+        }
         let mut state = self.state.borrow_mut();
         let slot = &mut state.calls[key];
         if let Stage::Elsewhere(elsewhere) = &slot.stage {
@@ -322,12 +354,12 @@ impl Session {
             let Stage::Failed(_, error) = stage else { unreachable!("looked at above") };
             return Poll::Ready(Err(error));
         }
-        if let Stage::Done(_) = slot.stage {
+        if let Stage::Ended(_) = slot.stage {
             let Slot { stage, waker, .. } = state.calls.remove(key);
             drop(state);
             drop(waker);
-            let Stage::Done(result) = stage else { unreachable!("looked at above") };
-            return Poll::Ready(result);
+            let Stage::Ended(error) = stage else { unreachable!("looked at above") };
+            return Poll::Ready(Err(error));
         }
         let known = slot.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         let old = if known { None } else { slot.waker.replace(context.waker().clone()) };
@@ -375,7 +407,7 @@ impl Session {
         let state = &mut *borrowed;
         let slot = &mut state.calls[key];
         let waker = slot.waker.take();
-        let (mut removed, mut given_up) = (None, None);
+        let (mut removed, mut answer, mut given_up) = (None, None, None);
         match slot.stage {
             Stage::Queued(_) => {
                 if state.large.as_mut().is_some_and(|large| large.forget_queued(key)) {
@@ -386,7 +418,11 @@ impl Session {
                     state.sweep();
                 }
             }
-            Stage::Done(_) => removed = Some(state.calls.remove(key).stage),
+            Stage::Answered => {
+                state.calls.remove(key);
+                answer = Some(std::mem::take(&mut state.answers[key]));
+            }
+            Stage::Ended(_) => removed = Some(state.calls.remove(key).stage),
             // The near end is private: whoever has the far end sees at once that it is dropped.
             Stage::Elsewhere(Elsewhere { room, .. }) => {
                 removed = Some(state.calls.remove(key).stage);
@@ -394,7 +430,7 @@ impl Session {
             }
             Stage::Sent(under_way) => {
                 slot.stage = Stage::Withdrawn(under_way);
-                let number = under_way.opening.header.number;
+                let number = under_way.number;
                 given_up = slot.arriving.as_mut().map(|assembly| assembly.give_up());
                 state.large.as_mut().map(|large| large.outbox.stop(number));
                 state.cancel(number);
@@ -407,7 +443,7 @@ impl Session {
         // It may have been the one that kept the others waiting.
         let woken = state.advance(&self.options);
         drop(borrowed);
-        drop((waker, removed, given_up));
+        drop((waker, removed, answer, given_up));
         wake(woken);
     }
 
@@ -545,7 +581,7 @@ impl Session {
             given_up.extend(slot.arriving.take());
             let error = match &slot.stage {
                 // Whoever answers elsewhere does so without this session.
-                Stage::Done(_) | Stage::Elsewhere(_) => continue,
+                Stage::Answered | Stage::Ended(_) | Stage::Elsewhere(_) => continue,
                 Stage::Failed(under_way, _) => {
                     let withdrawn = Stage::Withdrawn(*under_way);
                     let Stage::Failed(_, error) = std::mem::replace(&mut slot.stage, withdrawn) else {
@@ -562,7 +598,7 @@ impl Session {
                     continue;
                 }
             };
-            removed.push(std::mem::replace(&mut slot.stage, Stage::Done(Err(error))));
+            removed.push(std::mem::replace(&mut slot.stage, Stage::Ended(error)));
             woken.extend(slot.waker.take());
         }
         drop(state);
@@ -637,7 +673,7 @@ impl State {
             };
             match self.judge(outgoing.number, outgoing.asked, options) {
                 Verdict::Later | Verdict::LaterLarge => break,
-                Verdict::Now(under_way) => self.send_queued(key, under_way, &mut woken),
+                Verdict::Now(opening, cost) => self.send_queued(key, &opening, cost, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.large.as_mut().and_then(|large| large.queued.pop_front());
@@ -657,10 +693,10 @@ impl State {
                 Verdict::Later => break,
                 Verdict::LaterLarge => self.large().queued.push_back(key),
                 // Large calls do not overtake one another.
-                Verdict::Now(under_way) if under_way.cost.large_bytes() > 0 && self.queued_large() > 0 => {
+                Verdict::Now(_, cost) if cost.large_bytes() > 0 && self.queued_large() > 0 => {
                     self.large().queued.push_back(key);
                 }
-                Verdict::Now(under_way) => self.send_queued(key, under_way, &mut woken),
+                Verdict::Now(opening, cost) => self.send_queued(key, &opening, cost, &mut woken),
                 Verdict::Never(error) => self.never(key, error, &mut woken),
             }
             self.queued.pop_front();
@@ -679,10 +715,11 @@ impl State {
 
     fn never(&mut self, key: usize, error: CallError, woken: &mut Woken) {
         let slot = &mut self.calls[key];
-        slot.stage = Stage::Done(Err(error));
+        slot.stage = Stage::Ended(error);
         woken.extend(slot.waker.take());
     }
 
+    #[inline]
     fn judge(&self, number: u32, mut asked: Asked, options: &ObjectOptions) -> Verdict {
         let (hello, account, reactor) = match &self.phase {
             Phase::Open { hello, account, socket, .. } => (hello, account, socket.reactor()),
@@ -708,30 +745,35 @@ impl State {
             return Verdict::Later;
         }
         match account.room_for(cost) {
-            Ok(()) => Verdict::Now(UnderWay { opening, cost }),
+            Ok(()) => Verdict::Now(opening, cost),
             Err(Short::Now(Resource::LargeBytes)) => Verdict::LaterLarge,
             Err(Short::Now(_)) => Verdict::Later,
             Err(Short::Never(_)) => Verdict::Never(CallError::TooLarge(Part::Call)),
         }
     }
 
-    fn send_queued(&mut self, key: usize, under_way: UnderWay, woken: &mut Woken) {
-        let stage = std::mem::replace(&mut self.calls[key].stage, Stage::Sent(under_way));
-        let Stage::Queued(outgoing) = stage else { unreachable!("looked at before") };
-        self.send(key, under_way, outgoing, woken);
+    fn send_queued(&mut self, key: usize, opening: &Opening, cost: Cost, woken: &mut Woken) {
+        let sent = Stage::Sent(UnderWay::new(opening, cost));
+        let stage = std::mem::replace(&mut self.calls[key].stage, sent);
+        let Stage::Queued(mut outgoing) = stage else { unreachable!("looked at before") };
+        self.send(key, opening, cost, &mut outgoing.message, woken);
     }
 
-    fn send(&mut self, key: usize, under_way: UnderWay, outgoing: Outgoing, woken: &mut Woken) {
-        let Outgoing { bytes, descriptors, .. } = outgoing;
+    #[inline]
+    fn send(&mut self, key: usize, opening: &Opening, cost: Cost, message: &mut Message, woken: &mut Woken) {
         let Phase::Open { account, .. } = &mut self.phase else { unreachable!("judged before") };
-        account.try_reserve(under_way.cost).expect("judged before");
-        self.awaited += under_way.opening.answer().descriptors();
+        account.reserve(cost);
+        self.awaited += opening.answer().descriptors();
         self.under_way += 1;
         self.counters.begun();
-        let opening = under_way.opening;
         if opening.total().is_none() {
+            if message.descriptors().is_empty() {
+                return self.say(Some(key), &opening.encode(), message.bytes(), Vec::new());
+            }
+            let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
             return self.say(Some(key), &opening.encode(), &bytes, descriptors);
         }
+        let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
         // No part goes before it is known that the opening frame has gone; without descriptors it always
         // does.
         let Phase::Open { socket, .. } = &self.phase else { unreachable!("judged before") };
@@ -797,6 +839,7 @@ impl State {
     }
 
     /// Sends one frame: in the packet of this turn where that is possible.
+    #[inline]
     fn say(&mut self, key: Option<usize>, header: &[u8], bytes: &[u8], descriptors: Vec<Fd>) {
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
         self.counters.sent(header.len() + bytes.len(), descriptors.len());
@@ -857,8 +900,8 @@ impl State {
                     Body::Large { total } => total as usize,
                 };
                 let size = Size::of_bytes(length).and_then(|size| size.with_descriptors(declared.into()));
-                let fits = size.is_ok_and(|size| under_way.opening.answer().holds(size));
-                let granted = under_way.opening.header.kind != Kind::Grant || declared == 1;
+                let fits = size.is_ok_and(|size| under_way.answer.holds(size));
+                let granted = !under_way.is_grant || declared == 1;
                 if !fits || !granted {
                     return Err(Malformed::Answer {
                         kind: Kind::Answer,
@@ -869,21 +912,29 @@ impl State {
                 if missing > 0 {
                     self.say_lost(number);
                 }
-                let theirs = if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
-                let payload = match body {
-                    Body::Whole(payload) => payload,
+                match body {
                     Body::Large { total } => {
+                        let theirs =
+                            if declared > 0 { std::mem::take(descriptors) } else { Parcel::default() };
                         self.begin_answer(under_way, total, theirs, missing > 0, woken);
-                        return Ok(());
                     }
-                };
-                let start = payload.as_ptr() as usize - packet.bytes().as_ptr() as usize;
-                let mut parcel = Parcel::part(packet, start..start + payload.len());
-                let mut theirs = theirs;
-                parcel.take_from(&mut theirs);
-                let result =
-                    if missing > 0 { Err(CallError::DescriptorsLost(Part::Answer)) } else { Ok(parcel) };
-                self.finish(under_way, result, woken);
+                    Body::Whole(_) if missing > 0 => {
+                        drop(std::mem::take(descriptors));
+                        self.finish(under_way, Err(CallError::DescriptorsLost(Part::Answer)), woken);
+                    }
+                    Body::Whole(payload) => {
+                        let theirs = (declared > 0).then(|| std::mem::take(descriptors));
+                        self.counters.answered();
+                        // If nobody wants it any more its descriptors are closed here.
+                        if let Some(key) = self.conclude(under_way, woken) {
+                            let answer = self.answer_at(key);
+                            answer.fill(packet, payload);
+                            if let Some(mut theirs) = theirs {
+                                answer.take_from(&mut theirs);
+                            }
+                        }
+                    }
+                }
             }
             FromServer::Dropped { number } => {
                 let under_way = self.awaiting_all(number, Kind::Dropped)?;
@@ -918,7 +969,7 @@ impl State {
         missing: u8,
         descriptors: &mut Parcel,
     ) -> Result<Option<Socket>, Malformed> {
-        if under_way.opening.header.kind == Kind::Grant {
+        if under_way.is_grant {
             return Err(Malformed::Elsewhere);
         }
         let Some(fd) = descriptors.take_descriptor().filter(|_| missing == 0) else { return Ok(None) };
@@ -929,7 +980,7 @@ impl State {
 
     /// The end of a call for the session, and not for its caller.
     fn go_elsewhere(&mut self, under_way: UnderWay, near: Option<Socket>, woken: &mut Woken) {
-        let number = under_way.opening.header.number;
+        let number = under_way.number;
         let Some(near) = near else {
             self.say_lost(number);
             return self.finish(under_way, Err(CallError::DescriptorsLost(Part::Answer)), woken);
@@ -937,13 +988,12 @@ impl State {
         // Dropped if nobody wants it any more, which whoever would answer sees at once.
         near.set_private(true);
         self.counters.otherwise(|calls| calls.handed_on += 1);
-        self.conclude(under_way, Err(CallError::Dropped), woken);
-        let Some(slot) = self.calls.get_mut(number as usize) else { return };
-        let room = under_way.opening.answer();
+        let Some(key) = self.conclude(under_way, woken) else { return };
+        let room = under_way.answer;
         near.set_descriptors_max(room.descriptors());
         // What it may bring is still to come.
         self.awaited += room.descriptors();
-        slot.stage = Stage::Elsewhere(Elsewhere { near: Rc::new(near), room });
+        self.calls[key].stage = Stage::Elsewhere(Elsewhere { near: Rc::new(near), room });
     }
 
     fn admits(&self, opening: &Opening) -> Result<(), Malformed> {
@@ -960,7 +1010,7 @@ impl State {
         lost: bool,
         woken: &mut Woken,
     ) {
-        let number = under_way.opening.header.number;
+        let number = under_way.number;
         let Phase::Open { socket, .. } = &self.phase else { unreachable!("frames come later") };
         let now = socket.reactor().now();
         let slot = &mut self.calls[number as usize];
@@ -1048,29 +1098,59 @@ impl State {
     /// The end of a call under way: its number is free again when the caller, if there is one, has looked.
     fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Woken) {
         self.counters.ended(&result);
-        self.conclude(under_way, result, woken);
+        let Some(key) = self.conclude(under_way, woken) else { return };
+        match result {
+            Ok(parcel) => *self.answer_at(key) = parcel,
+            Err(error) => self.calls[key].stage = Stage::Ended(error),
+        }
     }
 
-    fn conclude(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Woken) {
-        let UnderWay { opening, cost } = under_way;
-        let key = opening.header.number as usize;
+    /// Where the answer to this call is kept from now on.
+    #[inline]
+    fn answer_at(&mut self, key: usize) -> &mut Parcel {
+        self.calls[key].stage = Stage::Answered;
+        if self.answers.len() <= key {
+            self.answers.resize_with(key + 1, Parcel::default);
+        }
+        &mut self.answers[key]
+    }
+
+    /// Ends a call under way for the session, and wakes its caller. Gives the key of its slot if the caller
+    /// is to be told how it ended.
+    #[inline]
+    fn conclude(&mut self, under_way: UnderWay, woken: &mut Woken) -> Option<usize> {
+        let UnderWay { number, answer, cost, .. } = under_way;
+        let key = number as usize;
         // Whatever is still to be learned of its sending is not about the next call of this number.
-        self.sendings.retain(|(sender, _)| *sender != Some(key));
-        self.large.as_mut().map(|large| large.outbox.forget(opening.header.number));
-        let slot = &mut self.calls[key];
-        if let Stage::Withdrawn(_) = slot.stage {
-            // Nobody wants it any more; the parcel closes its descriptors.
-            self.calls.remove(key);
-        } else {
-            let stage = std::mem::replace(&mut slot.stage, Stage::Void);
-            slot.stage = Stage::Done(if let Stage::Failed(_, error) = stage { Err(error) } else { result });
-            woken.extend(slot.waker.take());
+        if !self.sendings.is_empty() {
+            self.sendings.retain(|(sender, _)| *sender != Some(key));
+        }
+        if let Some(large) = &mut self.large {
+            large.outbox.forget(number);
         }
         self.under_way -= 1;
-        self.awaited -= opening.answer().descriptors();
+        self.awaited -= answer.descriptors();
         if let Phase::Open { account, .. } = &mut self.phase {
             account.release(cost);
         }
+        let slot = &mut self.calls[key];
+        match slot.stage {
+            Stage::Withdrawn(_) => {
+                // Nobody wants it any more.
+                self.calls.remove(key);
+                return None;
+            }
+            Stage::Failed(..) => {
+                if let Stage::Failed(_, error) = std::mem::replace(&mut slot.stage, Stage::Void) {
+                    slot.stage = Stage::Ended(error);
+                }
+                woken.extend(slot.waker.take());
+                return None;
+            }
+            _ => {}
+        }
+        woken.extend(slot.waker.take());
+        Some(key)
     }
 }
 

@@ -55,25 +55,24 @@ pub(crate) fn answer_lost(number: u32, pid: i32) {
 #[cfg(not(feature = "trace-calls"))]
 pub(crate) fn answer_lost(_: u32, _: i32) {}
 
-/// What a call came to, in a word.
-pub(crate) fn end_of_call<T>(result: &Result<T, CallError>) -> &'static str {
-    match result {
-        Ok(_) => "answered",
-        Err(CallError::Gone) => "gone",
-        Err(CallError::Dropped) => "dropped",
-        Err(CallError::Cancelled) => "cancelled",
-        Err(CallError::Deadline) => "deadline",
-        Err(CallError::Expired) => "expired",
-        Err(CallError::Refused) => "refused",
-        Err(CallError::TooLarge(_)) => "too large",
-        Err(CallError::Truncated) => "truncated",
-        Err(CallError::DescriptorsLost(_)) => "descriptors lost",
-        Err(CallError::OutOfDescriptors(_)) => "out of descriptors",
-        Err(CallError::OutOfMemory(_)) => "out of memory",
-        Err(CallError::WouldBlock) => "would block",
-        Err(CallError::Malformed(_)) => "malformed",
-        Err(CallError::Forked) => "forked",
-        Err(CallError::Io(_)) => "io",
+/// How a call failed, in a word.
+pub(crate) fn end_of_call(error: &CallError) -> &'static str {
+    match error {
+        CallError::Gone => "gone",
+        CallError::Dropped => "dropped",
+        CallError::Cancelled => "cancelled",
+        CallError::Deadline => "deadline",
+        CallError::Expired => "expired",
+        CallError::Refused => "refused",
+        CallError::TooLarge(_) => "too large",
+        CallError::Truncated => "truncated",
+        CallError::DescriptorsLost(_) => "descriptors lost",
+        CallError::OutOfDescriptors(_) => "out of descriptors",
+        CallError::OutOfMemory(_) => "out of memory",
+        CallError::WouldBlock => "would block",
+        CallError::Malformed(_) => "malformed",
+        CallError::Forked => "forked",
+        CallError::Io(_) => "io",
     }
 }
 

@@ -103,6 +103,14 @@ pub(crate) fn wake(woken: impl IntoIterator<Item = Waker>) {
     woken.into_iter().for_each(Waker::wake);
 }
 
+/// As [`wake`], where mostly there is nobody.
+#[inline]
+pub(crate) fn wake_if_any(woken: Woken) {
+    if woken.first.is_some() {
+        wake(woken);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -168,6 +168,7 @@ enum State {
 impl<'a> Iterator for Frames<'a> {
     type Item = Result<Frame<'a>, Malformed>;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         let item = match self.state {
             State::Ended => return None,
@@ -201,6 +202,7 @@ impl<'a> Frames<'a> {
         }
     }
 
+    #[inline(always)]
     fn take_frame(&mut self) -> Result<Frame<'a>, Malformed> {
         let Some((header, rest)) = self.rest.split_first_chunk::<HEADER_BYTES>() else {
             return Err(Malformed::HeaderCut { left: self.rest.len() });
@@ -222,6 +224,7 @@ impl<'a> Frames<'a> {
     }
 
     /// Gives the packet's descriptors to the frame that declares them; says how many of them did not arrive.
+    #[inline(always)]
     fn claim(&mut self, declared: u8) -> Result<u8, Malformed> {
         if declared == 0 {
             return Ok(0);
@@ -269,10 +272,12 @@ pub struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     /// The frame without its payload.
+    #[inline]
     pub fn opening(&self) -> Opening {
         Opening { header: self.header, extension: self.extension }
     }
 
+    #[inline]
     fn body(&self) -> Body<'a> {
         match self.opening().total() {
             Some(total) => Body::Large { total },
@@ -281,6 +286,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The frame as a client may send it.
+    #[inline(always)]
     pub fn from_client(self) -> Result<FromClient<'a>, Malformed> {
         let Frame { header, payload, missing, .. } = self;
         let Header { number, descriptors, .. } = header;
@@ -308,6 +314,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The frame as a server may send it; the payload of a HELLO, CREDIT or REFUSED is parsed here, once.
+    #[inline(always)]
     pub fn from_server(self) -> Result<FromServer<'a>, Malformed> {
         let Frame { header, payload, missing, .. } = self;
         let Header { number, descriptors, .. } = header;
@@ -452,6 +459,7 @@ pub struct Header {
 
 impl Header {
     /// Reads a header and checks all that can be checked without its payload.
+    #[inline(always)]
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
         let [length, number, [kind, descriptors, answer_descriptors, flags], answer_bytes]: [[u8; 4]; 4] =
             bytemuck::cast(*bytes);
@@ -472,6 +480,7 @@ impl Header {
     ///
     /// # Panics
     /// If a peer would call it [`Malformed`]: the constructors below make none of those.
+    #[inline(always)]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         assert_eq!(self.check(), Ok(()), "a header that no peer would accept");
         bytemuck::cast([
@@ -557,7 +566,27 @@ impl Header {
 
     /// The rules of one header. Fields that mean nothing on a kind must be zero, so that they can mean
     /// something one day and so that two implementations cannot disagree about a byte without noticing.
+    #[inline]
     fn check(&self) -> Result<(), Malformed> {
+        if self.is_whole_and_right() { Ok(()) } else { self.check_each() }
+    }
+
+    /// Whether it is what nearly all are: a call or an answer that is whole, with nothing wrong. Asked first,
+    /// because each frame is checked where it is written and where it is read, and rule by rule that took as
+    /// long as filing it.
+    #[inline]
+    fn is_whole_and_right(&self) -> bool {
+        let fits = self.length as usize <= PAYLOAD_BYTES_MAX
+            && usize::from(self.descriptors.max(self.answer_descriptors)) <= DESCRIPTORS_MAX;
+        let answer_is_right = match self.kind {
+            Kind::Call => self.answer_bytes as usize <= MESSAGE_BYTES_MAX,
+            Kind::Answer => self.answer_bytes == 0 && self.answer_descriptors == 0,
+            _ => false,
+        };
+        fits && answer_is_right && self.flags == Flags::NONE
+    }
+
+    fn check_each(&self) -> Result<(), Malformed> {
         let Header { length, number, kind, descriptors, answer_descriptors, flags, answer_bytes } = *self;
         let flags_are_right = match kind {
             Kind::Call => true,
@@ -673,6 +702,7 @@ impl Opening {
     ///
     /// # Panics
     /// If a peer would call them [`Malformed`].
+    #[inline(always)]
     pub fn encode(&self) -> OpeningBytes {
         assert_eq!(self.extension.is_some(), self.header.flags.any(), "an extension belongs to flags");
         let mut opening = OpeningBytes { bytes: [0; HEADER_BYTES + EXTENSION_BYTES], length: HEADER_BYTES };
@@ -703,6 +733,7 @@ impl Opening {
     }
 
     /// How many bytes follow in parts; `None` if the message is whole.
+    #[inline]
     pub fn total(&self) -> Option<u32> {
         self.extension.filter(|_| self.header.flags.large).map(|extension| extension.total)
     }
@@ -868,6 +899,7 @@ impl Size {
     pub const LARGEST: Size = Size { bytes: MESSAGE_BYTES_MAX as u32, descriptors: DESCRIPTORS_MAX as u8 };
 
     /// So many bytes and no descriptors.
+    #[inline]
     pub fn of_bytes(bytes: usize) -> Result<Size, Oversize> {
         if bytes > MESSAGE_BYTES_MAX {
             return Err(Oversize::Bytes);
@@ -876,6 +908,7 @@ impl Size {
     }
 
     /// The same bytes and so many descriptors.
+    #[inline]
     pub fn with_descriptors(self, descriptors: usize) -> Result<Size, Oversize> {
         if descriptors > DESCRIPTORS_MAX {
             return Err(Oversize::Descriptors);
@@ -1027,6 +1060,7 @@ impl Hello {
     /// assert_eq!(hello.call(7, Size::of_bytes(65_521)?, Size::NONE, None).total(), Some(65_521));
     /// # Ok::<(), seqpacket::wire::Oversize>(())
     /// ```
+    #[inline]
     pub fn call(&self, number: u32, message: Size, answer: Size, time_left: Option<Duration>) -> Opening {
         let header = Header {
             descriptors: message.descriptors,
@@ -1038,11 +1072,13 @@ impl Hello {
     }
 
     /// Opens the answer to call `number`: whole if it fits a packet, and large otherwise.
+    #[inline]
     pub fn answer_to(&self, number: u32, message: Size) -> Opening {
         let header = Header { descriptors: message.descriptors, ..Header::bare(Kind::Answer, number) };
         self.open(header, message, None)
     }
 
+    #[inline]
     fn open(&self, header: Header, message: Size, time_left: Option<Duration>) -> Opening {
         let deadline = time_left.is_some();
         let large = message.bytes > self.whole_bytes_max(deadline);
@@ -1076,6 +1112,7 @@ impl Hello {
 
     /// Whether a frame keeps to what this HELLO promised. The sender asks before sending and the receiver
     /// after receiving; [`Header::parse`] knows only the limits that hold on every session.
+    #[inline]
     pub fn admits(&self, opening: &Opening) -> Result<(), Malformed> {
         let header = &opening.header;
         if header.length > self.payload_bytes_max() {

@@ -24,6 +24,8 @@ pub fn run(only: &Only) -> Result<Outcome, Failure> {
         "plain" => Ok(Way::Plain(Pairs::Ahead)),
         "fresh" => Ok(Way::Plain(Pairs::Fresh)),
         "returned" => Ok(Way::Returned),
+        "raw-loop-served" => Err(Floor::LoopServed),
+        "raw-loops" => Err(Floor::Loops),
         "raw-coalesced" => Err(Floor::Coalesced),
         "raw-five-steps" => Err(Floor::FiveSteps),
         "raw-returned" => Err(Floor::Returned),

@@ -1,0 +1,79 @@
+//! An event loop with nothing in it: one socket behind epoll, plain receives that ask who sent, plain sends.
+//!
+//! It is what is left of a call for whoever may have to wait for more than one socket, and must know an empty
+//! packet from the end: nobody's library can be below it. It does not know what is measured.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::{Errno, Result};
+
+use crate::floor;
+use crate::place::Wait;
+
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+
+/// A socket, and the epoll that tells of it at each arrival.
+#[derive(Debug)]
+pub struct BareLoop {
+    epoll: OwnedFd,
+    socket: OwnedFd,
+    wait: Wait,
+    /// More may have come than was told of.
+    may_have_more: bool,
+}
+
+impl BareLoop {
+    /// Whoever has several packets under way says so: for them there is one look more, which finds nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(socket: OwnedFd, wait: Wait) -> Result<BareLoop> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), flags)?;
+        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
+        // What came before that is not told of again.
+        Ok(BareLoop { epoll, socket, wait, may_have_more: true })
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// One packet: its length, with its descriptors appended.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn receive(&mut self, into: &mut [u8], descriptors: &mut Vec<OwnedFd>, alone: bool) -> Result<usize> {
+        loop {
+            if !std::mem::replace(&mut self.may_have_more, false) {
+                self.wait_for_news()?;
+            }
+            match floor::receive_now(self.socket.as_fd(), into, descriptors) {
+                Err(Errno::AGAIN) => {}
+                received => {
+                    self.may_have_more = !alone;
+                    return received;
+                }
+            }
+        }
+    }
+
+    fn wait_for_news(&self) -> Result<()> {
+        let mut events = [MaybeUninit::uninit(); 1];
+        if self.wait == Wait::Spin {
+            let start = Instant::now();
+            while start.elapsed() < ring::SPIN_DEFAULT {
+                if !epoll::wait(&self.epoll, &mut events, Some(&NOW))?.0.is_empty() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+        }
+        epoll::wait(&self.epoll, &mut events, None).map(drop)
+    }
+}
