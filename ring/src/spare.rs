@@ -124,7 +124,8 @@ impl<T> Spare<T> {
         first
     }
 
-    /// Drops the first of a queue where it is, which spares moving it, and keeps the memory if it was the last.
+    /// Drops the first of a queue where it is, which spares moving it, and keeps the memory if it was the
+    /// last.
     #[inline]
     pub fn forget_front(&mut self, queue: &mut Queue<T>) {
         if let Some(memory) = &mut queue.0 {

@@ -340,7 +340,8 @@ pub enum BenchOnly {
 pub struct Only {
     /// How calls travel; raw and raw-… are bare system calls
     #[arg(long, value_name = "WAY", default_value = "session", value_parser = [
-        "session", "plain", "fresh", "returned", "raw", "raw-loop-served", "raw-loops", "raw-coalesced", "raw-five-steps", "raw-returned",
+        "session", "plain", "fresh", "returned", "raw", "raw-loop-served", "raw-loops", "raw-coalesced",
+        "raw-five-steps", "raw-returned",
     ])]
     pub way: String,
 

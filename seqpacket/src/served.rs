@@ -861,7 +861,8 @@ impl Session {
         }
     }
 
-    /// What the next call brought. It is taken by that, and if there are more this session's turn comes again.
+    /// What the next call brought. It is taken by that, and if there are more this session's turn comes
+    /// again.
     #[inline]
     pub(crate) fn take(&self, more: &mut bool) -> Parcel {
         let mut state = self.state.borrow_mut();
