@@ -301,16 +301,18 @@ impl Callee {
 
 /// The right to call on a thread that waits.
 pub enum BlockingCallee {
-    Session(blocking::Object),
-    Plain(blocking::PlainObject),
+    Session(Box<blocking::Object>),
+    Plain(Box<blocking::PlainObject>),
 }
 
 impl BlockingCallee {
     /// The right to call, of a descriptor.
     pub fn new(fd: OwnedFd, way: Way) -> Result<BlockingCallee, WrapError> {
         Ok(match way {
-            Way::Session => BlockingCallee::Session(blocking::Object::from_fd(fd)?),
-            Way::Plain | Way::Returned => BlockingCallee::Plain(blocking::PlainObject::from_fd(fd)?),
+            Way::Session => BlockingCallee::Session(Box::new(blocking::Object::from_fd(fd)?)),
+            Way::Plain | Way::Returned => {
+                BlockingCallee::Plain(Box::new(blocking::PlainObject::from_fd(fd)?))
+            }
         })
     }
 
