@@ -33,7 +33,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attack;
-mod bare_loop;
+pub mod bare_loop;
 mod bars;
 pub mod connect;
 pub mod fds;
