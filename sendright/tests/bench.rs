@@ -103,6 +103,8 @@ fn what_cannot_be_measured_is_told() {
         (&["bench", "--seconds", "0"], "more than 0"),
         (&["bench", "--seconds", "-1"], "--seconds"),
         (&["bench", "--seconds", "nan"], "more than 0"),
+        (&["bench", "--seconds", "3601"], "at most 3600"),
+        (&["bench", "--suite", "isolation", "--seconds", "2.1"], "at most 2"),
         (&["bench", "--rate", "0"], "more than 0"),
         (&["bench", "--rate", "inf"], "at most"),
         (&["bench", "--suite", "large", "--rate", "5"], "only calls have"),
