@@ -71,13 +71,13 @@ impl Book {
     /// Writes down the next call as begun, and gives its number and its descriptors: in the journal the
     /// numbers of a life have their order, whichever thread calls. `None` if none may be made now, or there
     /// are no descriptors for it.
-    fn begin(&self, pen: &Pen, object: u8) -> Option<(u64, Vec<OwnedFd>)> {
+    fn begin(&self, pen: &Pen, object: u8, waits: bool) -> Option<(u64, Vec<OwnedFd>)> {
         let mut counts = self.counts();
         let may_call = counts.may_call.checked_sub(1)?;
         let call = call_number(pen.life, counts.called);
         let fds = pen.tagged(call, Direction::Argument).ok()?;
         *counts = Counts { may_call, called: counts.called + 1 };
-        pen.note(Event::Begun { call, object });
+        pen.note(Event::Begun { call, object, waits });
         Some((call, fds))
     }
 
@@ -214,7 +214,7 @@ impl Client {
     async fn call(&self, object: u8, callee: &Callee) {
         // Others have made the last call that may be made; or without descriptors there is nothing to say
         // yet.
-        let Some((call, fds)) = self.book.begin(&self.party, object) else {
+        let Some((call, fds)) = self.book.begin(&self.party, object, false) else {
             return self.party.reactor.sleep(LOOK_EVERY).await;
         };
         let deed = self.party.deed(call);
@@ -262,7 +262,7 @@ impl Client {
 /// task would withdraw.
 fn call_and_wait(pen: &Pen, book: &Book, object: &BlockingCallee) {
     while !book.is_over() {
-        let Some((call, fds)) = book.begin(pen, 0) else {
+        let Some((call, fds)) = book.begin(pen, 0, true) else {
             thread::sleep(LOOK_EVERY);
             continue;
         };

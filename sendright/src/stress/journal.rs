@@ -94,6 +94,8 @@ pub enum Event {
     Begun {
         call: u64,
         object: u8,
+        /// By the thread that waits for each answer, which has a connection of its own.
+        waits: bool,
     },
     Withdrawing {
         call: u64,

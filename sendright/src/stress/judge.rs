@@ -68,8 +68,8 @@ struct Life {
     rest: Option<Rest>,
     /// Of a client: what it has called, by the lower half of the number.
     calls: Vec<Record>,
-    /// Of a client: the last life of each object's server that has taken a call of it.
-    served_by: [u32; 2],
+    /// Of a client: on each of its connections the last life of the server that has taken a call of it.
+    served_by: [u32; 3],
 }
 
 /// What is remembered of a call for ever.
@@ -95,6 +95,17 @@ const UNSEEN: u16 = 1 << 7;
 const CANARY_OF_CALL: u16 = 1 << 8;
 const CANARY_OF_THIRD: u16 = 1 << 9;
 const CANARY_OF_ANSWER: u16 = 1 << 10;
+/// By the thread that waits for each answer.
+const WAITS: u16 = 1 << 11;
+
+/// On which of its client's connections such a call is made: each notices deaths by itself.
+fn connection(flags: u16) -> usize {
+    match (flags & OBJECT_ONE != 0, flags & WAITS != 0) {
+        (false, false) => 0,
+        (true, _) => 1,
+        (false, true) => 2,
+    }
+}
 
 /// What is remembered of a call until it has ended and that is explained.
 struct UnderWay {
@@ -129,7 +140,7 @@ impl Judge {
         match entry.event {
             Event::Started { role } => {
                 let started = self.entries;
-                let (calls, served_by) = (Vec::new(), [0; 2]);
+                let (calls, served_by) = (Vec::new(), [0; 3]);
                 let new = Life { role, started, killing: None, over: None, rest: None, calls, served_by };
                 self.lives.insert(life, new);
             }
@@ -140,7 +151,7 @@ impl Judge {
                 }
             }
             Event::Over { well } => self.over(life, well),
-            Event::Begun { call, object } => self.begun(life, call, object),
+            Event::Begun { call, object, waits } => self.begun(life, call, object, waits),
             Event::Withdrawing { call } => self.withdrawing(call),
             Event::Answered { call, seen, right } => self.answered(call, &seen, right),
             Event::Failed { call, ending, may_have_been_seen, error } => {
@@ -273,14 +284,15 @@ impl Judge {
         self.tally.cut_off += (before - self.under_way.len()) as u64;
     }
 
-    fn begun(&mut self, number: u32, call: u64, object: u8) {
+    fn begun(&mut self, number: u32, call: u64, object: u8, waits: bool) {
         let Some(life) = self.lives.get_mut(&number) else { return };
         if life_of(call) != number || call_of(call) != life.calls.len() {
             return self.trouble(format!("call {call:#x} of life {number} comes out of order"));
         }
-        life.calls.push(Record { flags: if object == 1 { OBJECT_ONE } else { 0 }, ..Record::default() });
+        let flags = if object == 1 { OBJECT_ONE } else { 0 } | if waits { WAITS } else { 0 };
+        life.calls.push(Record { flags, ..Record::default() });
         self.tally.calls += 1;
-        let served_by = life.served_by[usize::from(object == 1)];
+        let served_by = life.served_by[connection(flags)];
         let begun = self.entries;
         let under_way = UnderWay { begun, served_by, taken_by: None, answerer: None, ending: None };
         self.under_way.insert(call, under_way);
@@ -344,8 +356,10 @@ impl Judge {
     }
 
     fn taken(&mut self, server: u32, call: u64, object: u8, seen: &[Seen], right: bool) {
-        if let Some(client) = self.lives.get_mut(&life_of(call)) {
-            client.served_by[usize::from(object == 1)] = server;
+        if let Some(flags) = self.record(call).map(|record| record.flags)
+            && let Some(client) = self.lives.get_mut(&life_of(call))
+        {
+            client.served_by[connection(flags)] = server;
         }
         if let Some(under_way) = self.under_way.get_mut(&call) {
             under_way.taken_by = Some(server);

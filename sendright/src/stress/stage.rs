@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -36,6 +37,9 @@ const TICK: Duration = Duration::from_millis(2);
 
 /// How often it looks how much memory everybody has, and draws.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a listener may outlive its process before the next one is started all the same.
+const LINGERS_MAX: Duration = Duration::from_secs(10);
 
 /// How long nobody may write anything down before what is missing is lost: more than the ten seconds for
 /// which a closed socket keeps its last words, and more than a party may take to come to rest.
@@ -203,6 +207,7 @@ impl<'a> Stage<'a> {
     }
 
     fn start_introducer(&mut self, life: u32) -> Result<Actor, Failure> {
+        self.let_the_last_one_go();
         let mut command = program("introduce", self.settings.driver.as_deref());
         command.arg("--socket").arg(self.place.path().join("introduce"));
         command.arg("--key").arg(self.place.path().join("key"));
@@ -226,6 +231,16 @@ impl<'a> Stage<'a> {
             self.fresh_introducer = party::kinds(&child.id().to_string());
         }
         Ok(Actor { role: Role::Introducer, life, child, control: None, may_call: 0 })
+    }
+
+    /// A killed server that had a ring is dead before its listener is closed, on a busy machine for longer than
+    /// the next one would wait: it would find that another listens there, and end.
+    fn let_the_last_one_go(&self) {
+        let path = self.place.path().join("introduce");
+        let begun = Instant::now();
+        while begun.elapsed() < LINGERS_MAX && UnixStream::connect(&path).is_ok() {
+            std::thread::sleep(TICK);
+        }
     }
 
     fn start_party(&mut self, role: Role, life: u32) -> Result<Actor, Failure> {

@@ -33,7 +33,7 @@ fn tag(call: u64, direction: Direction) -> Seen {
 }
 
 fn begun() -> (u32, Event) {
-    (CLIENT, Event::Begun { call: CALL, object: 0 })
+    (CLIENT, Event::Begun { call: CALL, object: 0, waits: false })
 }
 
 fn taken() -> (u32, Event) {
@@ -158,7 +158,7 @@ fn who_was_served_by_another_since_says_nothing_to_the_dead() {
         (next, Event::Taken { call: CALL, object: 0, seen: seen(), right: true }),
         (next, Event::Answering { call: CALL }),
         answered(),
-        (CLIENT, Event::Begun { call: second, object: 0 }),
+        (CLIENT, Event::Begun { call: second, object: 0, waits: false }),
         (
             CLIENT,
             Event::Failed {
@@ -222,7 +222,7 @@ fn gone_needs_a_death_that_lies_between() {
     const NEXT: u32 = 4;
     const STRANGER: u32 = 5;
     let call = |number: u32| CALL + u64::from(number);
-    let begins = |number| (CLIENT, Event::Begun { call: call(number), object: 0 });
+    let begins = |number| (CLIENT, Event::Begun { call: call(number), object: 0, waits: false });
     let gone = |number| {
         let (call, error) = (call(number), String::new());
         (CLIENT, Event::Failed { call, ending: Ending::Gone, may_have_been_seen: false, error })
@@ -253,6 +253,10 @@ fn gone_needs_a_death_that_lies_between() {
     ] {
         complains(story, "nobody has died");
     }
+    // The thread that waits has a connection of its own, and finds out by itself that its server is dead.
+    let waiting = (CLIENT, Event::Begun { call: call(1), object: 0, waits: true });
+    let (tally, sentences) = told([dead.to_vec(), served.to_vec(), vec![waiting, gone(1)]].concat());
+    assert!(good(&tally) && tally.gone == 1, "{sentences:?}");
     // Nor one of before the caller was born.
     let mut judge = judge();
     tell(&mut judge, dead);
@@ -261,7 +265,7 @@ fn gone_needs_a_death_that_lies_between() {
         Event::Failed { call: begun, ending: Ending::Gone, may_have_been_seen: false, error: String::new() };
     let story = [
         starts(STRANGER, Role::Client(1)),
-        (STRANGER, Event::Begun { call: begun, object: 0 }),
+        (STRANGER, Event::Begun { call: begun, object: 0, waits: false }),
         (STRANGER, failed),
     ];
     tell(&mut judge, story);
@@ -328,7 +332,10 @@ fn an_end_that_nothing_leads_to_is_unexplained() {
 fn every_call_is_counted_once() {
     let call = |index| call_number(CLIENT, index);
     let mut judge = judge();
-    tell(&mut judge, (0..4).map(|index| (CLIENT, Event::Begun { call: call(index), object: 0 })));
+    tell(
+        &mut judge,
+        (0..4).map(|index| (CLIENT, Event::Begun { call: call(index), object: 0, waits: false })),
+    );
     let failed = |call, ending| Event::Failed {
         call,
         ending,
