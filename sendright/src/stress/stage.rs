@@ -233,8 +233,8 @@ impl<'a> Stage<'a> {
         Ok(Actor { role: Role::Introducer, life, child, control: None, may_call: 0 })
     }
 
-    /// A killed server that had a ring is dead before its listener is closed, on a busy machine for longer than
-    /// the next one would wait: it would find that another listens there, and end.
+    /// A killed server that had a ring is dead before its listener is closed, on a busy machine for longer
+    /// than the next one would wait: it would find that another listens there, and end.
     fn let_the_last_one_go(&self) {
         let path = self.place.path().join("introduce");
         let begun = Instant::now();
