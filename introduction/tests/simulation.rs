@@ -120,7 +120,7 @@ fn live(seed: u64, faults: Faults, events: Events, tally: &mut Tally) -> u64 {
         cast.step(&setting);
     }
     cast.finish(&setting);
-    tally.add(&setting);
+    tally.add(setting.ends(), &setting.world);
     let print = setting.world.print();
     drop(setting);
     census.unchanged();

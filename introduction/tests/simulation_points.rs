@@ -76,7 +76,7 @@ fn tell(seed: u64, faults: Faults, event: Event, at: u64, prepare: &Prepare, tal
     }
     drop(places);
     cast.finish(&setting);
-    tally.add(&setting);
+    tally.add(setting.ends(), &setting.world);
     drop(setting);
     census.unchanged();
     step > at

@@ -21,22 +21,24 @@ pub struct BareLoop {
     epoll: OwnedFd,
     socket: OwnedFd,
     wait: Wait,
+    /// No packet comes before the last one was answered.
+    one_at_a_time: bool,
     /// More may have come than was told of.
     may_have_more: bool,
 }
 
 impl BareLoop {
-    /// Whoever has several packets under way says so: for them there is one look more, which finds nothing.
+    /// Where packets do not come one at a time there is one look more after each, which mostly finds nothing.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new(socket: OwnedFd, wait: Wait) -> Result<BareLoop> {
+    pub fn new(socket: OwnedFd, wait: Wait, one_at_a_time: bool) -> Result<BareLoop> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), flags)?;
         rustix::net::sockopt::set_socket_passcred(&socket, true)?;
         // What came before that is not told of again.
-        Ok(BareLoop { epoll, socket, wait, may_have_more: true })
+        Ok(BareLoop { epoll, socket, wait, one_at_a_time, may_have_more: true })
     }
 
     /// The socket.
@@ -48,7 +50,7 @@ impl BareLoop {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn receive(&mut self, into: &mut [u8], descriptors: &mut Vec<OwnedFd>, alone: bool) -> Result<usize> {
+    pub fn receive(&mut self, into: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> Result<usize> {
         loop {
             if !std::mem::replace(&mut self.may_have_more, false) {
                 self.wait_for_news()?;
@@ -56,7 +58,7 @@ impl BareLoop {
             match floor::receive_now(self.socket.as_fd(), into, descriptors) {
                 Err(Errno::AGAIN) => {}
                 received => {
-                    self.may_have_more = !alone;
+                    self.may_have_more = !self.one_at_a_time;
                     return received;
                 }
             }

@@ -231,7 +231,7 @@ impl RawCaller {
     pub fn new(socket: OwnedFd, options: FloorOptions) -> Result<RawCaller> {
         let bytes = options.payload.max(1) * options.calls_per_packet();
         let end = match options.floor {
-            Floor::Loops => End::Loop(BareLoop::new(socket, options.wait)?),
+            Floor::Loops => End::Loop(BareLoop::new(socket, options.wait, options.depth <= 1)?),
             _ => End::Socket(socket),
         };
         Ok(RawCaller {
@@ -283,7 +283,7 @@ impl RawCaller {
             (End::Socket(socket), _) => {
                 receive_with(socket.as_fd(), &mut self.room, &mut self.arrived, wait)?
             }
-            (End::Loop(end), _) => end.receive(&mut self.room, &mut self.arrived, self.options.depth <= 1)?,
+            (End::Loop(end), _) => end.receive(&mut self.room, &mut self.arrived)?,
         };
         self.arrived.clear();
         whole(length, self.message.len())
@@ -405,16 +405,16 @@ pub fn serve_echo(socket: OwnedFd, has_descriptors: bool, wait: Wait) -> Result<
 }
 
 /// Sends back each packet with its descriptors, in an [event loop](BareLoop), until nobody holds the other
-/// end. If packets come one `at_a_time` there is no look for a second.
+/// end. Where packets come `one_at_a_time` there is no look for a second.
 ///
 /// # Errors
 /// The kernel's.
-pub fn serve_echo_in_loop(socket: OwnedFd, at_a_time: bool, wait: Wait) -> Result<()> {
+pub fn serve_echo_in_loop(socket: OwnedFd, one_at_a_time: bool, wait: Wait) -> Result<()> {
     let mut room = vec![0; PACKET_BYTES_MAX];
     let mut arrived = Vec::with_capacity(FDS_MAX);
-    let mut served = BareLoop::new(socket, wait)?;
+    let mut served = BareLoop::new(socket, wait, one_at_a_time)?;
     loop {
-        match served.receive(&mut room, &mut arrived, at_a_time)? {
+        match served.receive(&mut room, &mut arrived)? {
             0 => return Ok(()),
             length => send_back(served.socket(), &room[..length], &arrived)?,
         }

@@ -47,12 +47,6 @@ impl<T> Queue<T> {
         self.0.as_ref()?.front()
     }
 
-    /// What is first, to be changed.
-    #[inline]
-    pub fn front_mut(&mut self) -> Option<&mut T> {
-        self.0.as_mut()?.front_mut()
-    }
-
     /// What is last, to be changed.
     #[inline]
     pub fn back_mut(&mut self) -> Option<&mut T> {
@@ -122,16 +116,6 @@ impl<T> Spare<T> {
         let first = queue.pop_front();
         self.keep(queue);
         first
-    }
-
-    /// Drops the first of a queue where it is, which spares moving it, and keeps the memory if it was the
-    /// last.
-    #[inline]
-    pub fn forget_front(&mut self, queue: &mut Queue<T>) {
-        if let Some(memory) = &mut queue.0 {
-            drop(memory.pop_front());
-        }
-        self.keep(queue);
     }
 
     /// Keeps the memory of a queue in which nothing is left.

@@ -121,24 +121,18 @@ impl Account {
         }
     }
 
-    #[inline]
+    /// What follows from `reserve`, `release` and `grow`, looked at where time does not count.
     fn check(&self) {
-        if cfg!(debug_assertions) {
-            self.check_all();
-        }
-    }
-
-    fn check_all(&self) {
-        assert!(self.taken.calls <= self.windows.calls);
-        assert!(self.taken.bytes <= self.windows.bytes);
-        assert!(self.taken.descriptors <= self.windows.descriptors);
-        assert!(self.taken.large_bytes <= self.windows.large_bytes);
+        debug_assert!(self.taken.calls <= self.windows.calls);
+        debug_assert!(self.taken.bytes <= self.windows.bytes);
+        debug_assert!(self.taken.descriptors <= self.windows.descriptors);
+        debug_assert!(self.taken.large_bytes <= self.windows.large_bytes);
         // A cost without a call is never made, so an account without calls that still misses something has
         // lost it.
         if self.taken.calls == 0 {
-            assert_eq!(self.taken.bytes, 0, "bytes taken by no call");
-            assert_eq!(self.taken.descriptors, 0, "descriptors taken by no call");
-            assert_eq!(self.taken.large_bytes, 0, "large bytes taken by no call");
+            debug_assert_eq!(self.taken.bytes, 0, "bytes taken by no call");
+            debug_assert_eq!(self.taken.descriptors, 0, "descriptors taken by no call");
+            debug_assert_eq!(self.taken.large_bytes, 0, "large bytes taken by no call");
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct Incoming {
 impl Incoming {
     #[inline]
     pub(crate) fn new(served: Rc<Served>, next: Next, parcel: Parcel) -> Incoming {
-        let Next { number, room, deadline } = next;
+        let Next { number, room, deadline, .. } = next;
         let who = served.session().client().credentials;
         let span = CallSpan::served(number, parcel.bytes().len(), who.pid);
         let continuation = Continuation::new(served, number, room, deadline, span);

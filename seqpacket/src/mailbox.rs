@@ -395,9 +395,8 @@ impl Mailbox {
         while let Some(key) = state.turn.pop_front() {
             let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
             let Some(next) = served.session().next() else { continue };
-            let mut more = false;
-            let parcel = served.session().take(&mut more);
-            if more {
+            let parcel = served.session().take();
+            if next.more {
                 state.turn.with_memory().push_back(key);
             }
             state.fresh = false;

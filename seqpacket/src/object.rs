@@ -404,7 +404,7 @@ impl Future for Call {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
         let this = &mut *self;
-        match &mut this.state {
+        let poll = match &mut this.state {
             CallState::UnderWay(attached, key, ..) if attached.session().is_answered(*key) => {
                 let state = std::mem::replace(&mut this.state, CallState::Over);
                 let CallState::UnderWay(attached, key, _, span) = state else {
@@ -414,28 +414,20 @@ impl Future for Call {
                 return Poll::Ready(Ok(Answer(attached.session().take_answer(key))));
             }
             CallState::UnderWay(attached, key, _, span) => {
-                match attached.session().poll_call(*key, context) {
-                    Poll::Ready(Ok(parcel)) => {
-                        span.ended("answered");
-                        this.state = CallState::Over;
-                        return Poll::Ready(Ok(Answer(parcel)));
-                    }
-                    Poll::Ready(Err(error)) => {
-                        let deadline = &mut this.deadline;
-                        let error = error.by_the_clock(|| has_passed(deadline, context));
-                        span.ended(end_of_call(&error));
-                        this.state = CallState::Over;
-                        return Poll::Ready(Err(error));
-                    }
-                    Poll::Pending => {}
+                let poll = attached.session().poll_unanswered(*key, context);
+                let deadline = &mut this.deadline;
+                let poll = poll.map_err(|error| error.by_the_clock(|| has_passed(deadline, context)));
+                if let Poll::Ready(result) = &poll {
+                    span.ended(result.as_ref().map_or_else(end_of_call, |_| "answered"));
                 }
+                poll
             }
-            CallState::Failed(error) => {
-                let error = error.take().expect("polled after its end");
-                this.state = CallState::Over;
-                return Poll::Ready(Err(error));
-            }
+            CallState::Failed(error) => Poll::Ready(Err(error.take().expect("polled after its end"))),
             CallState::Over => panic!("polled after its end"),
+        };
+        if let Poll::Ready(result) = poll {
+            this.state = CallState::Over;
+            return Poll::Ready(result.map(Answer));
         }
         if has_passed(&mut this.deadline, context) {
             this.withdraw("deadline");

@@ -852,7 +852,8 @@ impl Session {
             };
             let deadline = state.calls.find(number).and_then(|entry| entry.deadline);
             if deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
-                return Some(Next { number, room, deadline });
+                let more = state.queue.len() > 1;
+                return Some(Next { number, room, deadline, more });
             }
             let expired = self.terms.spares().queue.pop_front(&mut state.queue);
             drop(state);
@@ -861,16 +862,13 @@ impl Session {
         }
     }
 
-    /// What the next call brought. It is taken by that, and if there are more this session's turn comes
-    /// again.
+    /// What the next call brought. It is taken by that.
     #[inline]
-    pub(crate) fn take(&self, more: &mut bool) -> Parcel {
+    pub(crate) fn take(&self) -> Parcel {
         let mut state = self.state.borrow_mut();
-        let untaken = state.queue.front_mut().expect("asked for before");
-        let parcel = std::mem::take(&mut untaken.2);
-        self.terms.spares().queue.forget_front(&mut state.queue);
+        let untaken = self.terms.spares().queue.pop_front(&mut state.queue);
         state.in_turn = !state.queue.is_empty();
-        *more = state.in_turn;
+        let (_, _, parcel) = untaken.expect("asked for before");
         parcel
     }
 
@@ -1197,6 +1195,8 @@ pub(crate) struct Next {
     pub(crate) room: Size,
     /// When its caller gives up, if it has said.
     pub(crate) deadline: Option<Instant>,
+    /// There are others behind it: then this session's turn comes again.
+    pub(crate) more: bool,
 }
 
 /// Two ends to give away.

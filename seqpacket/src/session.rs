@@ -335,10 +335,12 @@ impl Session {
         std::mem::take(&mut state.answers[key])
     }
 
-    pub(crate) fn poll_call(&self, key: usize, context: &mut Context<'_>) -> Poll<Result<Parcel, CallError>> {
-        if self.is_answered(key) {
-            return Poll::Ready(Ok(self.take_answer(key)));
-        }
+    /// How a call ends that has [no answer](Session::is_answered) here.
+    pub(crate) fn poll_unanswered(
+        &self,
+        key: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Parcel, CallError>> {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.calls[key];
         if let Stage::Elsewhere(elsewhere) = &slot.stage {

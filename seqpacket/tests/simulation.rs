@@ -144,7 +144,7 @@ fn live_with(
         cast.step(&setting);
     }
     cast.finish(&setting);
-    tally.add(&setting.model, world);
+    tally.add(setting.model.ends(), world);
     let print = world.print();
     setting.is_given_back();
     census.unchanged();

@@ -297,7 +297,7 @@ fn live(seed: u64, faults: Faults, deaths: Deaths, tally: &mut Tally) {
         cast.step(&setting);
     }
     cast.finish(&setting);
-    tally.add(&setting.model, world);
+    tally.add(setting.model.ends(), world);
     setting.is_given_back();
     census.unchanged();
 }
@@ -370,7 +370,7 @@ fn tell(seed: u64, pairs: Pairs, event: Event, at: u64, tally: &mut Tally) -> bo
     }
     drop(places);
     cast.finish(&setting);
-    tally.add(&setting.model, &setting.world);
+    tally.add(setting.model.ends(), &setting.world);
     setting.is_given_back();
     step > at
 }

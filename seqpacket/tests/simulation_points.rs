@@ -96,7 +96,7 @@ fn tell(seed: u64, faults: Faults, event: Event, at: u64, tally: &mut Tally) -> 
     }
     drop((places, objects));
     cast.finish(&setting);
-    tally.add(&setting.model, &setting.world);
+    tally.add(setting.model.ends(), &setting.world);
     setting.is_given_back();
     step > at
 }

@@ -271,7 +271,7 @@ fn live(seed: u64, faults: Faults, tally: &mut Tally, rogues: &mut Rogues) {
     rogues.told += ended.get();
     drop(bad);
     cast.finish(&setting);
-    tally.add(&setting.model, world);
+    tally.add(setting.model.ends(), world);
     setting.is_given_back();
     census.unchanged();
 }

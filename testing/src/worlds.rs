@@ -4,6 +4,7 @@
 //! It knows neither protocols nor models.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::env;
 use std::fmt;
 use std::fs::{self, File};
@@ -16,7 +17,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use ring::script::World;
+use ring::script::{Fault, Happened, World};
 use ring::{Executor, Reactor};
 use stats_alloc::INSTRUMENTED_SYSTEM;
 
@@ -208,6 +209,46 @@ impl Party {
     /// As with `kill -9`: nothing of it happens any more, and all its descriptors are closed.
     pub fn die(self, world: &World) {
         world.kill(self.reactor());
+    }
+}
+
+/// How often each end came about in all worlds of a test, and each fault: a world in which nothing happens
+/// finds nothing.
+#[derive(Debug)]
+pub struct Tally<E> {
+    ends: BTreeMap<E, u64>,
+    happened: Happened,
+    worlds: u64,
+}
+
+impl<E> Default for Tally<E> {
+    fn default() -> Tally<E> {
+        Tally { ends: BTreeMap::new(), happened: Happened::default(), worlds: 0 }
+    }
+}
+
+impl<E: Ord + fmt::Debug> Tally<E> {
+    /// What came of one world: ends, and how often each.
+    pub fn add(&mut self, ends: impl IntoIterator<Item = (E, u64)>, world: &World) {
+        ends.into_iter().for_each(|(end, count)| *self.ends.entry(end).or_default() += count);
+        self.happened.add(&world.happened());
+        self.worlds += 1;
+    }
+
+    /// Prints them all, and insists on some ends and on some faults, but where one seed is run alone.
+    ///
+    /// # Panics
+    /// If one of them never came about.
+    pub fn has(&self, ends: &[E], faults: impl IntoIterator<Item = Fault>) {
+        let Tally { ends: came, happened, worlds } = self;
+        println!("{worlds} worlds; {came:?}\n{happened}");
+        if is_one_seed() {
+            return;
+        }
+        ends.iter().for_each(|end| assert!(came.contains_key(end), "none was {end:?}: {came:?}"));
+        for fault in faults {
+            assert!(happened.count(fault) > 0, "{fault:?} never happened: {happened}");
+        }
     }
 }
 

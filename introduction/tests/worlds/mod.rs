@@ -10,12 +10,11 @@ pub mod rogues;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
 use introduction::PublicKey;
-use ring::script::{Fault, Faults, Happened, STEPS_MAX, World};
+use ring::script::{Faults, STEPS_MAX, World};
 pub use testing::worlds::{Holdings, Party, Quota, at_most, for_seeds, identified, identity};
 
 /// What may go wrong in a world besides what its parties decide.
@@ -262,6 +261,11 @@ impl Setting {
         self.keys.borrow().iter().position(|known| known == key)
     }
 
+    /// How each attempt ended.
+    pub fn ends(&self) -> Vec<(End, u64)> {
+        self.model.stories.borrow().values().map(|story| (story.end.unwrap(), 1)).collect()
+    }
+
     /// # Panics
     /// If there were too many.
     pub fn count_step(&self) {
@@ -286,35 +290,5 @@ impl Drop for Busy {
     }
 }
 
-/// How often each end came about in all worlds of a test, and each fault: a world in which nothing happens
-/// finds nothing.
-#[derive(Default)]
-pub struct Tally {
-    ends: BTreeMap<End, u64>,
-    happened: Happened,
-    worlds: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, setting: &Setting) {
-        for story in setting.model.stories.borrow().values() {
-            *self.ends.entry(story.end.unwrap()).or_default() += 1;
-        }
-        self.happened.add(&setting.world.happened());
-        self.worlds += 1;
-    }
-
-    /// Prints them all, and insists on some ends and on all kinds of faults that there may be.
-    pub fn has(&self, ends: &[End], faults: impl IntoIterator<Item = Fault>) {
-        let mut line = format!("{} worlds; ", self.worlds);
-        self.ends.iter().for_each(|(end, count)| write!(line, "{end:?}: {count}; ").unwrap());
-        println!("{line}\n{}", self.happened);
-        if testing::worlds::is_one_seed() {
-            return;
-        }
-        ends.iter().for_each(|end| assert!(self.ends.contains_key(end), "none was {end:?}: {line}"));
-        for fault in faults {
-            assert!(self.happened.count(fault) > 0, "{fault:?} never happened: {}", self.happened);
-        }
-    }
-}
+/// How often each end came about.
+pub type Tally = testing::worlds::Tally<End>;

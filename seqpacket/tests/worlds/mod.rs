@@ -9,12 +9,11 @@ pub mod cast;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use ring::script::{Fault, Happened, World};
+use ring::script::Fault;
 use seqpacket::{Answer, CallError, Part};
 pub use testing::worlds::{Holdings, Party, Quota, at_most, for_seeds, identified, identities, identity};
 
@@ -263,44 +262,14 @@ impl Model {
         }
     }
 
-    /// How often each end came about.
-    pub fn tally(&self, tally: &mut BTreeMap<&'static str, u64>) {
-        for story in self.stories.borrow().values() {
-            *tally.entry(story.end.unwrap_or("never")).or_default() += 1;
-        }
+    /// How each call ended.
+    pub fn ends(&self) -> Vec<(&'static str, u64)> {
+        self.stories.borrow().values().map(|story| (story.end.unwrap_or("never"), 1)).collect()
     }
 }
 
-/// How often each end came about in all worlds of a test, and each fault: a world in which nothing happens
-/// finds nothing.
-#[derive(Default)]
-pub struct Tally {
-    ends: BTreeMap<&'static str, u64>,
-    happened: Happened,
-    worlds: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, model: &Model, world: &World) {
-        model.tally(&mut self.ends);
-        self.happened.add(&world.happened());
-        self.worlds += 1;
-    }
-
-    /// Prints them all, and insists on some ends and some faults.
-    pub fn has(&self, ends: &[&str], faults: impl IntoIterator<Item = Fault>) {
-        let mut line = format!("{} worlds; ", self.worlds);
-        self.ends.iter().for_each(|(end, count)| write!(line, "{end}: {count}; ").unwrap());
-        println!("{line}\n{}", self.happened);
-        if testing::worlds::is_one_seed() {
-            return;
-        }
-        ends.iter().for_each(|end| assert!(self.ends.contains_key(end), "no call was {end}: {line}"));
-        for fault in faults {
-            assert!(self.happened.count(fault) > 0, "{fault:?} never happened: {}", self.happened);
-        }
-    }
-}
+/// How often each end came about.
+pub type Tally = testing::worlds::Tally<&'static str>;
 
 /// Streams of bytes there are none in these worlds, and each kind of fault besides is to happen in them.
 pub fn all_but_streams(faults: ring::script::Faults) -> impl Iterator<Item = Fault> {
