@@ -202,6 +202,44 @@ const BARS: &[Bar] = &[
         },
         bare: |_| None,
     },
+    Bar {
+        what: "beside others: session call, × tokio-seqpacket",
+        limit: Limit::AtMost(0.75),
+        measured: |records| beside_peer(records, SESSION, "tokio-seqpacket"),
+        bare: |_| None,
+    },
+    Bar {
+        what: "session call with the blocking client, × ipc-channel duplex",
+        limit: Limit::AtMost(1.0),
+        measured: |records| beside_peer(records, BLOCKING, "ipc-channel, duplex"),
+        bare: |_| None,
+    },
+    Bar {
+        what: "session call with the blocking client, × `std` UnixStream",
+        limit: Limit::AtMost(1.0),
+        measured: |records| beside_peer(records, BLOCKING, "std UnixStream"),
+        bare: |_| None,
+    },
+    Bar {
+        what: "plain call, pairs returned, × ipc-channel with a reply sender",
+        limit: Limit::AtMost(0.5),
+        measured: |records| {
+            beside_peer(records, "plain, returned, async, uring", "ipc-channel, reply sender")
+        },
+        bare: |_| None,
+    },
+    Bar {
+        what: "session calls a second, 32 together, × tarpc",
+        limit: Limit::AtLeast(6.0),
+        measured: |records| more_than_peer(records, "tarpc", &[32]),
+        bare: |_| None,
+    },
+    Bar {
+        what: "the same, × tokio-seqpacket at its best depth",
+        limit: Limit::AtLeast(10.0),
+        measured: |records| more_than_peer(records, "tokio-seqpacket", &[1, 8, 32]),
+        bare: |_| None,
+    },
 ];
 
 /// The bars whose figures were recorded, as a table; empty if there are none.
@@ -314,6 +352,26 @@ fn slope(records: &Records, way: &str, driver: &str) -> Option<f64> {
     costs.collect::<Option<Vec<_>>>().map(|costs| fds::slope(&costs))
 }
 
+/// Rows of ours as `benches/peers` names them.
+const SESSION: &str = "session, async, uring";
+const BLOCKING: &str = "session, blocking, uring";
+
+fn peer<'a>(records: &'a Records, name: &str, depth: usize) -> Option<&'a Row> {
+    find(records, "peers", false, |row| row.name == name && row.depth == depth && row.fds == 0)
+}
+
+/// One at a time: how many times as long as theirs ours takes.
+fn beside_peer(records: &Records, ours: &str, theirs: &str) -> Option<f64> {
+    Some(peer(records, ours, 1)?.p50_ns as f64 / peer(records, theirs, 1)?.p50_ns as f64)
+}
+
+/// 32 session calls together: how many times as many in a second as theirs at the best of these depths.
+fn more_than_peer(records: &Records, theirs: &str, depths: &[usize]) -> Option<f64> {
+    let rates = depths.iter().map(|depth| peer(records, theirs, *depth).map(|row| row.calls_per_s));
+    let best = rates.collect::<Option<Vec<_>>>()?.into_iter().max_by(f64::total_cmp)?;
+    Some(peer(records, SESSION, 32)?.calls_per_s / best)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -349,5 +407,28 @@ mod tests {
         }
         let records = Records::of(vec![Record::of(rows, surroundings("2026-11-21T12:00:00Z")).unwrap()]);
         assert!(table(&records).contains("1 to 8: × raw | ≤ 1.10 | **1.20** |"), "{}", table(&records));
+    }
+
+    #[test]
+    fn peers_are_compared_at_their_best_and_only_if_each_depth_was_measured() {
+        let row = |name: &str, depth, p50_ns| Row { depth, ..row("peers", name, "peer", "none", p50_ns) };
+        let mut rows = vec![
+            row(SESSION, 1, 12_000),
+            row(SESSION, 32, 1_000),
+            row("tokio-seqpacket", 1, 15_000),
+            row("tokio-seqpacket", 8, 5_000),
+        ];
+        let text = |rows: &[Row]| {
+            let record = Record::of(rows.to_vec(), surroundings("2026-11-21T12:00:00Z")).unwrap();
+            table(&Records::of(vec![record]))
+        };
+        assert!(
+            text(&rows).contains("session call, × tokio-seqpacket | ≤ 0.75 | **0.80** |"),
+            "{}",
+            text(&rows)
+        );
+        assert!(!text(&rows).contains("best depth"), "{}", text(&rows));
+        rows.push(row("tokio-seqpacket", 32, 6_000));
+        assert!(text(&rows).contains("best depth | ≥ 10.00 | **5.00** |"), "{}", text(&rows));
     }
 }

@@ -64,9 +64,24 @@ const SHOWN: &[Shown] = &[
         heading: "One among many, called in turn",
         is_shown: |row| row.name.ends_with("in turn") || row.is_floor(),
     },
-    Shown { suite: "peers", is_apart: false, heading: "Beside others, one CPU", is_shown: |_| true },
-    Shown { suite: "peers", is_apart: true, heading: "Beside others, two CPUs", is_shown: |_| true },
+    Shown {
+        suite: "peers",
+        is_apart: false,
+        heading: "Beside others: 64 bytes each way, both processes on one CPU and sleeping",
+        is_shown: is_shown_beside_peers,
+    },
+    Shown {
+        suite: "peers",
+        is_apart: true,
+        heading: "Beside others: 64 bytes each way, one CPU for each process, spinning where they can",
+        is_shown: is_shown_beside_peers,
+    },
 ];
+
+/// Ours on io_uring, one at a time and 32 together: what the bars are about.
+fn is_shown_beside_peers(row: &Row) -> bool {
+    row.driver != "epoll" && row.fds == 0 && row.depth != 8
+}
 
 /// Everything between the two lines; empty without a record.
 pub fn section(records: &Records) -> String {
@@ -218,7 +233,8 @@ fn transfers(record: &Record) -> String {
 /// What a row is, without its driver.
 fn label(row: &Row) -> String {
     let mut label = row.name.clone();
-    if row.client == "blocking" && !row.is_floor() {
+    // Beside peers the names of rows say who waits how.
+    if row.client == "blocking" && !row.is_floor() && row.suite != "peers" {
         label.push_str(", blocking");
     }
     if row.depth > 1 && !label.contains(&row.depth.to_string()) {

@@ -64,6 +64,6 @@ fn line(bar: &Bar, rows: &[Row]) -> Option<String> {
         }
     };
     let pair = format!("{} ({}) / {} ({})", ours.name, ours.depth, theirs.name, theirs.depth);
-    let verdict = if is_met { "" } else { "  missed" };
-    Some(format!("{pair:64} {ratio:7.2} {unit:14} {wanted}{verdict}"))
+    let verdict = if is_met { "met" } else { "missed" };
+    Some(format!("{pair:68} {ratio:5.2} {unit:13} {wanted:>7}  {verdict}"))
 }

@@ -42,17 +42,28 @@ enum Caller {
     Peer { calls: Calls, server: Child },
 }
 
+/// What a table says of one of its rows.
+pub enum Outcome {
+    Measured(Row),
+    /// It could not go on, and why.
+    Failed {
+        name: String,
+        why: String,
+    },
+}
+
 /// All rows of a table, ready to take turns.
 pub struct Contest {
     setting: Setting,
     contestants: Vec<Contestant>,
+    failed: Vec<Outcome>,
 }
 
 impl Contest {
     /// Starts everybody who can do this and is wanted, after the floor that all are compared with. Who else
-    /// cannot be started is named on standard error and left out.
+    /// cannot be started has failed, and costs the others nothing.
     pub fn start(setting: &Setting, names: &[String]) -> Result<Contest, Failure> {
-        let mut contest = Contest { setting: setting.clone(), contestants: Vec::new() };
+        let mut contest = Contest { setting: setting.clone(), contestants: Vec::new(), failed: Vec::new() };
         let is_wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
         contest.contestants.push(contest.floor(Floor::PingPong)?);
         if let Some(floor) = second_floor(setting)
@@ -81,7 +92,7 @@ impl Contest {
     fn add(&mut self, name: &str, started: Result<Contestant, Failure>) {
         match started {
             Ok(contestant) => self.contestants.push(contestant),
-            Err(error) => eprintln!("{name} is left out: {error}"),
+            Err(error) => self.failed.push(failed(name, &error)),
         }
     }
 
@@ -125,27 +136,44 @@ impl Contest {
         Ok(contestant)
     }
 
-    /// So many seconds of each, in turns.
-    pub fn run(mut self, seconds: f64) -> Result<Vec<Row>, Failure> {
+    /// So many seconds of each, in turns. Who cannot go on is taken out, with all that it has measured.
+    pub fn run(mut self, seconds: f64) -> Result<Vec<Outcome>, Failure> {
+        let depth = self.setting.depth;
         self.setting.cpus.pin_client()?;
         let round = Duration::from_secs_f64(seconds) / ROUNDS;
-        for contestant in &mut self.contestants {
-            contestant.prepare(round, self.setting.depth).map_err(|error| contestant.named(error))?;
-        }
+        self.each(|contestant| contestant.prepare(round, depth));
         for _ in 0..ROUNDS {
-            for contestant in &mut self.contestants {
-                contestant.round(self.setting.depth).map_err(|error| contestant.named(error))?;
+            self.each(|contestant| contestant.round(depth));
+        }
+        let floor = match self.contestants.first() {
+            Some(floor) if floor.name == Floor::PingPong.to_string() => floor.recorder.clone(),
+            _ => return Err("there is no floor to compare anybody with".into()),
+        };
+        let mut outcomes = Vec::new();
+        for contestant in self.contestants {
+            let (row, name) = (contestant.row(&self.setting, &floor), contestant.name.clone());
+            outcomes.push(match contestant.end() {
+                Ok(()) => Outcome::Measured(row),
+                Err(error) => failed(&name, &error),
+            });
+        }
+        outcomes.extend(self.failed);
+        Ok(outcomes)
+    }
+
+    fn each(&mut self, mut turn: impl FnMut(&mut Contestant) -> Result<(), Failure>) {
+        let all = std::mem::take(&mut self.contestants);
+        for mut contestant in all {
+            match turn(&mut contestant) {
+                Ok(()) => self.contestants.push(contestant),
+                Err(error) => self.failed.push(failed(&contestant.name, &error)),
             }
         }
-        let floor = self.contestants.first().map_or_else(Recorder::off, |floor| floor.recorder.clone());
-        let mut rows = Vec::new();
-        for contestant in self.contestants {
-            rows.push(contestant.row(&self.setting, &floor));
-            let name = contestant.name.clone();
-            contestant.end().map_err(|error| format!("{name}: {error}"))?;
-        }
-        Ok(rows)
     }
+}
+
+fn failed(name: &str, error: &Failure) -> Outcome {
+    Outcome::Failed { name: name.to_owned(), why: error.to_string() }
 }
 
 /// The bare system calls that are in a table beside the ping-pong.
@@ -235,10 +263,6 @@ impl Contestant {
 
     fn rest(&self) -> Result<(), Failure> {
         if let Caller::Peer { server, .. } = &self.caller { server.rest() } else { Ok(()) }
-    }
-
-    fn named(&self, error: Failure) -> Failure {
-        format!("{}: {error}", self.name).into()
     }
 
     fn row(&self, setting: &Setting, floor: &Recorder) -> Row {

@@ -23,9 +23,9 @@ mod versions;
 use std::process::ExitCode;
 
 use clap::Parser;
-use perf::Cpus;
+use perf::{Cpus, Row};
 
-use contest::{Contest, Setting};
+use contest::{Contest, Outcome, Setting};
 
 type Failure = perf::process::Failure;
 
@@ -90,7 +90,7 @@ fn run(options: &Options) -> Result<(), Failure> {
         if !options.json {
             table::print(&setting, &here);
         }
-        rows.extend(here);
+        rows.extend(here.into_iter().filter_map(measured));
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -99,6 +99,17 @@ fn run(options: &Options) -> Result<(), Failure> {
         println!("\nbuilt with {}", versions::all().join(", "));
     }
     Ok(())
+}
+
+/// Its row. Who has none is named on standard error as well, where nobody reads a table.
+fn measured(outcome: Outcome) -> Option<Row> {
+    match outcome {
+        Outcome::Measured(row) => Some(row),
+        Outcome::Failed { name, why } => {
+            eprintln!("{name} failed: {why}");
+            None
+        }
+    }
 }
 
 /// Each is a table: one at a time, with one descriptor each way, 8 and 32 at a time.

@@ -2,11 +2,9 @@
 //!
 //! It does not know how anything was measured.
 
-use perf::Row;
+use crate::contest::{Outcome, Setting};
 
-use crate::contest::Setting;
-
-pub fn print(setting: &Setting, rows: &[Row]) {
+pub fn print(setting: &Setting, outcomes: &[Outcome]) {
     let cpus = if setting.cpus.are_apart() { "a CPU each" } else { "one CPU" };
     let depth =
         if setting.depth == 1 { "one at a time".into() } else { format!("{} at a time", setting.depth) };
@@ -16,7 +14,14 @@ pub fn print(setting: &Setting, rows: &[Row]) {
         "{:32} {:>6} {:>9} {:>9} {:>9} {:>9} {:>12} {:>7}",
         "", "wait", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "calls/s", "× raw"
     );
-    for row in rows {
+    for outcome in outcomes {
+        let row = match outcome {
+            Outcome::Measured(row) => row,
+            Outcome::Failed { name, why } => {
+                println!("{name:32} failed: {why}");
+                continue;
+            }
+        };
         let [p50, p99, p999, max] =
             [row.p50_ns, row.p99_ns, row.p999_ns, row.max_ns].map(|ns| ns as f64 / 1_000.0);
         println!(

@@ -2,9 +2,11 @@
 //!
 //! What anything takes is not looked at here.
 
-use std::process::{Command, Output};
+use std::fs;
+use std::process::{Command, Output, Stdio};
 
 use perf::{Cpus, Row};
+use rustix::process::{Pid, Signal};
 
 /// As they are called in the tables, and whether they take a descriptor along.
 const PEERS: [(&str, bool); 7] = [
@@ -52,6 +54,29 @@ fn a_word_chooses_rows() {
     assert_eq!(names, ["raw ping-pong", "ipc-channel, duplex", "ipc-channel, reply sender"]);
 }
 
+/// The servers of a table are its processes in the order of its rows.
+#[test]
+fn who_fails_costs_nobody_else_a_row() {
+    let mut command = command(&["--depth", "1", "--fds", "0", "--seconds", "0.5", "ipc-channel"]);
+    let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program is there");
+    let id = run.id();
+    let last = loop {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        if let [_, _, last] = children.split_whitespace().collect::<Vec<_>>()[..] {
+            break last.parse().ok().and_then(Pid::from_raw).expect("the number of a process");
+        }
+        std::thread::yield_now();
+    };
+    rustix::process::kill_process(last, Signal::KILL).expect("it is there until it is waited for");
+    let ended = run.wait_with_output().expect("it is ours");
+    let rows: Vec<Row> = serde_json::from_slice(&ended.stdout).expect("an array of rows");
+    let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["raw ping-pong", "ipc-channel, duplex"]);
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(said.starts_with("ipc-channel, reply sender failed: "), "{said}");
+    assert!(ended.status.success(), "{said}");
+}
+
 #[test]
 fn a_table_that_is_not_there_is_told() {
     let ended = run(&["--depth", "3"]);
@@ -69,8 +94,12 @@ fn rows(words: &[&str]) -> Vec<Row> {
 }
 
 fn run(words: &[&str]) -> Output {
+    command(&[&["--seconds", "0.02"], words].concat()).output().expect("the program is there")
+}
+
+fn command(words: &[&str]) -> Command {
     let cpu = Cpus::one().expect("a CPU").to_string();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendright-peers"));
-    command.args(["--json", "--seconds", "0.02", "--cpus", &cpu]).args(words);
-    command.output().expect("the program is there")
+    command.args(["--json", "--cpus", &cpu]).args(words);
+    command
 }
