@@ -81,8 +81,9 @@ pub struct MailboxOptions {
     /// that do not fit a packet. Default 128 MiB, at least twice `message_bytes`.
     pub large_bytes: u32,
     /// Bytes of large calls under way in all sessions together. Beyond, a call that does not fit a packet is
-    /// refused ([`CallError::OutOfMemory`](crate::CallError::OutOfMemory)): this one, or one that has not
-    /// arrived whole, of a session that holds more. Default 1 GiB.
+    /// refused ([`CallError::OutOfMemory`](crate::CallError::OutOfMemory)): this one, or one that should have
+    /// arrived by now ([`LARGE_PACE`](crate::LARGE_PACE)), or one that has not arrived whole, of a session
+    /// that holds more. Default 1 GiB.
     pub large_bytes_together: usize,
     /// How long a large call may stand still before all of it has arrived, and a large answer because its
     /// caller does not read, before the session is ended. Default 10 seconds.

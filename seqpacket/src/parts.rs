@@ -32,6 +32,18 @@ pub const LARGE_STALL_MAX: Duration = Duration::from_secs(10);
 /// Each session may fill its own window, and a thousand of them must not fill the machine.
 pub const LARGE_TOGETHER_DEFAULT: usize = 1 << 30;
 
+/// How long a large call has to begin to arrive, while others need its room: 1 second. See [`LARGE_PACE`].
+pub const LARGE_START: Duration = Duration::from_secs(1);
+
+/// At what pace a large call has to arrive to keep its room while others need it, in bytes a second: 8 MiB.
+/// Through a socket it is a hundred times that. Otherwise many sessions that hold a little each, none of them
+/// more than somebody asks for, and send a part now and then, would keep all the room there is for ever.
+///
+/// How long a session has held what it then took back, or what it had to give up for being late, is reckoned
+/// to the calls it begins afterwards, until it has sent as much as takes that long. A call that is late
+/// before it begins has room that is free, and nobody gives way for it.
+pub const LARGE_PACE: usize = 8 << 20;
+
 /// Large messages on their way out of one session, in turn.
 #[derive(Default)]
 pub(crate) struct Outbox {
@@ -317,9 +329,39 @@ struct Arriving {
     of: BTreeMap<usize, usize>,
     /// The same, least first, so that nobody has to search all sessions for whoever holds most.
     ranked: BTreeSet<(usize, usize)>,
+    /// Each call by when it has to be here to keep its room, and in which order they began.
+    due: BTreeMap<Due, (Caller, usize)>,
+    begun: u64,
+    /// For how long sessions have held what they have not sent. Otherwise one could take back what it began
+    /// and begin anew for ever, and never be late.
+    debts: BTreeMap<usize, Duration>,
+}
+
+/// When, and as which of all that have begun.
+type Due = (Instant, u64);
+
+/// A call, of all sessions of a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) session: usize,
+    pub(crate) number: u32,
 }
 
 impl Arriving {
+    /// Since when a call that begins now has had room.
+    fn since(&self, session: usize, now: Instant) -> Instant {
+        let debt = self.debts.get(&session).copied().unwrap_or_default();
+        now.checked_sub(debt).unwrap_or(now)
+    }
+
+    fn begin(&mut self, caller: Caller, bytes: usize, since: Instant) -> Holds {
+        self.change(caller.session, |held| held + bytes);
+        self.begun += 1;
+        let due = (due(since, bytes), self.begun);
+        self.due.insert(due, (caller, bytes));
+        Holds::Arriving { since, due }
+    }
+
     fn change(&mut self, session: usize, change: impl FnOnce(usize) -> usize) {
         let held = self.of.remove(&session).unwrap_or(0);
         self.ranked.remove(&(held, session));
@@ -341,12 +383,40 @@ impl Memory {
         self.huge_pages.borrow_mut()
     }
 
-    /// So many bytes of it for a call of this session that is to arrive, until the claim is dropped.
-    pub(crate) fn claim(memory: &Rc<Memory>, session: usize, bytes: usize) -> Option<Claim> {
+    /// So many bytes of it for a call that is to arrive, until the claim is dropped.
+    pub(crate) fn claim(memory: &Rc<Memory>, caller: Caller, bytes: usize, now: Instant) -> Option<Claim> {
         let left = memory.left.get().checked_sub(bytes)?;
         memory.left.set(left);
-        memory.arriving.borrow_mut().change(session, |held| held + bytes);
-        Some(Claim { memory: Rc::clone(memory), session, bytes, holds: Holds::Arriving })
+        let mut arriving = memory.arriving.borrow_mut();
+        let since = arriving.since(caller.session, now);
+        let holds = arriving.begin(caller, bytes, since);
+        Some(Claim { memory: Rc::clone(memory), session: caller.session, bytes, holds })
+    }
+
+    /// Whether a call of this session would be late as soon as it has begun.
+    pub(crate) fn is_late_before_it_begins(&self, session: usize, bytes: usize, now: Instant) -> bool {
+        due(self.arriving.borrow().since(session, now), bytes) < now
+    }
+
+    /// The calls that are late for longest, as many as have so much room together with what is left, if all
+    /// that are late have.
+    pub(crate) fn who_are_late(&self, bytes: usize, now: Instant) -> Option<Vec<Caller>> {
+        let arriving = self.arriving.borrow();
+        let mut room = self.left.get();
+        let mut enough = Vec::new();
+        for (caller, held) in arriving.due.range(..(now, 0)).map(|(_, late)| *late) {
+            enough.push(caller);
+            room = room.saturating_add(held);
+            if room >= bytes {
+                return Some(enough);
+            }
+        }
+        None
+    }
+
+    /// A session has ended: its number may be another's soon.
+    pub(crate) fn forget(&self, session: usize) {
+        self.arriving.borrow_mut().debts.remove(&session);
     }
 
     /// A session that keeps a room for its next call, and has none under way in it.
@@ -367,6 +437,16 @@ impl Memory {
     }
 }
 
+/// When a call of so many bytes has to be here, that has had room since then.
+fn due(since: Instant, bytes: usize) -> Instant {
+    since.checked_add(LARGE_START + time_for(bytes)).unwrap_or(since)
+}
+
+/// How long so many bytes may take.
+fn time_for(bytes: usize) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / LARGE_PACE as f64)
+}
+
 /// Memory that one call may fill.
 pub(crate) struct Claim {
     memory: Rc<Memory>,
@@ -379,7 +459,7 @@ pub(crate) struct Claim {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holds {
     /// A call that has not arrived whole.
-    Arriving,
+    Arriving { since: Instant, due: Due },
     /// One that has.
     Whole,
     /// None any more.
@@ -393,47 +473,64 @@ impl Claim {
 
     /// All of the call has arrived: from here on it is its answerer's.
     pub(crate) fn is_whole(&mut self) {
+        if matches!(self.holds, Holds::Arriving { .. })
+            && let debts = &mut self.memory.arriving.borrow_mut().debts
+            && let Some(debt) = debts.remove(&self.session)
+            && let Some(debt) = debt.checked_sub(time_for(self.bytes))
+        {
+            debts.insert(self.session, debt);
+        }
         self.becomes(Holds::Whole);
     }
 
-    /// The call has ended, and its room is kept for the next.
+    /// The call has ended before it was here.
+    pub(crate) fn is_taken_back(&self, now: Instant) {
+        let Holds::Arriving { since, .. } = self.holds else { return };
+        let held = now.saturating_duration_since(since);
+        let debts = &mut self.memory.arriving.borrow_mut().debts;
+        let debt = debts.entry(self.session).or_default();
+        *debt = held.max(*debt);
+    }
+
+    /// The room of a call that has ended is kept for the next.
     pub(crate) fn is_kept(&mut self) {
         self.becomes(Holds::Nothing);
+        *self.memory.keepers.borrow_mut().entry(self.session).or_default() += 1;
     }
 
     /// For a call that is to arrive in a room that was kept, of which it needs so many bytes.
-    pub(crate) fn is_used_again(&mut self, bytes: usize) {
+    pub(crate) fn is_used_again(&mut self, number: u32, bytes: usize, now: Instant) {
         self.becomes(Holds::Whole);
         self.memory.left.set(self.memory.left.get() + self.bytes - bytes);
         self.bytes = bytes;
-        self.becomes(Holds::Arriving);
+        let mut arriving = self.memory.arriving.borrow_mut();
+        let since = arriving.since(self.session, now);
+        self.holds = arriving.begin(Caller { session: self.session, number }, bytes, since);
     }
 
+    /// What it has held so far it holds no longer.
     fn becomes(&mut self, holds: Holds) {
-        let was = std::mem::replace(&mut self.holds, holds);
-        let mut arriving = self.memory.arriving.borrow_mut();
-        let mut keepers = self.memory.keepers.borrow_mut();
-        match was {
-            Holds::Arriving => arriving.change(self.session, |held| held - self.bytes),
+        match std::mem::replace(&mut self.holds, holds) {
+            Holds::Arriving { due, .. } => {
+                let mut arriving = self.memory.arriving.borrow_mut();
+                arriving.due.remove(&due);
+                arriving.change(self.session, |held| held - self.bytes);
+            }
             Holds::Whole => {}
             Holds::Nothing => {
+                let mut keepers = self.memory.keepers.borrow_mut();
                 let kept = keepers.remove(&self.session).unwrap_or(0);
                 if kept > 1 {
                     keepers.insert(self.session, kept - 1);
                 }
             }
         }
-        match holds {
-            Holds::Arriving => arriving.change(self.session, |held| held + self.bytes),
-            Holds::Whole => {}
-            Holds::Nothing => *keepers.entry(self.session).or_default() += 1,
-        }
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.is_whole();
+        self.becomes(Holds::Whole);
         self.memory.left.set(self.memory.left.get() + self.bytes);
     }
 }
@@ -500,6 +597,14 @@ mod tests {
         Assembly::begin(total as u32, Parcel::default(), now()).unwrap()
     }
 
+    fn claim(memory: &Rc<Memory>, session: usize, bytes: usize, now: Instant) -> Option<Claim> {
+        Memory::claim(memory, Caller { session, number: 1 }, bytes, now)
+    }
+
+    fn sessions(late: Option<Vec<Caller>>) -> Vec<usize> {
+        late.unwrap_or_default().iter().map(|caller| caller.session).collect()
+    }
+
     #[test]
     fn a_message_is_whole_with_its_last_byte() {
         for (total, parts) in [(1, 1), (99, 1), (100, 1), (101, 2), (200, 2), (201, 3)] {
@@ -543,22 +648,22 @@ mod tests {
     #[test]
     fn memory_is_claimed_up_to_its_end_and_given_back() {
         let memory = Memory::new(100);
-        let first = Memory::claim(&memory, 1, 60);
+        let first = claim(&memory, 1, 60, now());
         assert!(first.is_some());
-        assert!(Memory::claim(&memory, 1, 41).is_none());
-        assert!(Memory::claim(&memory, 1, 40).is_some(), "dropped again at once");
+        assert!(claim(&memory, 1, 41, now()).is_none());
+        assert!(claim(&memory, 1, 40, now()).is_some(), "dropped again at once");
         drop(first);
-        assert!(Memory::claim(&memory, 1, 100).is_some());
-        assert!(Memory::claim(&memory, 1, 101).is_none());
+        assert!(claim(&memory, 1, 100, now()).is_some());
+        assert!(claim(&memory, 1, 101, now()).is_none());
     }
 
     #[test]
     fn whoever_holds_most_for_calls_that_are_arriving_is_known() {
         let memory = Memory::new(100);
         assert_eq!(memory.who_holds_more_than(0), None);
-        let _first = Memory::claim(&memory, 1, 30).unwrap();
-        let mut second = Memory::claim(&memory, 2, 20).unwrap();
-        let third = Memory::claim(&memory, 2, 15).unwrap();
+        let _first = claim(&memory, 1, 30, now()).unwrap();
+        let mut second = claim(&memory, 2, 20, now()).unwrap();
+        let third = claim(&memory, 2, 15, now()).unwrap();
         assert_eq!((memory.held_by(1), memory.held_by(2), memory.held_by(3)), (30, 35, 0));
         assert_eq!(memory.who_holds_more_than(34), Some(2));
         assert_eq!(memory.who_holds_more_than(35), None, "as much is not more");
@@ -567,8 +672,86 @@ mod tests {
         assert_eq!(memory.who_holds_more_than(0), Some(1));
         drop((second, third));
         assert_eq!(memory.held_by(2), 0);
-        assert!(Memory::claim(&memory, 3, 71).is_none());
-        assert!(Memory::claim(&memory, 3, 70).is_some());
+        assert!(claim(&memory, 3, 71, now()).is_none());
+        assert!(claim(&memory, 3, 70, now()).is_some());
+    }
+
+    #[test]
+    fn nobody_is_late_before_the_time_is_over() {
+        let (memory, begun) = (Memory::new(LARGE_PACE), now());
+        let _claim = claim(&memory, 1, LARGE_PACE, begun);
+        let due = begun + LARGE_START + Duration::from_secs(1);
+        assert_eq!(memory.who_are_late(1, due), None);
+        assert_eq!(sessions(memory.who_are_late(1, due + Duration::from_nanos(1))), [1]);
+    }
+
+    #[test]
+    fn of_those_who_are_late_as_many_give_way_as_it_takes() {
+        let (memory, begun) = (Memory::new(100), now());
+        let _late = [1, 2].map(|session| claim(&memory, session, 20, begun));
+        let _in_time = claim(&memory, 3, 50, begun + LARGE_START);
+        let moment = begun + 2 * LARGE_START;
+        for (bytes, who) in [(10, &[1][..]), (30, &[1]), (31, &[1, 2]), (50, &[1, 2]), (51, &[])] {
+            assert_eq!(sessions(memory.who_are_late(bytes, moment)), who, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn what_is_here_or_kept_is_not_late() {
+        for ends in [Claim::is_whole, Claim::is_kept] {
+            let (memory, begun) = (Memory::new(100), now());
+            let mut claimed = claim(&memory, 1, 100, begun).unwrap();
+            ends(&mut claimed);
+            assert_eq!(memory.who_are_late(1, begun + 2 * LARGE_START), None);
+        }
+    }
+
+    #[test]
+    fn who_takes_back_what_it_began_and_begins_anew_is_late_all_the_same() {
+        let (memory, begun) = (Memory::new(LARGE_PACE), now());
+        let claimed = claim(&memory, 1, 100, begun).unwrap();
+        let moment = begun + 2 * LARGE_START;
+        claimed.is_taken_back(moment);
+        drop(claimed);
+        assert!(memory.is_late_before_it_begins(1, 100, moment));
+        assert!(!memory.is_late_before_it_begins(1, 2 * LARGE_PACE, moment), "that takes longer");
+        assert!(!memory.is_late_before_it_begins(2, 100, moment), "nobody else");
+        let _again = claim(&memory, 1, 100, moment);
+        assert_eq!(sessions(memory.who_are_late(100, moment)), [1]);
+    }
+
+    #[test]
+    fn a_room_that_is_used_again_is_no_new_beginning() {
+        let (memory, begun) = (Memory::new(100), now());
+        let mut claimed = claim(&memory, 1, 100, begun).unwrap();
+        let half = begun + LARGE_START / 2;
+        claimed.is_taken_back(half);
+        claimed.is_kept();
+        claimed.is_used_again(2, 50, half);
+        let due = half + LARGE_START / 2 + time_for(50);
+        assert_eq!(memory.who_are_late(100, due), None);
+        let late = memory.who_are_late(100, due + Duration::from_nanos(1));
+        assert_eq!(late, Some(vec![Caller { session: 1, number: 2 }]));
+    }
+
+    #[test]
+    fn what_arrives_makes_up_for_what_was_taken_back() {
+        let (memory, begun) = (Memory::new(3 * LARGE_PACE), now());
+        let moment = begun + Duration::from_secs(3);
+        claim(&memory, 1, 100, begun).unwrap().is_taken_back(moment);
+        for still_late in [true, true, false] {
+            assert_eq!(memory.is_late_before_it_begins(1, 100, moment), still_late);
+            claim(&memory, 1, LARGE_PACE, moment).unwrap().is_whole();
+        }
+    }
+
+    #[test]
+    fn who_ends_takes_its_debts_along() {
+        let (memory, begun) = (Memory::new(100), now());
+        let moment = begun + 2 * LARGE_START;
+        claim(&memory, 1, 100, begun).unwrap().is_taken_back(moment);
+        memory.forget(1);
+        assert!(!memory.is_late_before_it_begins(1, 100, moment));
     }
 
     proptest! {

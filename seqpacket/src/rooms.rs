@@ -102,15 +102,15 @@ impl Kept {
         }
     }
 
-    /// One for a message of so many bytes: the smallest that has room for it, and not twice as much, which
+    /// One for a call of so many bytes: the smallest that has room for it, and not twice as much, which
     /// would be cut off and have to be cleared anew for the next.
-    pub(crate) fn take(&mut self, bytes: usize) -> Option<(Room, Claim)> {
+    pub(crate) fn take(&mut self, number: u32, bytes: usize, now: Instant) -> Option<(Room, Claim)> {
         let fits = |left: &&Left| left.claim.bytes() >= bytes && left.claim.bytes() / 2 < bytes;
         let best = self.rooms.iter().filter(fits).map(|left| left.claim.bytes()).min()?;
         let place = self.rooms.iter().position(|left| left.claim.bytes() == best)?;
         let Left { mut room, mut claim, .. } = self.rooms.swap_remove(place);
         room.empty(bytes);
-        claim.is_used_again(bytes);
+        claim.is_used_again(number, bytes, now);
         Some((room, claim))
     }
 
@@ -201,7 +201,7 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
-    use crate::parts::Memory;
+    use crate::parts::{Caller, Memory};
 
     const MIB: usize = 1 << 20;
 
@@ -245,8 +245,16 @@ mod tests {
         assert_eq!(begun(&mut room, HUGE_ROOM_BYTES_MIN - 1), 0);
     }
 
+    fn claim(memory: &Rc<Memory>, session: usize, bytes: usize) -> Option<Claim> {
+        Memory::claim(memory, Caller { session, number: 1 }, bytes, Instant::now())
+    }
+
+    fn take(kept: &mut Kept, bytes: usize) -> Option<(Room, Claim)> {
+        kept.take(2, bytes, Instant::now())
+    }
+
     fn keep(kept: &mut Kept, memory: &Rc<Memory>, bytes: usize) {
-        let claim = Memory::claim(memory, 1, bytes).unwrap();
+        let claim = claim(memory, 1, bytes).unwrap();
         kept.push(Room::new(bytes).unwrap(), claim, Instant::now());
     }
 
@@ -257,13 +265,13 @@ mod tests {
         for bytes in [6 * MIB, 4 * MIB, 5 * MIB] {
             keep(&mut kept, &memory, bytes);
         }
-        assert!(kept.take(6 * MIB + 1).is_none());
-        assert!(kept.take(2 * MIB).is_none(), "half of it would be given back");
-        let (room, claim) = kept.take(3 * MIB).unwrap();
+        assert!(take(&mut kept, 6 * MIB + 1).is_none());
+        assert!(take(&mut kept, 2 * MIB).is_none(), "half of it would be given back");
+        let (room, claim) = take(&mut kept, 3 * MIB).unwrap();
         assert!((3 * MIB..4 * MIB).contains(&room.bytes.capacity()), "{}", room.bytes.capacity());
         assert_eq!((claim.bytes(), kept.bytes()), (3 * MIB, 11 * MIB));
         assert_eq!(memory.held_by(1), 3 * MIB, "what is kept is nobody's");
-        assert_eq!(kept.take(5 * MIB).unwrap().1.bytes(), 5 * MIB);
+        assert_eq!(take(&mut kept, 5 * MIB).unwrap().1.bytes(), 5 * MIB);
     }
 
     #[test]
@@ -272,16 +280,16 @@ mod tests {
         let mut kept = Kept::default();
         keep(&mut kept, &memory, 4 * MIB);
         keep(&mut kept, &memory, 4 * MIB);
-        assert!(Memory::claim(&memory, 2, 4 * MIB).is_none());
+        assert!(claim(&memory, 2, 4 * MIB).is_none());
         assert_eq!((memory.who_keeps_one(), memory.who_holds_more_than(0)), (Some(1), None));
         kept.shrink_to(8 * MIB);
         assert_eq!(kept.bytes(), 8 * MIB);
         kept.shrink_to(8 * MIB - 1);
         assert_eq!((kept.bytes(), memory.who_keeps_one()), (4 * MIB, Some(1)));
-        assert!(Memory::claim(&memory, 2, 6 * MIB).is_some());
+        assert!(claim(&memory, 2, 6 * MIB).is_some());
         drop(kept);
         assert_eq!(memory.who_keeps_one(), None);
-        assert!(Memory::claim(&memory, 2, 10 * MIB).is_some());
+        assert!(claim(&memory, 2, 10 * MIB).is_some());
     }
 
     #[test]

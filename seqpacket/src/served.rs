@@ -20,7 +20,7 @@ use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::parcel::{Packet, Parcel};
-use crate::parts::{Assembly, Claim, Left, Memory, Outbox, Watch, expect_part};
+use crate::parts::{Assembly, Caller, Claim, Left, Memory, Outbox, Watch, expect_part};
 use crate::rooms::{Kept, Room, Ticket};
 use crate::stats::{Counters, SessionStats};
 use crate::table::{SpareRows, Table};
@@ -512,7 +512,7 @@ impl Session {
                 self.wait_no_longer(number, time_left);
                 let kept = match cost.large_bytes() {
                     0 => None,
-                    _ => self.kept_room(opening.total().unwrap_or(0) as usize),
+                    _ => self.kept_room(number, opening.total().unwrap_or(0) as usize),
                 };
                 let theirs = (declared > 0).then(|| std::mem::take(descriptors));
                 let payload = match body {
@@ -619,7 +619,7 @@ impl Session {
         } else {
             let (kept, claim) = kept.unzip();
             let fresh = || Room::new(total as usize).ok();
-            let claimed = claim.or_else(|| self.claim(total as usize));
+            let claimed = claim.or_else(|| self.claim(number, total as usize, now));
             let begun = claimed.and_then(|claim| Some((kept.or_else(fresh)?, claim)));
             let begun =
                 begun.map(|(in_room, claim)| (Assembly::begin_in(in_room, total, descriptors, now), claim));
@@ -645,13 +645,13 @@ impl Session {
 
     /// What an earlier call has left that one of so many bytes can use. Of the rest no more stays than the
     /// windows have room for.
-    fn kept_room(&self, bytes: usize) -> Option<(Room, Claim)> {
+    fn kept_room(&self, number: u32, bytes: usize) -> Option<(Room, Claim)> {
         let state = &mut *self.state.borrow_mut();
         let kept = &mut state.large.as_deref_mut()?.kept;
         if kept.is_empty() {
             return None;
         }
-        let used = kept.take(bytes);
+        let used = kept.take(number, bytes, self.reactor().now());
         let under_way: usize = state.calls.iter().map(|(_, entry)| entry.cost.large_bytes() as usize).sum();
         let windows = state.account.windows();
         kept.shrink_to((windows.large_bytes as usize).saturating_sub(under_way));
@@ -662,11 +662,13 @@ impl Session {
     fn keep_room(&self, stage: Stage, claim: Option<Claim>) {
         let (Stage::Arriving { mut assembly, .. }, Some(claim)) = (stage, claim) else { return };
         let (room, descriptors) = assembly.give_up();
+        let now = self.reactor().now();
+        claim.is_taken_back(now);
         let mut state = self.state.borrow_mut();
         if !state.over
             && let Some(room) = room
         {
-            state.large.get_or_insert_default().kept.push(room, claim, self.reactor().now());
+            state.large.get_or_insert_default().kept.push(room, claim, now);
         }
         drop(state);
         drop(descriptors);
@@ -679,13 +681,15 @@ impl Session {
         kept.is_some_and(|kept| !kept.is_empty())
     }
 
-    /// Memory for a large call: what is left, what sessions keep for calls to come, or what one gives up that
-    /// has more of it for calls which have not arrived whole. Otherwise whoever comes first could keep all
-    /// there is, a part every ten seconds, and nobody else would have a large message taken.
-    fn claim(&self, bytes: usize) -> Option<Claim> {
+    /// Memory for a large call: what is left, what sessions keep for calls to come, what is given up of calls
+    /// that should be here by now, or by a session that has more of it for calls which have not arrived
+    /// whole. Otherwise whoever comes first could keep all there is, a part every ten seconds, and nobody
+    /// else would have a large message taken.
+    fn claim(&self, number: u32, bytes: usize, now: Instant) -> Option<Claim> {
         let memory = self.terms.memory();
+        let caller = Caller { session: self.client.key, number };
         loop {
-            if let Some(claim) = Memory::claim(memory, self.client.key, bytes) {
+            if let Some(claim) = Memory::claim(memory, caller, bytes, now) {
                 return Some(claim);
             }
             if self.give_up_kept_rooms() {
@@ -698,12 +702,38 @@ impl Session {
                 }
                 continue;
             }
-            let holder = memory.who_holds_more_than(memory.held_by(self.client.key).checked_add(bytes)?)?;
+            if memory.is_late_before_it_begins(caller.session, bytes, now) {
+                return None;
+            }
+            if let Some(late) = memory.who_are_late(bytes, now) {
+                for late in late {
+                    let holder = self.mailbox.upgrade()?.session(late.session)?;
+                    if !holder.session().give_up_late(late.number, now) {
+                        return None;
+                    }
+                }
+                continue;
+            }
+            let enough = memory.held_by(caller.session).checked_add(bytes)?;
+            let holder = memory.who_holds_more_than(enough)?;
             let holder = self.mailbox.upgrade()?.session(holder)?;
             if !holder.session().give_up_the_largest() {
                 return None;
             }
         }
+    }
+
+    /// Refuses a call that should be here by now, to make room for somebody else's. Says whether there was
+    /// one. That it has kept others waiting is held against its session.
+    fn give_up_late(&self, number: u32, now: Instant) -> bool {
+        let state = self.state.borrow();
+        let Some(claim) = state.calls.find(number).and_then(|entry| entry.claim.as_ref()) else {
+            return false;
+        };
+        claim.is_taken_back(now);
+        drop(state);
+        self.refuse(number, RefusedReason::OutOfMemory);
+        true
     }
 
     /// Refuses the largest of the calls that have not arrived whole, to make room for somebody else's. Says
@@ -1096,6 +1126,9 @@ impl Session {
         drop(state);
         self.socket.shut_down();
         drop((queue, large, unread, calls));
+        if let Some(memory) = self.terms.memory.get() {
+            memory.forget(self.client.key);
+        }
         wake(woken.into_iter().chain(next));
     }
 

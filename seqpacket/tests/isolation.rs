@@ -2,7 +2,8 @@
 //! bytes than their named budgets; and memory for large calls is not kept by whoever came first.
 //!
 //! The attackers say as much as their queues take before every single turn, they came before whoever means
-//! well, and keep their windows, since otherwise they would be disconnected. Nothing here looks at a clock.
+//! well, and keep their windows, since otherwise they would be disconnected. Nothing here looks at a
+//! clock but the test of those who are late.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -12,12 +13,13 @@ use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, Reactor, Wait};
 use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size};
 use seqpacket::{
     ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HUGE_PAGES_A_TURN_MAX, Incoming,
-    Mailbox, MailboxOptions, Object, ObjectOptions, PLAIN_CALLS_A_TURN_MAX, Part, PlainMailbox,
+    LARGE_START, Mailbox, MailboxOptions, Object, ObjectOptions, PLAIN_CALLS_A_TURN_MAX, Part, PlainMailbox,
     SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX, object_with,
 };
 use support::*;
@@ -671,6 +673,48 @@ on_each_driver! {
         assert_eq!(second.hear_from(&executor).bytes, RefusedReason::OutOfMemory.frame(2));
         assert!(first.hear().is_none());
         drop(mailbox);
+    }
+
+    /// Each holds less than is asked for. Half of them send nothing, and half take back what they began and
+    /// begin anew, before whoever asks has asked again.
+    fn a_large_call_is_not_kept_out_by_many_that_hold_a_little_each(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let options = MailboxOptions { large_bytes_together: 4 * MIB, ..MailboxOptions::default() };
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let attach = |_| RawClient::attach(&executor, object.share().unwrap());
+        let many: Vec<_> = (0..4).map(attach).collect();
+        let honest = attach(4);
+        let begin_anew = |session: &RawClient| {
+            session.say_all(&[bare(Header::cancel(1)), large_call(1, MIB, 64)]);
+            executor.settle();
+            while session.hear().is_some() {}
+        };
+        let begun = Instant::now();
+        many.iter().for_each(begin_anew);
+        let is_let_in = || {
+            many[..2].iter().for_each(begin_anew);
+            honest.say_all(&[large_call(1, 4 * MIB, 64), call(2, HONEST, 64)]);
+            executor.block_on(mailbox.next()).unwrap().answer("yes").unwrap();
+            let mut heard = said_by_server(&honest.hear_from(&executor));
+            let refused = heard[0].0 == Kind::Refused;
+            while heard.iter().all(|(kind, ..)| *kind != Kind::Answer) {
+                heard = said_by_server(&honest.hear_from(&executor));
+            }
+            if refused {
+                honest.say_all(&[bare(Header::cancel(1))]);
+            }
+            !refused
+        };
+        testing::wait_until("there is room", is_let_in);
+        assert!(begun.elapsed() >= LARGE_START, "nobody was late");
+        // All of them have given way. That it holds more than they ask for is no reason to give way to them.
+        many.iter().for_each(begin_anew);
+        for chunk in vec![7; 4 * MIB].chunks(PAYLOAD_BYTES_MAX) {
+            let part = frame(Header::part(1, chunk.len() as u32), chunk);
+            until(&executor, "there is room", || honest.say(&part, &[]));
+        }
+        assert_eq!(executor.block_on(mailbox.next()).unwrap().bytes().len(), 4 * MIB);
+        assert_eq!(mailbox.violations(), Default::default());
     }
 
     fn what_has_arrived_whole_is_not_taken_back(reactor: &Reactor) {
