@@ -75,6 +75,27 @@ impl Bytes {
         }
     }
 
+    /// Becomes a copy of these bytes, in place where they are few and few were here.
+    #[inline]
+    pub fn copy_from(&mut self, from: &[u8]) {
+        match &mut self.0 {
+            Place::Inside { bytes, length } if from.len() <= BYTES_INSIDE_MAX => {
+                bytes[..from.len()].copy_from_slice(from);
+                *length = from.len() as u8;
+            }
+            _ => *self = Bytes::from(from),
+        }
+    }
+
+    /// Becomes empty, and gives back memory of its own.
+    #[inline]
+    pub fn release(&mut self) {
+        match &mut self.0 {
+            Place::Inside { length, .. } => *length = 0,
+            Place::Outside(bytes) => *bytes = Vec::new(),
+        }
+    }
+
     /// As a vector in place.
     fn as_vec(&mut self) -> &mut Vec<u8> {
         if let Place::Inside { .. } = self.0 {

@@ -60,7 +60,7 @@ impl Continuation {
         self.answer_in_place(&mut message.into())
     }
 
-    fn answer_in_place(&mut self, message: &mut Message) -> Result<(), AnswerError> {
+    pub(crate) fn answer_in_place(&mut self, message: &mut Message) -> Result<(), AnswerError> {
         self.over = true;
         let result = self.session().answer(self.number, self.room, message);
         self.span.ended(end_of_answer(&result, "answered"));

@@ -10,61 +10,60 @@ use std::time::Instant;
 use bytemuck::AnyBitPattern;
 use ring::{Credentials, Message, Reactor};
 
+use crate::brought::Brought;
 use crate::continuation::Continuation;
 use crate::error::AnswerError;
 use crate::mailbox::Grant;
 use crate::object::Object;
-use crate::parcel::Parcel;
-use crate::served::{Next, Served};
+use crate::served::Served;
 use crate::trace::CallSpan;
 
 /// A call that arrived: a message, who sent it, and where to answer.
 #[derive(Debug)]
 pub struct Incoming {
-    parcel: Parcel,
-    who: Credentials,
+    brought: Box<Brought>,
     continuation: Continuation,
 }
 
 impl Incoming {
     #[inline]
-    pub(crate) fn new(served: Rc<Served>, next: Next, parcel: Parcel) -> Incoming {
-        let Next { number, room, deadline, .. } = next;
-        let who = served.session().client().credentials;
-        let span = CallSpan::served(number, parcel.bytes().len(), who.pid);
+    pub(crate) fn new(served: Rc<Served>, brought: Box<Brought>) -> Incoming {
+        let Brought { number, room, deadline, .. } = *brought;
+        let pid = served.session().client().credentials.pid;
+        let span = CallSpan::served(number, brought.parcel.bytes().len(), pid);
         let continuation = Continuation::new(served, number, room, deadline, span);
-        Incoming { parcel, who, continuation }
+        Incoming { brought, continuation }
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.parcel.bytes()
+        self.brought.parcel.bytes()
     }
 
     /// The bytes as plain data, if there are exactly as many as `T` has.
     pub fn read<T: AnyBitPattern>(&self) -> Option<T> {
-        self.parcel.read()
+        self.brought.parcel.read()
     }
 
     /// How many descriptors have not been taken yet.
     pub fn descriptors(&self) -> usize {
-        self.parcel.descriptors()
+        self.brought.parcel.descriptors()
     }
 
     /// Takes the first descriptor that has not been taken yet.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.parcel.take_descriptor()
+        self.brought.parcel.take_descriptor()
     }
 
     /// Takes all descriptors that have not been taken yet, in order.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        self.parcel.take_descriptors()
+        self.brought.parcel.take_descriptors()
     }
 
     /// Takes the first descriptor that has not been taken yet as an object with sessions, which it is if the
     /// caller says so. `None` if there is none, or if it cannot be one; then it is closed.
     pub fn take_object(&mut self, reactor: &Reactor) -> Option<Object> {
-        self.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
+        self.brought.parcel.take_descriptor().and_then(|fd| Object::from_fd(reactor, fd).ok())
     }
 
     /// Whether the caller attached through this granted address, or one of its copies.
@@ -86,7 +85,7 @@ impl Incoming {
     /// may have sent the call. Where the kernel did not tell (an attach queued before the mailbox was made
     /// from an inherited descriptor), process 0 and the user and group 4294967295, who is nobody.
     pub fn credentials(&self) -> Credentials {
-        self.who
+        self.continuation.session().client().credentials
     }
 
     /// When the caller gives up, if it [has said](crate::CallOptions::within): reckoned from the moment at
@@ -117,23 +116,29 @@ impl Incoming {
     /// See [`AnswerError`].
     #[inline]
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        self.continuation.answer(message)
+        let Incoming { brought, mut continuation } = self;
+        let result = continuation.answer_in_place(&mut message.into());
+        continuation.session().take_back(brought);
+        result
     }
 
     /// Refuses as a matter of policy: the caller is told that its call was not handled.
     pub fn refuse(self) {
-        self.continuation.refuse();
+        self.into_continuation().refuse();
     }
 
     /// Where to answer, apart from the message.
     pub fn into_continuation(self) -> Continuation {
-        self.continuation
+        let Incoming { brought, continuation } = self;
+        continuation.session().take_back(brought);
+        continuation
     }
 
     /// Bytes, descriptors and where to answer, apart.
     pub fn into_parts(mut self) -> (Vec<u8>, Vec<OwnedFd>, Continuation) {
-        let descriptors = self.parcel.take_descriptors();
-        (self.parcel.into_bytes(), descriptors, self.continuation)
+        let mut parcel = std::mem::take(&mut self.brought.parcel);
+        let descriptors = parcel.take_descriptors();
+        (parcel.into_bytes(), descriptors, self.into_continuation())
     }
 
     /// The continuation, to look at.

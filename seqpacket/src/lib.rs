@@ -132,6 +132,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+mod brought;
 mod continuation;
 pub mod credit;
 mod error;

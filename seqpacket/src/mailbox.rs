@@ -394,9 +394,9 @@ impl Mailbox {
             return Poll::Pending;
         }
         while let Some(key) = state.turn.pop_front() {
-            let Some(served) = state.sessions.get(key).map(Rc::clone) else { continue };
-            let Some(next) = served.session().next() else { continue };
-            let parcel = served.session().take();
+            let Some(served) = state.sessions.get(key) else { continue };
+            let Some(next) = served.session().take_next() else { continue };
+            let served = Rc::clone(served);
             if next.more {
                 state.turn.with_memory().push_back(key);
             }
@@ -404,7 +404,7 @@ impl Mailbox {
             state.handed_out.add();
             // What traces calls may be anybody's code.
             drop(state);
-            return Poll::Ready(Some(Incoming::new(served, next, parcel)));
+            return Poll::Ready(Some(Incoming::new(served, next.brought)));
         }
         if state.addresses.is_empty() && state.sessions.is_empty() {
             return Poll::Ready(None);

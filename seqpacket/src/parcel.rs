@@ -79,8 +79,29 @@ impl Parcel {
     pub(crate) fn fill(&mut self, packet: &Packet, part: &[u8]) {
         self.bytes = match packet {
             Packet::Shared(packet) if part.len() > COPIED_MAX => share_or_copy(packet, part),
-            _ => Bytes::Copied(ring::Bytes::from(part)),
+            _ => return self.copy(part),
         };
+    }
+
+    /// Puts a copy of these bytes into this empty parcel.
+    #[inline]
+    pub(crate) fn copy(&mut self, bytes: &[u8]) {
+        match &mut self.bytes {
+            Bytes::Copied(place) => place.copy_from(bytes),
+            Bytes::Whole(_) | Bytes::Shared(..) => self.bytes = Bytes::Copied(ring::Bytes::from(bytes)),
+        }
+    }
+
+    /// Lets go of what is left in it.
+    #[inline]
+    pub(crate) fn empty(&mut self) {
+        if !self.descriptors.is_empty() {
+            self.descriptors = Descriptors::default();
+        }
+        match &mut self.bytes {
+            Bytes::Copied(bytes) => bytes.release(),
+            Bytes::Whole(_) | Bytes::Shared(..) => self.bytes = Bytes::default(),
+        }
     }
 
     /// Bytes alone.

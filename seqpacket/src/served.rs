@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ring::{Companion, Credentials, Fd, Message, Queue, Reactor, ReceiveError, Received, Socket, Spare};
 
+use crate::brought::{Brought, SpareBoxes};
 use crate::credit::{Account, Cost};
 use crate::error::AnswerError;
 use crate::mailbox::Shared;
@@ -128,19 +129,9 @@ impl Terms {
 #[derive(Default)]
 struct Spares {
     calls: SpareRows<Entry>,
-    queue: Spare<Untaken>,
+    boxes: SpareBoxes,
+    queue: Spare<Box<Brought>>,
     unsettled: Spare<(u64, Cost)>,
-}
-
-impl Spares {
-    /// Puts a call that nobody has taken behind the others. What it brought is written where this says.
-    #[inline]
-    fn push_untaken<'a>(&mut self, queue: &'a mut Queue<Untaken>, number: u32, room: Size) -> &'a mut Parcel {
-        let untaken = self.queue.lend(queue);
-        untaken.push_back((number, room, Parcel::default()));
-        let (_, _, parcel) = untaken.back_mut().expect("just pushed");
-        parcel
-    }
 }
 
 pub(crate) struct Session {
@@ -157,7 +148,7 @@ struct State {
     /// Those under way. They are at most as many as the window has.
     calls: Table<Entry>,
     /// Calls that nobody has taken, in order.
-    queue: Queue<Untaken>,
+    queue: Queue<Box<Brought>>,
     /// The mailbox has this session on its list of those whose turn it will be.
     in_turn: bool,
     /// We have said GOODBYE.
@@ -184,14 +175,12 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// A call that nobody has taken: its number, the room for its answer, what it brought.
-type Untaken = (u32, Size, Parcel);
-
 /// A large call that begins.
 struct Beginning {
     total: u32,
     /// Room for its answer.
     answer: Size,
+    deadline: Option<Instant>,
     descriptors: Parcel,
     /// How many of its descriptors were lost.
     missing: u8,
@@ -227,8 +216,6 @@ struct Large {
 /// One call under way.
 struct Entry {
     cost: Cost,
-    /// When its caller gives up, if it has said.
-    deadline: Option<Instant>,
     withdrawn: bool,
     waker: Option<Waker>,
     stage: Stage,
@@ -239,7 +226,7 @@ struct Entry {
 /// How far a call has come.
 enum Stage {
     /// It is large, and not all of it is here.
-    Arriving { assembly: Box<Assembly>, room: Size },
+    Arriving { assembly: Box<Assembly>, room: Size, deadline: Option<Instant> },
     /// It waits, or somebody has it.
     Here,
     /// Its answer is large and on its way.
@@ -509,7 +496,8 @@ impl Session {
             FromClient::Call { number, body, descriptors: declared, missing, answer, time_left } => {
                 let cost = Cost::of_call(opening, &self.terms.hello);
                 self.begin(number, cost)?;
-                self.wait_no_longer(number, time_left);
+                // As of now. A time that no clock here can tell is none.
+                let deadline = time_left.and_then(|time_left| self.reactor().now().checked_add(time_left));
                 let kept = match cost.large_bytes() {
                     0 => None,
                     _ => self.kept_room(number, opening.total().unwrap_or(0) as usize),
@@ -519,7 +507,8 @@ impl Session {
                     Body::Whole(payload) => payload,
                     Body::Large { total } => {
                         let descriptors = theirs.unwrap_or_default();
-                        self.begin_large(number, Beginning { total, answer, descriptors, missing, kept });
+                        let beginning = Beginning { total, answer, deadline, descriptors, missing, kept };
+                        self.begin_large(number, beginning);
                         return Ok(());
                     }
                 };
@@ -529,12 +518,13 @@ impl Session {
                 } else if self.is_leaving() {
                     self.refuse(number, RefusedReason::Leaving);
                 } else {
-                    let state = &mut *self.state.borrow_mut();
-                    let parcel = self.terms.spares().push_untaken(&mut state.queue, number, answer);
-                    parcel.fill(packet, payload);
+                    let spares = &mut *self.terms.spares();
+                    let mut brought = spares.boxes.lend(number, answer, deadline);
+                    brought.parcel.fill(packet, payload);
                     if let Some(mut theirs) = theirs {
-                        parcel.take_from(&mut theirs);
+                        brought.parcel.take_from(&mut theirs);
                     }
+                    spares.queue.lend(&mut self.state.borrow_mut().queue).push_back(brought);
                 }
             }
             FromClient::Grant { number } => {
@@ -603,14 +593,14 @@ impl Session {
         }
         self.counters.begun();
         let (stage, claim) = (Stage::Here, None);
-        let entry = Entry { cost, deadline: None, withdrawn: false, waker: None, stage, claim };
+        let entry = Entry { cost, withdrawn: false, waker: None, stage, claim };
         state.calls.insert(&mut self.terms.spares().calls, number, entry);
         Ok(())
     }
 
     /// A large call begins. Whatever becomes of it, the client says where its parts end.
     fn begin_large(&self, number: u32, beginning: Beginning) {
-        let Beginning { total, answer: room, descriptors, missing, kept } = beginning;
+        let Beginning { total, answer: room, deadline, descriptors, missing, kept } = beginning;
         let now = self.reactor().now();
         let begun = if missing > 0 {
             Err(RefusedReason::DescriptorsLost)
@@ -636,7 +626,7 @@ impl Session {
             }
             Err(reason) => (Assembly::of_no_use(total, now), Some(reason)),
         };
-        entry.stage = Stage::Arriving { assembly: Box::new(assembly), room };
+        entry.stage = Stage::Arriving { assembly: Box::new(assembly), room, deadline };
         drop(state);
         if let Some(reason) = refused {
             self.refuse(number, reason);
@@ -760,12 +750,15 @@ impl Session {
             Stage::Arriving { assembly, .. } => {
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
                 if added.map_err(|malformed| self.blame(&malformed))?
-                    && let Stage::Arriving { assembly, room } =
+                    && let Stage::Arriving { assembly, room, deadline } =
                         std::mem::replace(&mut entry.stage, Stage::Here)
                 {
                     state.arriving -= 1;
                     entry.claim.iter_mut().for_each(Claim::is_whole);
-                    state.queue.with_memory().push_back((number, room, assembly.into_parcel()));
+                    let spares = &mut *self.terms.spares();
+                    let mut brought = spares.boxes.lend(number, room, deadline);
+                    brought.parcel = assembly.into_parcel();
+                    spares.queue.lend(&mut state.queue).push_back(brought);
                 }
                 Ok(())
             }
@@ -779,16 +772,6 @@ impl Session {
                 Ok(())
             }
             Stage::Here | Stage::Answering => Err(self.blame(&unexpected)),
-        }
-    }
-
-    /// The caller has said how long it waits, as of the writing of its call. A time that no clock here can
-    /// tell is none.
-    fn wait_no_longer(&self, number: u32, time_left: Option<Duration>) {
-        let Some(time_left) = time_left else { return };
-        let deadline = self.reactor().now().checked_add(time_left);
-        if let Some(entry) = self.state.borrow_mut().calls.find_mut(number) {
-            entry.deadline = deadline;
         }
     }
 
@@ -829,7 +812,7 @@ impl Session {
             }
             Stage::Here => {}
         }
-        let queued = state.queue.iter().position(|(queued, _, _)| *queued == number);
+        let queued = state.queue.iter().position(|brought| brought.number == number);
         let untaken = queued.and_then(|place| state.queue.with_memory().remove(place));
         drop(borrowed);
         if untaken.is_some() || unfinished.is_some() {
@@ -870,36 +853,29 @@ impl Session {
         mailbox.take_turn(self.client.key);
     }
 
-    /// Whether there is a call that nobody has taken; then the oldest, for `take`. Those whose callers have
-    /// given up by now are not worth handling.
+    /// The oldest call that nobody has taken. Those whose callers have given up by now are not worth handling.
     #[inline]
-    pub(crate) fn next(&self) -> Option<Next> {
+    pub(crate) fn take_next(&self) -> Option<Next> {
         loop {
             let mut state = self.state.borrow_mut();
-            let Some(&(number, room, _)) = state.queue.front() else {
-                state.in_turn = false;
-                return None;
-            };
-            let deadline = state.calls.find(number).and_then(|entry| entry.deadline);
-            if deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
-                let more = state.queue.len() > 1;
-                return Some(Next { number, room, deadline, more });
-            }
-            let expired = self.terms.spares().queue.pop_front(&mut state.queue);
+            let next = self.terms.spares().queue.pop_front(&mut state.queue);
+            state.in_turn = !state.queue.is_empty();
+            let (brought, more) = (next?, state.in_turn);
             drop(state);
-            drop(expired);
+            if brought.deadline.is_none_or(|deadline| deadline > self.reactor().now()) {
+                return Some(Next { brought, more });
+            }
+            let number = brought.number;
+            self.take_back(brought);
             self.refuse(number, RefusedReason::Expired);
         }
     }
 
-    /// What the next call brought. It is taken by that.
+    /// Whoever had the call is done with what it brought.
     #[inline]
-    pub(crate) fn take(&self) -> Parcel {
-        let mut state = self.state.borrow_mut();
-        let untaken = self.terms.spares().queue.pop_front(&mut state.queue);
-        state.in_turn = !state.queue.is_empty();
-        let (_, _, parcel) = untaken.expect("asked for before");
-        parcel
+    pub(crate) fn take_back(&self, mut brought: Box<Brought>) {
+        brought.parcel.empty();
+        self.terms.spares().boxes.keep(brought);
     }
 
     // -- final frames -----------------------------------------------------------------------------------
@@ -1143,8 +1119,9 @@ impl Session {
             |(number, entry): (u32, &Entry)| matches!(entry.stage, Stage::Arriving { .. }).then_some(number);
         let arriving: Vec<u32> = state.calls.iter().filter_map(arriving).collect();
         drop(state);
-        while let Some((number, _, parcel)) = queue.pop_front() {
-            drop(parcel);
+        while let Some(brought) = queue.pop_front() {
+            let number = brought.number;
+            drop(brought);
             self.refuse(number, RefusedReason::Leaving);
         }
         arriving.into_iter().for_each(|number| self.refuse(number, RefusedReason::Leaving));
@@ -1224,10 +1201,7 @@ impl State {
 
 /// A call whose turn it is.
 pub(crate) struct Next {
-    pub(crate) number: u32,
-    pub(crate) room: Size,
-    /// When its caller gives up, if it has said.
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) brought: Box<Brought>,
     /// There are others behind it: then this session's turn comes again.
     pub(crate) more: bool,
 }
