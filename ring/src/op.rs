@@ -1191,13 +1191,34 @@ impl Core {
         if let Some(result) = self.take_arrived(key) {
             return Poll::Ready(result);
         }
+        self.wait_for_message(key, waker, woken);
+        Poll::Pending
+    }
+
+    /// Arms the receive, and keeps the waker for what it brings.
+    #[inline]
+    fn wait_for_message(&mut self, key: usize, waker: &Waker, woken: &mut Woken) {
         let inbox = &mut self.channels[key].inbox;
         if !inbox.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
             woken.drop.extend(inbox.waker.replace(waker.clone()));
         }
         inbox.wanted = true;
         self.arm(key);
-        Poll::Pending
+    }
+
+    /// As `poll_receive`; and whether more is here with the message. If not, the waker is kept for it already.
+    pub(crate) fn poll_receive_of_many(
+        &mut self,
+        key: usize,
+        waker: &Waker,
+        woken: &mut Woken,
+    ) -> Poll<(Result<Received, ReceiveError>, bool)> {
+        let taken = self.take_arrived(key);
+        let more = self.has_arrived(key);
+        if !more {
+            self.wait_for_message(key, waker, woken);
+        }
+        taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
     }
 
     /// As `poll_receive`, but looks into the queue itself where that may spare a turn: on one CPU whoever

@@ -372,7 +372,7 @@ impl Socket {
 
     /// Bytes that wait to be sent.
     pub fn unsent(&self) -> usize {
-        self.reactor.with(|core, _| core.unsent(self.channel))
+        self.reactor.with_core(|core| core.unsent(self.channel))
     }
 
     /// As [`send`](Socket::send), but the future is only for bad news: it does not end a sleep when the
@@ -493,6 +493,36 @@ impl Socket {
     /// is woken when there is.
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
         self.reactor.with(|core, woken| core.poll_receive(self.channel, context.waker(), woken))
+    }
+
+    /// As [`poll_receive`](Socket::poll_receive), for whoever takes one message of many and leaves the next for
+    /// later: says whether more (or the end) is here already. If not, the waker is woken when it is, and
+    /// nothing need be polled only to wait for it.
+    ///
+    /// ```
+    /// # use std::task::{Context, Poll, Waker};
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let far = Socket::wrap(&reactor, far)?;
+    /// near.stream();
+    /// # Executor::new(&reactor).block_on(async {
+    /// far.send("one of many").await?;
+    /// # Ok::<(), ring::SendError>(())
+    /// # })?;
+    /// # while !near.has_arrived() {
+    /// #     reactor.turn(ring::Wait::Not)?;
+    /// # }
+    /// let mut context = Context::from_waker(Waker::noop());
+    /// let Poll::Ready((message, more)) = near.poll_receive_of_many(&mut context) else { panic!() };
+    /// assert_eq!((message?.bytes(), more), (b"one of many".as_slice(), false));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn poll_receive_of_many(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<(Result<Received, ReceiveError>, bool)> {
+        self.reactor.with(|core, woken| core.poll_receive_of_many(self.channel, context.waker(), woken))
     }
 
     /// As [`poll_receive`](Socket::poll_receive), where an answer may be there before anything is waited

@@ -28,7 +28,8 @@ use crate::table::{SpareRows, Table};
 use crate::trace;
 use crate::waiting::wake;
 use crate::wire::{
-    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, Place, RefusedReason, Size,
+    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX, Place,
+    RefusedReason, Size,
 };
 
 /// How many packets of one session are looked at in one turn, before the others have theirs: at most 65,536
@@ -39,6 +40,10 @@ pub const SESSION_PACKETS_A_TURN_MAX: usize = 1;
 /// unless its server says otherwise. A packet has room for 4,096, which take a hundred times as long to read
 /// as to send; what is left of it is read in the next turns, and nothing more is taken before.
 pub const SESSION_FRAMES_A_TURN_MAX: usize = 256;
+
+/// So many answers may have left before what they took is given back: what is remembered of them needs no more
+/// memory than of one, and to ask what has left takes as long as the rest of it.
+const SETTLED_TOGETHER: usize = 4;
 
 /// A session and the companion that serves it: held by the mailbox and by every call taken from it.
 pub(crate) struct Served {
@@ -223,6 +228,20 @@ struct Entry {
     claim: Option<Claim>,
 }
 
+impl Entry {
+    #[inline]
+    fn new(cost: Cost) -> Entry {
+        Entry { cost, withdrawn: false, waker: None, stage: Stage::Here, claim: None }
+    }
+
+    /// Whether its answer is awaited, and nothing has to be let go of but itself.
+    #[inline]
+    fn is_small_and_wanted(&self) -> bool {
+        let alone = self.waker.is_none() && self.claim.is_none();
+        alone && !self.withdrawn && matches!(self.stage, Stage::Here)
+    }
+}
+
 /// How far a call has come.
 enum Stage {
     /// It is large, and not all of it is here.
@@ -296,7 +315,9 @@ impl Session {
 
     /// Receives and files until the session ends.
     fn poll_over(&self, context: &mut Context<'_>) -> Poll<Over> {
-        self.look_after_answers(context);
+        if self.look_after_answers(context) {
+            return self.poll_small(context);
+        }
         let unread = self.state.borrow_mut().unread.take();
         let unread = match unread {
             Some(unread) => *unread,
@@ -305,7 +326,38 @@ impl Session {
                 Err(over) => return Poll::Ready(over),
             },
         };
-        match self.file(unread, context) {
+        self.file_and_go_on(unread, 0, context)
+    }
+
+    /// Straight through, where nothing large is under way and no packet was left half read: takes the next,
+    /// and files the small calls that it begins with. They are nearly always all of it; the rest is filed as
+    /// anything else.
+    fn poll_small(&self, context: &mut Context<'_>) -> Poll<Over> {
+        let (received, more) = ready!(self.socket.poll_receive_of_many(context));
+        let (mut place, mut count) = (0, 0);
+        if let Ok(packet) = &received
+            && packet.descriptors() == 0
+        {
+            (place, count) = self.file_small_calls(packet.bytes());
+            if place == packet.bytes().len() {
+                if more {
+                    context.waker().wake_by_ref();
+                }
+                return Poll::Pending;
+            }
+        }
+        match self.unread_of(Some(received)) {
+            Ok(mut unread) => {
+                unread.place.read = place;
+                self.file_and_go_on(unread, count, context)
+            }
+            Err(over) => Poll::Ready(over),
+        }
+    }
+
+    /// Files the rest of a packet of which so many frames have been filed in this turn.
+    fn file_and_go_on(&self, unread: Unread, filed: usize, context: &mut Context<'_>) -> Poll<Over> {
+        match self.file(unread, filed, context) {
             Err(over) => return Poll::Ready(over),
             // It is woken when that may be read.
             Ok(Filed::UpToHugePage) => return Poll::Pending,
@@ -338,16 +390,27 @@ impl Session {
         Ok(Unread { packet: Packet::new(packet), descriptors, place: Place::beginning(arrived) })
     }
 
-    /// Sends the next part of a large answer, and gives back what answers took that have left.
-    fn look_after_answers(&self, context: &mut Context<'_>) {
+    /// Sends the next part of a large answer, and gives back what answers took that have left. Says whether
+    /// nothing large is under way and nothing left of an earlier packet.
+    fn look_after_answers(&self, context: &mut Context<'_>) -> bool {
         let mut state = self.state.borrow_mut();
-        let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-        let old = if known { None } else { state.waker.replace(context.waker().clone()) };
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            let old = state.waker.replace(context.waker().clone());
+            drop(state);
+            drop(old);
+            state = self.state.borrow_mut();
+        }
+        // With each packet, or a session that rests would remember as many answers as its window has.
+        if state.unsettled.len() >= SETTLED_TOGETHER {
+            state.settle(&self.socket, &self.terms);
+        }
+        if state.large.is_none() {
+            return state.unread.is_none();
+        }
         drop(state);
-        drop(old);
         self.send_parts(context);
-        // After each packet too, or a session that rests would remember as many answers as its window has.
         self.settle();
+        false
     }
 
     /// Receives the next packet; `None` if a large message stands still.
@@ -419,15 +482,55 @@ impl Session {
         }
     }
 
-    /// Files what a packet says, or as much of it as one turn has time for.
-    fn file(&self, unread: Unread, context: &mut Context<'_>) -> Result<Filed, Over> {
+    /// Files the small calls that a packet without descriptors begins with, for as long as there is nothing to
+    /// be said against them. Says how many bytes and calls those are; what follows was not looked at.
+    fn file_small_calls(&self, packet: &[u8]) -> (usize, usize) {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        if state.over || state.leaving || state.client_leaving || packet.len() > PACKET_BYTES_MAX {
+            return (0, 0);
+        }
+        let hello = &self.terms.hello;
+        let mut spares = self.terms.spares();
+        let Spares { calls, boxes, queue, .. } = &mut *spares;
+        let (mut rest, mut count) = (packet, 0);
+        while count < SESSION_FRAMES_A_TURN_MAX
+            && let Some(call) = wire::small_call(rest, hello)
+        {
+            let cost = Cost::of_call(&call.opening(), hello);
+            // What is wrong, and whether room is left when answers have been settled, is found out by whoever
+            // files frames of any kind.
+            if state.calls.contains(call.number) || state.account.try_reserve(cost).is_err() {
+                break;
+            }
+            state.calls.insert(calls, call.number, Entry::new(cost));
+            let mut brought = boxes.lend(call.number, call.answer, None);
+            brought.parcel.copy(call.payload);
+            queue.lend(&mut state.queue).push_back(brought);
+            (rest, count) = (call.rest, count + 1);
+        }
+        drop(spares);
+        let bytes = packet.len() - rest.len();
+        self.counters.calls_arrived(count, bytes);
+        let first = count > 0 && !state.in_turn;
+        state.in_turn |= first;
+        drop(borrowed);
+        if first && let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.take_turn(self.client.key);
+        }
+        (bytes, count)
+    }
+
+    /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames have
+    /// been filed already.
+    fn file(&self, unread: Unread, filed: usize, context: &mut Context<'_>) -> Result<Filed, Over> {
         let Unread { packet, mut descriptors, place } = unread;
         let (begin, came) = (place.read, descriptors.descriptors());
         let mut left = Some(place);
         let mut frames = wire::frames_from(packet.bytes(), place);
         let mut count = 0;
         let result = loop {
-            if count >= SESSION_FRAMES_A_TURN_MAX && left.is_some() {
+            if filed + count >= SESSION_FRAMES_A_TURN_MAX && left.is_some() {
                 break Ok(Filed::Some);
             }
             let Some(frame) = frames.next() else { break Ok(Filed::All) };
@@ -592,9 +695,7 @@ impl Session {
             }
         }
         self.counters.begun();
-        let (stage, claim) = (Stage::Here, None);
-        let entry = Entry { cost, withdrawn: false, waker: None, stage, claim };
-        state.calls.insert(&mut self.terms.spares().calls, number, entry);
+        state.calls.insert(&mut self.terms.spares().calls, number, Entry::new(cost));
         Ok(())
     }
 
@@ -897,8 +998,35 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the message unless it is short and has bytes alone.
+    #[inline]
     pub(crate) fn answer(&self, number: u32, room: Size, message: &mut Message) -> Result<(), AnswerError> {
+        if message.descriptors().is_empty() && self.answer_in_a_frame(number, room, message.bytes()) {
+            return Ok(());
+        }
+        self.answer_in_any_way(number, room, message)
+    }
+
+    /// Straight through, for an answer of bytes alone that fits a frame and the room, to a small call that is
+    /// still wanted. If anything is otherwise it says so, and has done nothing.
+    fn answer_in_a_frame(&self, number: u32, room: Size, bytes: &[u8]) -> bool {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
+        let is_wanted = state.calls.find(number).is_some_and(Entry::is_small_and_wanted);
+        let fits = bytes.len() <= room.bytes().min(self.terms.hello.payload_bytes_max() as usize);
+        let Ok(size) = Size::of_bytes(bytes.len()) else { return false };
+        if !is_wanted || !fits || state.over || self.reactor().is_forked() {
+            return false;
+        }
+        let header = Header::answer_to(number, size).encode();
+        state.end(number, header.len() + bytes.len(), &self.terms);
+        drop(borrowed);
+        self.counters.answered_in(header.len() + bytes.len());
+        self.socket.post(&[&header, bytes], Vec::new());
+        true
+    }
+
+    #[inline(never)]
+    fn answer_in_any_way(&self, number: u32, room: Size, message: &mut Message) -> Result<(), AnswerError> {
         self.expect_wanted(number)?;
         let size = Size::of_bytes(message.bytes().len())
             .and_then(|size| size.with_descriptors(message.descriptors().len()));
@@ -913,13 +1041,10 @@ impl Session {
             return Ok(());
         }
         self.counters.answered();
-        if message.descriptors().is_empty() {
-            self.say_last(number, &opening.encode(), message.bytes());
-            return Ok(());
-        }
         let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
-        let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
-        self.say(&opening.encode(), &bytes, descriptors, Some(instead));
+        let instead =
+            (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
+        self.say(&opening.encode(), &bytes, descriptors, instead);
         self.finish(number);
         Ok(())
     }
@@ -1014,22 +1139,6 @@ impl Session {
         }
     }
 
-    /// Says a final frame of bytes alone, and ends the call.
-    #[inline]
-    fn say_last(&self, number: u32, header: &[u8], payload: &[u8]) {
-        let mut state = self.state.borrow_mut();
-        if state.over {
-            return;
-        }
-        let bytes = header.len() + payload.len();
-        state.said += bytes as u64;
-        let left = state.finish(number, &self.terms);
-        drop(state);
-        drop(left);
-        self.counters.sent(bytes, 0);
-        self.socket.post(&[header, payload], Vec::new());
-    }
-
     /// The final frame has been said. What the call took is given back when the frame has left, not now: a
     /// client that calls and never reads could otherwise make us keep as many answers, and descriptors in
     /// them, as it likes.
@@ -1041,24 +1150,9 @@ impl Session {
 
     /// Gives back what calls took whose final frames have left.
     fn settle(&self) {
-        let state = &mut *self.state.borrow_mut();
-        if state.unsettled.is_empty() {
-            return;
-        }
-        let unsent = self.socket.unsent() as u64;
-        // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to have
-        // left than has. Where nothing waits the count is right again.
-        let left = if unsent == 0 { u64::MAX } else { state.said.saturating_sub(unsent) };
-        while let Some(&(end, cost)) = state.unsettled.front()
-            && end <= left
-        {
-            state.unsettled.pop_front();
-            state.account.release(cost);
-        }
-        self.terms.spares().unsettled.keep(&mut state.unsettled);
-        if unsent == 0 {
-            state.said = 0;
-            state.emptied += 1;
+        let mut state = self.state.borrow_mut();
+        if !state.unsettled.is_empty() {
+            state.settle(&self.socket, &self.terms);
         }
     }
 
@@ -1143,6 +1237,34 @@ impl Drop for Session {
 }
 
 impl State {
+    fn settle(&mut self, socket: &Socket, terms: &Terms) {
+        let unsent = socket.unsent() as u64;
+        // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to have
+        // left than has. Where nothing waits the count is right again.
+        let left = if unsent == 0 { u64::MAX } else { self.said.saturating_sub(unsent) };
+        while let Some(&(end, cost)) = self.unsettled.front()
+            && end <= left
+        {
+            self.unsettled.pop_front();
+            self.account.release(cost);
+        }
+        terms.spares().unsettled.keep(&mut self.unsettled);
+        if unsent == 0 {
+            self.said = 0;
+            self.emptied += 1;
+        }
+    }
+
+    /// A final frame of so many bytes is said, and a call ends with it that leaves nothing to be dropped.
+    #[inline]
+    fn end(&mut self, number: u32, bytes: usize, terms: &Terms) {
+        let Some(cost) = self.calls.find(number).map(|entry| entry.cost) else { return };
+        self.said += bytes as u64;
+        let mut spares = terms.spares();
+        self.calls.forget(&mut spares.calls, number);
+        spares.unsettled.lend(&mut self.unsettled).push_back((self.said, cost));
+    }
+
     /// A final frame ends here in what was said. Gives what is to be dropped when nothing is borrowed.
     #[inline]
     fn finish(&mut self, number: u32, terms: &Terms) -> Option<(Option<Waker>, Option<Claim>)> {

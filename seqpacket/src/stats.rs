@@ -373,6 +373,22 @@ impl Counters {
         sent.bytes += bytes;
     }
 
+    /// Calls have arrived in so many bytes, without descriptors.
+    #[inline]
+    pub(crate) fn calls_arrived(&self, calls: usize, bytes: usize) {
+        let counted = &mut *self.0.borrow_mut();
+        counted.begun += calls as u64;
+        counted.received.count(calls, bytes, 0);
+    }
+
+    /// A call was answered in so many bytes, without descriptors.
+    #[inline]
+    pub(crate) fn answered_in(&self, bytes: usize) {
+        let counted = &mut *self.0.borrow_mut();
+        counted.answered += 1;
+        counted.sent.count(1, bytes, 0);
+    }
+
     pub(crate) fn received(&self, frames: usize, bytes: usize, descriptors: usize) {
         self.0.borrow_mut().received.count(frames, bytes, descriptors);
     }

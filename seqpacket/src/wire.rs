@@ -721,6 +721,7 @@ impl Opening {
     }
 
     /// The message that is opened: all of it, with what follows in parts.
+    #[inline]
     pub fn message(&self) -> Size {
         let extension_bytes = if self.extension.is_some() { EXTENSION_BYTES as u32 } else { 0 };
         let bytes = self.total().unwrap_or(self.header.length.saturating_sub(extension_bytes));
@@ -728,6 +729,7 @@ impl Opening {
     }
 
     /// What the caller has reserved for the answer.
+    #[inline]
     pub fn answer(&self) -> Size {
         self.header.answer()
     }
@@ -1106,6 +1108,7 @@ impl Hello {
     }
 
     /// Whether room for an answer is for a large one.
+    #[inline]
     pub fn is_large_room(&self, answer: Size) -> bool {
         answer.bytes > self.payload_bytes_max()
     }
@@ -1138,6 +1141,7 @@ impl Hello {
     }
 
     /// The largest payload of one frame of this session.
+    #[inline]
     pub fn payload_bytes_max(&self) -> u32 {
         self.packet_bytes_max.saturating_sub(HEADER_BYTES as u32)
     }
@@ -1228,6 +1232,51 @@ pub(crate) fn only_answer(packet: &[u8], descriptors: usize, number: u32) -> Opt
     let expected: [u8; HEADER_BYTES] =
         bytemuck::cast([length.to_le_bytes(), number.to_le_bytes(), [Kind::Answer as u8, 0, 0, 0], [0; 4]]);
     (descriptors == 0 && *header == expected).then_some(payload)
+}
+
+/// The call that a packet, or the rest of one, begins with, if it is what most calls are: whole, of few bytes
+/// alone, with no time limit and with room for an answer that fits a frame of this session. `None` says nothing: [`frames`]
+/// reads what it is.
+#[inline]
+pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCall<'a>> {
+    let (header, rest) = packet.split_first_chunk::<HEADER_BYTES>()?;
+    let [length, number, [kind, descriptors, answer_descriptors, flags], answer_bytes]: [[u8; 4]; 4] =
+        bytemuck::cast(*header);
+    let (length, answer_bytes) = (u32::from_le_bytes(length), u32::from_le_bytes(answer_bytes));
+    let bare = (kind, descriptors, flags) == (Kind::Call as u8, 0, 0);
+    let small = length <= SMALL_CALL_BYTES_MAX as u32 && answer_bytes <= hello.payload_bytes_max();
+    if !bare || !small || usize::from(answer_descriptors) > DESCRIPTORS_MAX {
+        return None;
+    }
+    let (payload, rest) = rest.split_at_checked(length as usize)?;
+    let answer = Size { bytes: answer_bytes, descriptors: answer_descriptors };
+    Some(SmallCall { number: u32::from_le_bytes(number), payload, answer, rest })
+}
+
+/// The payload of a [small call](small_call): what is copied out of its packet rather than kept in it.
+pub(crate) const SMALL_CALL_BYTES_MAX: usize = 1024;
+
+/// What [`small_call`] has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SmallCall<'a> {
+    pub(crate) number: u32,
+    pub(crate) payload: &'a [u8],
+    pub(crate) answer: Size,
+    /// What follows in the packet.
+    pub(crate) rest: &'a [u8],
+}
+
+impl SmallCall<'_> {
+    /// As it was written.
+    #[inline]
+    pub(crate) fn opening(&self) -> Opening {
+        Opening { header: Header::call(self.number, self.message(), self.answer), extension: None }
+    }
+
+    #[inline]
+    fn message(&self) -> Size {
+        Size { bytes: self.payload.len() as u32, descriptors: 0 }
+    }
 }
 
 /// Why the library ended a call in the server's place.
@@ -2191,6 +2240,41 @@ mod tests {
                 _ => None,
             };
             prop_assert_eq!(only_answer(&packet, descriptors, number), slowly);
+        }
+
+        #[test]
+        fn a_small_call_is_told_by_one_look(
+            written in prop::collection::vec(any_frame(), 1..3),
+            spoiled in proptest::option::of((0..HEADER_BYTES, any::<u8>())),
+            cut in 0..4_usize,
+            (whole_packets, bare) in any::<(bool, bool)>(),
+        ) {
+            let hello = if whole_packets { Hello::default() } else { SMALL_PACKETS };
+            let mut packet = written.concat();
+            if bare {
+                packet[9] = 0;
+            }
+            if let Some((at, value)) = spoiled {
+                packet[at] = value;
+            }
+            packet.truncate(packet.len().saturating_sub(cut.saturating_sub(2)));
+            let first = frames(&packet, Arrived::Whole(0)).next().and_then(Result::ok);
+            let slowly = first.filter(|frame| hello.admits(&frame.opening()).is_ok()).and_then(|frame| {
+                match frame.from_client().unwrap_or(FromClient::Goodbye) {
+                    FromClient::Call { number, body: Body::Whole(payload), descriptors: 0, answer, .. }
+                        if frame.extension.is_none()
+                            && payload.len() <= SMALL_CALL_BYTES_MAX
+                            && !hello.is_large_room(answer) =>
+                    {
+                        let rest = &packet[HEADER_BYTES + payload.len()..];
+                        let call = SmallCall { number, payload, answer, rest };
+                        assert_eq!(call.opening(), frame.opening());
+                        Some(call)
+                    }
+                    _ => None,
+                }
+            });
+            prop_assert_eq!(small_call(&packet, &hello), slowly);
         }
 
         #[test]
