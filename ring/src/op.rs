@@ -1206,7 +1206,8 @@ impl Core {
         self.arm(key);
     }
 
-    /// As `poll_receive`; and whether more is here with the message. If not, the waker is kept for it already.
+    /// As `poll_receive`; and whether more is here with the message. If not, the waker is kept for it
+    /// already.
     pub(crate) fn poll_receive_of_many(
         &mut self,
         key: usize,

@@ -495,8 +495,8 @@ impl Socket {
         self.reactor.with(|core, woken| core.poll_receive(self.channel, context.waker(), woken))
     }
 
-    /// As [`poll_receive`](Socket::poll_receive), for whoever takes one message of many and leaves the next for
-    /// later: says whether more (or the end) is here already. If not, the waker is woken when it is, and
+    /// As [`poll_receive`](Socket::poll_receive), for whoever takes one message of many and leaves the next
+    /// for later: says whether more (or the end) is here already. If not, the waker is woken when it is, and
     /// nothing need be polled only to wait for it.
     ///
     /// ```

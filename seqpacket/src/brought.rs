@@ -1,16 +1,16 @@
 //! What a call brought, from its arrival until its handler is done with it.
 //!
 //! It stands in a box, and only the box goes from the session's queue to the handler: a call is written once,
-//! where it arrives, and not moved. The boxes of calls that have ended are kept for the next. It does not know
-//! whose call it is.
+//! where it arrives, and not moved. The boxes of calls that have ended are kept for the next. It does not
+//! know whose call it is.
 
 use std::time::Instant;
 
 use crate::parcel::Parcel;
 use crate::wire::Size;
 
-/// So many empty boxes a mailbox keeps for calls to come: as many as one session may have under way unless its
-/// server says otherwise, some 60 KiB.
+/// So many empty boxes a mailbox keeps for calls to come: as many as one session may have under way unless
+/// its server says otherwise, some 50 KiB.
 const SPARE_BOXES_MAX: usize = 256;
 
 /// A call that waits to be taken, or that somebody has.

@@ -41,8 +41,8 @@ pub const SESSION_PACKETS_A_TURN_MAX: usize = 1;
 /// as to send; what is left of it is read in the next turns, and nothing more is taken before.
 pub const SESSION_FRAMES_A_TURN_MAX: usize = 256;
 
-/// So many answers may have left before what they took is given back: what is remembered of them needs no more
-/// memory than of one, and to ask what has left takes as long as the rest of it.
+/// So many answers may have left before what they took is given back: what is remembered of them needs no
+/// more memory than of one, and to ask what has left takes as long as the rest of it.
 const SETTLED_TOGETHER: usize = 4;
 
 /// A session and the companion that serves it: held by the mailbox and by every call taken from it.
@@ -482,8 +482,8 @@ impl Session {
         }
     }
 
-    /// Files the small calls that a packet without descriptors begins with, for as long as there is nothing to
-    /// be said against them. Says how many bytes and calls those are; what follows was not looked at.
+    /// Files the small calls that a packet without descriptors begins with, for as long as there is nothing
+    /// to be said against them. Says how many bytes and calls those are; what follows was not looked at.
     fn file_small_calls(&self, packet: &[u8]) -> (usize, usize) {
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
@@ -521,8 +521,8 @@ impl Session {
         (bytes, count)
     }
 
-    /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames have
-    /// been filed already.
+    /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames
+    /// have been filed already.
     fn file(&self, unread: Unread, filed: usize, context: &mut Context<'_>) -> Result<Filed, Over> {
         let Unread { packet, mut descriptors, place } = unread;
         let (begin, came) = (place.read, descriptors.descriptors());
@@ -954,7 +954,8 @@ impl Session {
         mailbox.take_turn(self.client.key);
     }
 
-    /// The oldest call that nobody has taken. Those whose callers have given up by now are not worth handling.
+    /// The oldest call that nobody has taken. Those whose callers have given up by now are not worth
+    /// handling.
     #[inline]
     pub(crate) fn take_next(&self) -> Option<Next> {
         loop {

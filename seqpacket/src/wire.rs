@@ -1235,8 +1235,8 @@ pub(crate) fn only_answer(packet: &[u8], descriptors: usize, number: u32) -> Opt
 }
 
 /// The call that a packet, or the rest of one, begins with, if it is what most calls are: whole, of few bytes
-/// alone, with no time limit and with room for an answer that fits a frame of this session. `None` says nothing: [`frames`]
-/// reads what it is.
+/// alone, with no time limit and with room for an answer that fits a frame of this session. `None` says
+/// nothing: [`frames`] reads what it is.
 #[inline]
 pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCall<'a>> {
     let (header, rest) = packet.split_first_chunk::<HEADER_BYTES>()?;
