@@ -791,13 +791,35 @@ impl Core {
         self.mark_dirty(key);
     }
 
+    /// As `post`, bytes alone: what nearly all posts are, and so with nothing in it for the others.
+    #[inline]
+    pub(crate) fn post_bytes<const HEAD: usize>(&mut self, key: usize, head: &[u8; HEAD], rest: &[u8]) {
+        let length = HEAD + rest.len();
+        assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
+        assert!(length > 0, "an empty post could not be told from the end of file");
+        let lane = &mut self.channels[key].lane;
+        if let Some(Letter { envelope, slip }) = lane.waiting.back_mut()
+            && slip.open
+            && envelope.length() + length <= PACKET_BYTES_MAX
+        {
+            envelope.append(head);
+            envelope.append(rest);
+            self.stats.posts_joined += 1;
+        } else {
+            self.post_apart(key, &[head, rest], Vec::new(), None);
+        }
+        self.mark_dirty(key);
+    }
+
     fn post_apart(&mut self, key: usize, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
         let Channel { kind, lane, .. } = &mut self.channels[key];
         let silent = succeeds_whole(*kind);
         let waiting = self.spare_letters.lend(&mut lane.waiting);
         let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
         parts.iter().for_each(|part| envelope.append(part));
-        envelope.attach(descriptors);
+        if !descriptors.is_empty() {
+            envelope.attach(descriptors);
+        }
         // With something to say instead, the packet is this post's alone.
         let open = instead.is_none();
         let instead = instead.map(Vec::into_boxed_slice);
@@ -853,6 +875,7 @@ impl Core {
         self.channels[key].lane.waiting.iter().map(|letter| letter.envelope.length()).sum()
     }
 
+    #[inline]
     fn mark_dirty(&mut self, key: usize) {
         let lane = &mut self.channels[key].lane;
         if !lane.dirty {

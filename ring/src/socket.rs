@@ -327,6 +327,30 @@ impl Socket {
         self.reactor.with_core(|core| core.post(self.channel, parts, descriptors, None));
     }
 
+    /// As [`post`](Socket::post), without descriptors: a head whose length is known, and what follows it.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// for word in [b"one".as_slice(), b"three"] {
+    ///     near.post_bytes(&[word.len() as u8], word);
+    /// }
+    /// # Executor::new(&reactor).block_on(async {
+    /// assert_eq!(far.receive().await?.bytes(), b"\x03one\x05three");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If both together are empty or longer than a packet.
+    #[inline]
+    pub fn post_bytes<const HEAD: usize>(&self, head: &[u8; HEAD], rest: &[u8]) {
+        self.reactor.with_core(|core| core.post_bytes(self.channel, head, rest));
+    }
+
     /// As [`post`](Socket::post), in a packet of its own; and if it cannot be sent with its descriptors (too
     /// many in flight), `instead` is sent in its place, without any.
     ///

@@ -9,7 +9,8 @@
 use thiserror::Error;
 
 use crate::wire::{
-    EXTENSION_BYTES, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, REFUSED_BYTES, Resource, Windows,
+    EXTENSION_BYTES, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, REFUSED_BYTES, Resource, Size,
+    Windows,
 };
 
 /// The windows of one session and what is taken out of them.
@@ -147,7 +148,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    const NOTHING: Cost = Cost { calls: 0, bytes: 0, descriptors: 0, large_bytes: 0 };
+    pub(crate) const NOTHING: Cost = Cost { calls: 0, bytes: 0, descriptors: 0, large_bytes: 0 };
 
     /// A call or a grant on the session of this HELLO: the frames that open the call and its answer, with
     /// what is in them, and its descriptors. The final frame is never counted shorter than a REFUSED, since
@@ -168,6 +169,24 @@ impl Cost {
             descriptors: opening.message().descriptors() as u32,
             // `Size` bounds each by half of a u32.
             large_bytes: opening.total().unwrap_or(0) + large_room,
+        }
+    }
+
+    /// The same for bytes and room for an answer which both fit the packets of the session.
+    #[inline]
+    pub(crate) fn of_small_call(message: Size, room: Size) -> Cost {
+        let bytes = HEADER_BYTES + message.bytes() + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
+        Cost { calls: 1, bytes: bytes as u32, descriptors: message.descriptors() as u32, large_bytes: 0 }
+    }
+
+    /// Both together, of calls that are under way beside each other.
+    #[inline]
+    pub(crate) fn and(self, other: Cost) -> Cost {
+        Cost {
+            calls: self.calls + other.calls,
+            bytes: self.bytes + other.bytes,
+            descriptors: self.descriptors + other.descriptors,
+            large_bytes: self.large_bytes + other.large_bytes,
         }
     }
 
@@ -258,6 +277,23 @@ mod tests {
     fn a_call_costs_both_frames_and_its_own_descriptors() {
         let cost = cost(size(3, 1), size(64, 2));
         assert_eq!((cost.calls(), cost.bytes(), cost.descriptors()), (1, 16 + 3 + 16 + 64, 1));
+    }
+
+    #[test]
+    fn a_small_call_costs_what_any_call_does() {
+        for bytes in [0, 1, 64, PAYLOAD_BYTES_MAX] {
+            for room in [0, 1, 2, 64, PAYLOAD_BYTES_MAX] {
+                let (message, room) = (size(bytes, 0), size(room, 7));
+                assert_eq!(Cost::of_small_call(message, room), cost(message, room));
+            }
+        }
+    }
+
+    #[test]
+    fn two_calls_cost_what_each_of_them_does() {
+        let both = cost(size(3, 1), size(64, 2)).and(cost(size(100_000, 3), size(5, 0)));
+        assert_eq!((both.calls(), both.bytes()), (2, 16 + 3 + 16 + 64 + 32 + 16 + 5));
+        assert_eq!((both.descriptors(), both.large_bytes()), (4, 100_000));
     }
 
     #[test]

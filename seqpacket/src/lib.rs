@@ -155,6 +155,7 @@ mod rooms;
 mod served;
 mod session;
 mod shared;
+mod slots;
 mod spent;
 mod stats;
 mod table;

@@ -111,6 +111,12 @@ impl ObjectOptions {
             ..self
         }
     }
+
+    /// Of an answer, unless a call says otherwise.
+    fn room(&self) -> Size {
+        let room = Size::of_bytes(self.answer_bytes);
+        room.and_then(|room| room.with_descriptors(self.answer_descriptors)).expect("within limits")
+    }
 }
 
 /// What one call asks for beyond the object's options.
@@ -139,8 +145,10 @@ impl CallOptions {
 
     /// When the call is to be withdrawn. A time that no clock can tell is none.
     fn deadline(self, reactor: &Reactor) -> Option<Instant> {
-        let within = self.within.and_then(|time| reactor.now().checked_add(time));
-        within.into_iter().chain(self.until).min()
+        match (self.within, self.until) {
+            (None, until) => until,
+            (Some(time), until) => reactor.now().checked_add(time).into_iter().chain(until).min(),
+        }
     }
 }
 
@@ -156,16 +164,20 @@ struct Shared {
     reactor: Reactor,
     address: Rc<SocketAddress>,
     options: ObjectOptions,
+    /// Of an answer, unless a call says otherwise.
+    room: Size,
     attached: RefCell<Option<Rc<Attached>>>,
     counters: Rc<Counters>,
 }
 
 impl Object {
     pub(crate) fn new(reactor: &Reactor, address: SocketAddress, options: ObjectOptions) -> Object {
+        let options = options.within_limits();
         Object(Rc::new(Shared {
             reactor: reactor.clone(),
             address: Rc::new(address),
-            options: options.within_limits(),
+            options,
+            room: options.room(),
             attached: RefCell::new(None),
             counters: Rc::default(),
         }))
@@ -194,7 +206,7 @@ impl Object {
     /// The descriptors of the message are closed here once they are sent. The call is under way whether or
     /// not the future is polled; dropping the future withdraws it.
     pub fn call(&self, message: impl Into<Message>) -> Call {
-        self.call_with(message, CallOptions::default())
+        self.call_in(message.into(), self.0.room, None)
     }
 
     /// As [`call`](Object::call), with options.
@@ -203,8 +215,18 @@ impl Object {
             Ok(room) => room,
             Err(error) => return Call::failed(error),
         };
-        let mut message = message.into();
-        let deadline = options.deadline(&self.0.reactor);
+        self.call_in(message.into(), room, options.deadline(&self.0.reactor))
+    }
+
+    /// Calls with this room for the answer.
+    fn call_in(&self, mut message: Message, room: Size, deadline: Option<Instant>) -> Call {
+        if deadline.is_none()
+            && message.descriptors().is_empty()
+            && let Some(attached) = self.0.attached.borrow().clone()
+            && let Some(key) = attached.session().call_straight(message.bytes(), room)
+        {
+            return Call::new(attached, key);
+        }
         self.begin(deadline, |session| session.call(&mut message, room, deadline))
     }
 
@@ -214,7 +236,7 @@ impl Object {
     /// [`CallError::WouldBlock`] before the object is [attached](Object::attach) (which this begins), while
     /// the server's windows are full, or while other calls wait. What else is wrong the call itself says.
     pub fn try_call(&self, message: impl Into<Message>) -> Result<Call, CallError> {
-        let room = self.room(CallOptions::default())?;
+        let room = self.0.room;
         // It would have to wait for ever: there is no attaching here.
         if self.0.reactor.is_forked() {
             return Err(CallError::Forked);
@@ -225,7 +247,7 @@ impl Object {
             return Err(CallError::WouldBlock);
         }
         let key = attached.session().call(&mut message, room, None)?;
-        Ok(Call::new(attached, key, self.0.reactor.clone()))
+        Ok(Call::new(attached, key))
     }
 
     /// Attaches without calling, so that the first call is as fast as the others.
@@ -317,6 +339,9 @@ impl Object {
     }
 
     fn room(&self, options: CallOptions) -> Result<Size, CallError> {
+        if let CallOptions { answer_bytes: None, answer_descriptors: None, .. } = options {
+            return Ok(self.0.room);
+        }
         let bytes = options.answer_bytes.unwrap_or(self.0.options.answer_bytes);
         let descriptors = options.answer_descriptors.unwrap_or(self.0.options.answer_descriptors);
         // The call is too large by what it asks for: nothing is sent.
@@ -335,7 +360,7 @@ impl Object {
         let attached = self.attached();
         match begin(attached.session()) {
             Ok(key) => {
-                let mut call = Call::new(attached, key, self.0.reactor.clone());
+                let mut call = Call::new(attached, key);
                 call.deadline = deadline.map(|deadline| self.0.reactor.sleep_until(deadline));
                 call
             }
@@ -376,20 +401,21 @@ pub struct Call {
 
 enum CallState {
     Failed(Option<CallError>),
-    UnderWay(Rc<Attached>, usize, Reactor, CallSpan),
+    UnderWay(Rc<Attached>, usize, CallSpan),
     Over,
 }
 
 impl Call {
-    fn new(attached: Rc<Attached>, key: usize, reactor: Reactor) -> Call {
-        Call { state: CallState::UnderWay(attached, key, reactor, CallSpan::called(key)), deadline: None }
+    #[inline]
+    fn new(attached: Rc<Attached>, key: usize) -> Call {
+        Call { state: CallState::UnderWay(attached, key, CallSpan::called(key)), deadline: None }
     }
 
     /// Withdraws the call, with [`CallError::Deadline`], when so much time has passed from now without an
     /// answer. The last such limit counts. The server is not told; [`CallOptions::within`] does that.
     pub fn within(mut self, time: Duration) -> Call {
-        if let CallState::UnderWay(_, _, reactor, _) = &self.state {
-            self.deadline = deadline(reactor, time);
+        if let CallState::UnderWay(attached, ..) = &self.state {
+            self.deadline = deadline(attached.reactor(), time);
         }
         self
     }
@@ -407,13 +433,11 @@ impl Future for Call {
         let poll = match &mut this.state {
             CallState::UnderWay(attached, key, ..) if attached.session().is_answered(*key) => {
                 let state = std::mem::replace(&mut this.state, CallState::Over);
-                let CallState::UnderWay(attached, key, _, span) = state else {
-                    unreachable!("looked at above")
-                };
+                let CallState::UnderWay(attached, key, span) = state else { unreachable!("looked at above") };
                 span.ended("answered");
                 return Poll::Ready(Ok(Answer(attached.session().take_answer(key))));
             }
-            CallState::UnderWay(attached, key, _, span) => {
+            CallState::UnderWay(attached, key, span) => {
                 let poll = attached.session().poll_unanswered(*key, context);
                 let deadline = &mut this.deadline;
                 let poll = poll.map_err(|error| error.by_the_clock(|| has_passed(deadline, context)));
@@ -439,11 +463,8 @@ impl Future for Call {
 
 impl Call {
     fn withdraw(&mut self, why: &'static str) {
-        if let CallState::Over = self.state {
-            return;
-        }
         let state = std::mem::replace(&mut self.state, CallState::Over);
-        if let CallState::UnderWay(attached, key, _, span) = state {
+        if let CallState::UnderWay(attached, key, span) = state {
             attached.session().withdraw(key);
             span.ended(why);
         }
@@ -451,8 +472,11 @@ impl Call {
 }
 
 impl Drop for Call {
+    #[inline]
     fn drop(&mut self) {
-        self.withdraw("withdrawn");
+        if let CallState::UnderWay(..) = self.state {
+            self.withdraw("withdrawn");
+        }
     }
 }
 

@@ -14,18 +14,18 @@ use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
 use ring::{Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket};
-use slab::Slab;
 
 use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
+use crate::slots::{Asked, Elsewhere, Outgoing, Slots, Stage, UnderWay};
 use crate::stats::Counters;
 use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
 use crate::wire::{
-    self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
-    RefusedReason, Resource, Size, Windows,
+    self, Arrived, Body, FromServer, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, RefusedReason, Resource, Size, Windows,
 };
 
 /// Voids in the queue are swept out when they are so many, and more than half of it.
@@ -34,6 +34,7 @@ const VOIDS_KEPT_MAX: usize = 32;
 /// A session and the companion that serves it: held by the object and by every call.
 pub(crate) struct Attached {
     session: Rc<Session>,
+    reactor: Reactor,
     _companion: Companion,
 }
 
@@ -44,12 +45,14 @@ impl Attached {
         options: ObjectOptions,
         counters: Rc<Counters>,
     ) -> Rc<Attached> {
-        // Most have one call under way at a time, or none.
-        let (calls, answers) = (Slab::with_capacity(1), Vec::with_capacity(1));
-        let state = RefCell::new(State { counters, calls, answers, ..State::default() });
+        let state = RefCell::new(State { counters, ..State::default() });
         let session = Rc::new(Session { options, state });
         let companion = reactor.companion(Serving::new(Rc::clone(&session), address));
-        Rc::new(Attached { session, _companion: companion })
+        Rc::new(Attached { session, reactor: reactor.clone(), _companion: companion })
+    }
+
+    pub(crate) fn reactor(&self) -> &Reactor {
+        &self.reactor
     }
 
     pub(crate) fn session(&self) -> &Session {
@@ -67,10 +70,7 @@ struct State {
     /// Those of all sessions of the object.
     counters: Rc<Counters>,
     phase: Phase,
-    calls: Slab<Slot>,
-    /// What was answered and nobody has taken, each at the key of its call: written there and taken from
-    /// there, because a slot that held it would be copied whole at each step of a call.
-    answers: Vec<Parcel>,
+    calls: Slots,
     /// Calls that have not been sent, in order, and voids.
     queued: Queue<usize>,
     /// How many of the queued are void.
@@ -158,47 +158,6 @@ impl End {
     }
 }
 
-struct Slot {
-    stage: Stage,
-    waker: Option<Waker>,
-    /// A large answer that has begun.
-    arriving: Option<Box<Assembly>>,
-}
-
-enum Stage {
-    Queued(Box<Outgoing>),
-    /// Queued, and then withdrawn: gone when its turn comes, or when the queue is swept.
-    Void,
-    Sent(UnderWay),
-    /// The caller is gone; the number is not free before its final frame.
-    Withdrawn(UnderWay),
-    /// For the session it has ended: somebody answers over a socket of its own.
-    Elsewhere(Elsewhere),
-    /// Withdrawn here, because its large answer is of no use, and the caller has not been told.
-    Failed(UnderWay, CallError),
-    /// The answer stands among the answers.
-    Answered,
-    Ended(CallError),
-}
-
-/// A call that has not been sent, because something waits before it.
-struct Outgoing {
-    message: Message,
-    number: u32,
-    asked: Asked,
-}
-
-#[derive(Clone, Copy)]
-enum Asked {
-    /// The caller waits until this moment, if it has said.
-    Call {
-        message: Size,
-        room: Size,
-        deadline: Option<Instant>,
-    },
-    Grant,
-}
-
 impl Asked {
     /// The frame that asks, on the session of this HELLO; `None` when its time is over.
     #[inline]
@@ -214,30 +173,11 @@ impl Asked {
     }
 }
 
-/// Where a call is answered that the server has handed on.
-#[derive(Clone)]
-struct Elsewhere {
-    near: Rc<Socket>,
-    room: Size,
-}
-
-/// What is known of a call that was sent.
-#[derive(Clone, Copy)]
-struct UnderWay {
-    number: u32,
-    /// Room for its answer.
-    answer: Size,
-    /// It asks for an address.
-    is_grant: bool,
-    cost: Cost,
-}
-
-impl UnderWay {
-    #[inline]
-    fn new(opening: &Opening, cost: Cost) -> UnderWay {
-        let Header { number, kind, .. } = opening.header;
-        UnderWay { number, answer: opening.answer(), is_grant: kind == Kind::Grant, cost }
-    }
+/// How much of a packet was filed at once.
+#[derive(Default)]
+struct Straight {
+    frames: usize,
+    bytes: usize,
 }
 
 /// Whether a call can be sent.
@@ -253,8 +193,13 @@ enum Verdict {
 impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
-    /// Takes the message only if it has to wait, or has more than bytes.
+    /// A call of these bytes without a deadline, if it goes [straight](State::send_straight).
     #[inline]
+    pub(crate) fn call_straight(&self, bytes: &[u8], room: Size) -> Option<usize> {
+        self.state.borrow_mut().send_straight(bytes, room, &self.options)
+    }
+
+    /// Any call. Takes the message only if it has to wait, or has more than bytes.
     pub(crate) fn call(
         &self,
         message: &mut Message,
@@ -281,23 +226,20 @@ impl Session {
             return Err(CallError::WouldBlock);
         }
         let key = state.calls.vacant_key();
-        // The slot's key is the number: free again when the slot is, which is after the final frame.
         let number = u32::try_from(key).expect("fewer than 2^32 calls under way");
         let mut woken = Woken::default();
         if state.queued.is_empty() && state.queued_large() == 0 {
             // Nothing waits before it, so mostly it goes now.
             if let Verdict::Now(opening, cost) = state.judge(number, asked, &self.options) {
-                let stage = Stage::Sent(UnderWay::new(&opening, cost));
-                state.calls.insert(Slot { stage, waker: None, arriving: None });
+                state.calls.insert(Stage::Sent(UnderWay::new(&opening, cost)));
                 state.send(key, &opening, cost, message, &mut woken);
                 drop(state);
-                wake_if_any(woken);
+                wake(woken);
                 return Ok(key);
             }
         }
         let outgoing = Outgoing { message: std::mem::take(message), number, asked };
-        let stage = Stage::Queued(Box::new(outgoing));
-        state.calls.insert(Slot { stage, waker: None, arriving: None });
+        state.calls.insert(Stage::Queued(Box::new(outgoing)));
         state.queued.with_memory().push_back(key);
         let woken = state.advance(&self.options);
         drop(state);
@@ -323,16 +265,14 @@ impl Session {
     /// Whether the call has ended with an answer, which nobody has taken.
     #[inline]
     pub(crate) fn is_answered(&self, key: usize) -> bool {
-        matches!(self.state.borrow().calls[key].stage, Stage::Answered)
+        self.state.borrow().calls[key].is_answered()
     }
 
     /// Takes the answer, with which the number is free.
     #[inline]
     pub(crate) fn take_answer(&self, key: usize) -> Parcel {
-        let mut state = self.state.borrow_mut();
-        // Whoever waited was woken by the answer; there is no waker in it.
-        state.calls.remove(key);
-        std::mem::take(&mut state.answers[key])
+        // Whoever waited was woken by the answer; there is no waker in the slot.
+        self.state.borrow_mut().calls.take_answer(key)
     }
 
     /// How a call ends that has [no answer](Session::is_answered) here.
@@ -354,14 +294,15 @@ impl Session {
             drop(state);
             drop(waker);
             let Stage::Failed(_, error) = stage else { unreachable!("looked at above") };
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(*error));
         }
         if let Stage::Ended(_) = slot.stage {
-            let Slot { stage, waker, .. } = state.calls.remove(key);
+            let waker = slot.waker.take();
+            let stage = state.calls.remove(key);
             drop(state);
             drop(waker);
             let Stage::Ended(error) = stage else { unreachable!("looked at above") };
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(*error));
         }
         let known = slot.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
         let old = if known { None } else { slot.waker.replace(context.waker().clone()) };
@@ -383,11 +324,12 @@ impl Session {
                 // Whoever has answered cannot be told, and whoever let it answer can.
                 state.say_lost(key as u32);
             }
-            let slot = state.calls.remove(key);
+            let waker = state.calls[key].waker.take();
+            let stage = state.calls.remove(key);
             state.awaited -= elsewhere.room.descriptors();
             let woken = state.advance(&self.options);
             drop(state);
-            drop(slot);
+            drop((waker, stage));
             wake(woken);
             match received {
                 Ok(packet) if packet.bytes().len() > elsewhere.room.bytes() => {
@@ -413,7 +355,7 @@ impl Session {
         match slot.stage {
             Stage::Queued(_) => {
                 if state.large.as_mut().is_some_and(|large| large.forget_queued(key)) {
-                    removed = Some(state.calls.remove(key).stage);
+                    removed = Some(state.calls.remove(key));
                 } else {
                     removed = Some(std::mem::replace(&mut slot.stage, Stage::Void));
                     state.voids += 1;
@@ -421,13 +363,12 @@ impl Session {
                 }
             }
             Stage::Answered => {
-                state.calls.remove(key);
-                answer = Some(std::mem::take(&mut state.answers[key]));
+                answer = Some(state.calls.take_answer(key));
             }
-            Stage::Ended(_) => removed = Some(state.calls.remove(key).stage),
+            Stage::Ended(_) => removed = Some(state.calls.remove(key)),
             // The near end is private: whoever has the far end sees at once that it is dropped.
             Stage::Elsewhere(Elsewhere { room, .. }) => {
-                removed = Some(state.calls.remove(key).stage);
+                removed = Some(state.calls.remove(key));
                 state.awaited -= room.descriptors();
             }
             Stage::Sent(under_way) => {
@@ -440,7 +381,7 @@ impl Session {
             Stage::Failed(under_way, _) => {
                 removed = Some(std::mem::replace(&mut slot.stage, Stage::Withdrawn(under_way)));
             }
-            Stage::Void | Stage::Withdrawn(_) => unreachable!("withdrawn once"),
+            Stage::Free(_) | Stage::Void | Stage::Withdrawn(_) => unreachable!("withdrawn once"),
         }
         // It may have been the one that kept the others waiting.
         let woken = state.advance(&self.options);
@@ -516,7 +457,32 @@ impl Session {
     }
 
     /// Files what a packet says, then sends what there is room for now.
-    fn file(&self, mut packet: Received, cut: bool) -> Result<(), Malformed> {
+    fn file(&self, packet: Received, cut: bool) -> Result<(), Malformed> {
+        let mut woken = Woken::default();
+        let mut state = self.state.borrow_mut();
+        let straight = state.file_straight(packet.bytes(), &mut woken);
+        if straight.bytes < packet.bytes().len() || packet.descriptors() > 0 || straight.frames == 0 {
+            drop(state);
+            return self.file_rest(packet, cut, straight, woken);
+        }
+        state.counters.received(straight.frames, straight.bytes, 0);
+        if !state.queued.is_empty() {
+            woken.extend(state.advance(&self.options));
+        }
+        drop(state);
+        wake_if_any(woken);
+        Ok(())
+    }
+
+    /// Files a packet from where something else begins than the answers that most packets hold.
+    #[inline(never)]
+    fn file_rest(
+        &self,
+        mut packet: Received,
+        cut: bool,
+        straight: Straight,
+        mut woken: Woken,
+    ) -> Result<(), Malformed> {
         let mut descriptors = Parcel::of_descriptors(packet.take_list());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
@@ -524,10 +490,10 @@ impl Session {
         };
         let packet = Packet::new(packet);
         let mut state = self.state.borrow_mut();
-        let mut woken = Woken::default();
         let mut result = Ok(());
-        let (mut frames, came) = (0, descriptors.descriptors());
-        for frame in wire::frames(packet.bytes(), arrived) {
+        let Straight { mut frames, bytes } = straight;
+        let came = descriptors.descriptors();
+        for frame in wire::frames_from(packet.bytes(), wire::Place::after(bytes, arrived)) {
             frames += 1;
             result = frame.and_then(|frame| {
                 state.admits(&frame.opening())?;
@@ -545,12 +511,6 @@ impl Session {
         drop(state);
         wake(woken);
         result
-    }
-
-    /// The server has said goodbye, and the last call it had has ended.
-    fn has_left(&self) -> bool {
-        let state = self.state.borrow();
-        state.leaving && state.under_way == 0
     }
 
     /// The session is over: everybody is told, once.
@@ -591,14 +551,15 @@ impl Session {
                     };
                     error
                 }
-                Stage::Queued(_) => unsent.unsent(),
+                Stage::Queued(_) => Box::new(unsent.unsent()),
                 // Nobody sees a call before it is whole.
-                Stage::Sent(_) if holds(key as u32) => unsent.unsent(),
-                Stage::Sent(_) => end.sent(),
+                Stage::Sent(_) if holds(key as u32) => Box::new(unsent.unsent()),
+                Stage::Sent(_) => Box::new(end.sent()),
                 Stage::Void | Stage::Withdrawn(_) => {
-                    removed.push(state.calls.remove(key).stage);
+                    removed.push(state.calls.remove(key));
                     continue;
                 }
+                Stage::Free(_) => unreachable!("those are left out"),
             };
             removed.push(std::mem::replace(&mut slot.stage, Stage::Ended(error)));
             woken.extend(slot.waker.take());
@@ -608,30 +569,26 @@ impl Session {
         wake(woken);
     }
 
-    /// Looks after sends that may fail for their descriptors, sends the next part of a large call, and
-    /// receives the next packet; `None` if a large answer stands still.
-    fn poll_next(
-        &self,
-        socket: &Socket,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Received, ReceiveError>>> {
+    /// Sees to it that the companion is woken. `None` if nothing is left to wait for: the server has said
+    /// goodbye, and the last call it had has ended. Otherwise says whether all there is to do is to receive.
+    #[inline]
+    fn look(&self, waker: &Waker) -> Option<bool> {
         let mut state = self.state.borrow_mut();
-        let known = state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-        let old = if known { None } else { state.waker.replace(context.waker().clone()) };
-        // Calls that wait may have been given room by one that could not be sent.
+        if state.leaving && state.under_way == 0 {
+            return None;
+        }
         let quiet = state.sendings.is_empty() && state.large.is_none() && state.queued.is_empty();
-        drop(state);
-        drop(old);
-        if !quiet {
-            self.look_after_sends(socket, context);
+        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            let old = state.waker.replace(waker.clone());
+            drop(state);
+            drop(old);
         }
-        // What has arrived counts before what has not.
-        if let Poll::Ready(received) = socket.poll_receive(context) {
-            return Poll::Ready(Some(received));
-        }
-        self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context).map(|()| None)
+        Some(quiet)
     }
 
+    /// Looks after sends that may fail for their descriptors, and sends the next part of a large call. Calls
+    /// that wait may have been given room by one that could not be sent.
+    #[inline(never)]
     fn look_after_sends(&self, socket: &Socket, context: &mut Context<'_>) {
         let mut sendings = std::mem::take(&mut self.state.borrow_mut().sendings);
         let mut failed = Vec::new();
@@ -717,8 +674,39 @@ impl State {
 
     fn never(&mut self, key: usize, error: CallError, woken: &mut Woken) {
         let slot = &mut self.calls[key];
-        slot.stage = Stage::Ended(error);
+        slot.stage = Stage::Ended(Box::new(error));
         woken.extend(slot.waker.take());
+    }
+
+    /// Sends a call as most are, on a session where nothing waits: bytes that fit a packet, and no more room
+    /// for the answer. What `judge` and `send` do for any call, in one go. Gives its key; `None` if it is
+    /// another call, or another situation, or it has to wait. Then nothing has been done.
+    #[inline]
+    fn send_straight(&mut self, bytes: &[u8], room: Size, options: &ObjectOptions) -> Option<usize> {
+        let Phase::Open { socket, hello, account } = &mut self.phase else { return None };
+        let awaited = self.awaited + room.descriptors();
+        if self.leaving
+            || self.large.is_some()
+            || !self.queued.is_empty()
+            || hello.packet_bytes_max as usize != PACKET_BYTES_MAX
+            || awaited > options.answer_descriptors_together && self.awaited > 0
+        {
+            return None;
+        }
+        let message = Size::of_bytes(bytes.len()).ok()?;
+        if message.bytes().max(room.bytes()) > PAYLOAD_BYTES_MAX {
+            return None;
+        }
+        let key = self.calls.vacant_key();
+        let number = u32::try_from(key).ok()?;
+        let cost = Cost::of_small_call(message, room);
+        account.try_reserve(cost).ok()?;
+        self.awaited = awaited;
+        self.under_way += 1;
+        self.calls.insert(Stage::Sent(UnderWay { number, answer: room, is_grant: false, cost }));
+        self.counters.called(HEADER_BYTES + bytes.len());
+        socket.post_bytes(&Header::call(number, message, room).encode(), bytes);
+        Some(key)
     }
 
     #[inline]
@@ -887,6 +875,40 @@ impl State {
 
     // -- from the server --------------------------------------------------------------------------------
 
+    /// Files the answers a packet begins with that are as most are: small, without descriptors, to calls
+    /// whose callers wait, with nothing large under way and no send that may still fail. What `frame` does
+    /// with any answer, for all of them in one go; how far it has come says where `frame` is to go on.
+    #[inline]
+    fn file_straight(&mut self, packet: &[u8], woken: &mut Woken) -> Straight {
+        let mut straight = Straight::default();
+        let Phase::Open { account, .. } = &mut self.phase else { return straight };
+        if self.large.is_some() || !self.sendings.is_empty() {
+            return straight;
+        }
+        let (mut cost, mut awaited) = (Cost::NOTHING, 0);
+        while let Some((number, payload)) = wire::small_answer(&packet[straight.bytes..]) {
+            let Some(slot) = self.calls.find_mut(number as usize) else { break };
+            let Stage::Sent(under_way) = &slot.stage else { break };
+            // A grant is answered with a descriptor.
+            if payload.len() > under_way.answer.bytes() || under_way.is_grant {
+                break;
+            }
+            cost = cost.and(under_way.cost);
+            awaited += under_way.answer.descriptors();
+            slot.be_answered().copy(payload);
+            if let Some(waker) = slot.waker.take() {
+                woken.push(waker);
+            }
+            straight.frames += 1;
+            straight.bytes += HEADER_BYTES + payload.len();
+        }
+        account.release(cost);
+        self.awaited -= awaited;
+        self.under_way -= straight.frames;
+        self.counters.answers(straight.frames);
+        straight
+    }
+
     fn frame(
         &mut self,
         frame: FromServer<'_>,
@@ -929,7 +951,7 @@ impl State {
                         self.counters.answered();
                         // If nobody wants it any more its descriptors are closed here.
                         if let Some(key) = self.conclude(under_way, woken) {
-                            let answer = self.answer_at(key);
+                            let answer = self.calls[key].be_answered();
                             answer.fill(packet, payload);
                             if let Some(mut theirs) = theirs {
                                 answer.take_from(&mut theirs);
@@ -1031,7 +1053,7 @@ impl State {
         self.arriving += 1;
         self.large.get_or_insert_default();
         if let Some(error) = error {
-            slot.stage = Stage::Failed(under_way, error);
+            slot.stage = Stage::Failed(under_way, Box::new(error));
             woken.extend(slot.waker.take());
             self.cancel(number);
         }
@@ -1089,7 +1111,7 @@ impl State {
     }
 
     fn sent(&self, key: usize) -> Option<UnderWay> {
-        match self.calls.get(key).map(|slot| &slot.stage) {
+        match self.calls.find(key).map(|slot| &slot.stage) {
             Some(Stage::Sent(under_way) | Stage::Withdrawn(under_way) | Stage::Failed(under_way, _)) => {
                 Some(*under_way)
             }
@@ -1101,20 +1123,11 @@ impl State {
     fn finish(&mut self, under_way: UnderWay, result: Result<Parcel, CallError>, woken: &mut Woken) {
         self.counters.ended(&result);
         let Some(key) = self.conclude(under_way, woken) else { return };
+        let slot = &mut self.calls[key];
         match result {
-            Ok(parcel) => *self.answer_at(key) = parcel,
-            Err(error) => self.calls[key].stage = Stage::Ended(error),
+            Ok(parcel) => *slot.be_answered() = parcel,
+            Err(error) => slot.stage = Stage::Ended(Box::new(error)),
         }
-    }
-
-    /// Where the answer to this call is kept from now on.
-    #[inline]
-    fn answer_at(&mut self, key: usize) -> &mut Parcel {
-        self.calls[key].stage = Stage::Answered;
-        if self.answers.len() <= key {
-            self.answers.resize_with(key + 1, Parcel::default);
-        }
-        &mut self.answers[key]
     }
 
     /// Ends a call under way for the session, and wakes its caller. Gives the key of its slot if the caller
@@ -1272,23 +1285,31 @@ impl Session {
     fn poll_end(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
         // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for
         // long.
-        while !self.has_left() {
-            let Some(received) = ready!(self.poll_next(socket, context)) else {
-                return Poll::Ready(End::Stalled);
-            };
-            let filed = match received {
-                Ok(packet) => self.file(packet, false),
-                Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true),
-                Err(ReceiveError::Truncated(_)) => Err(Malformed::LONGER_THAN_A_PACKET),
-                Err(ReceiveError::Forked) => return Poll::Ready(End::Forked),
-                Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
-                Err(_) => return Poll::Ready(End::Gone),
+        while let Some(quiet) = self.look(context.waker()) {
+            if !quiet {
+                self.look_after_sends(socket, context);
+            }
+            // What has arrived counts before what has not.
+            let filed = match socket.poll_receive(context) {
+                Poll::Ready(Ok(packet)) => self.file(packet, false),
+                Poll::Ready(Err(ReceiveError::DescriptorsLost(packet))) => self.file(packet, true),
+                Poll::Ready(Err(ReceiveError::Truncated(_))) => Err(Malformed::LONGER_THAN_A_PACKET),
+                Poll::Ready(Err(ReceiveError::Forked)) => return Poll::Ready(End::Forked),
+                Poll::Ready(Err(ReceiveError::Io(error))) => return Poll::Ready(End::of_kernel(&error)),
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Gone),
+                Poll::Pending if quiet => return Poll::Pending,
+                Poll::Pending => return self.poll_stall(socket, context).map(|()| End::Stalled),
             };
             if let Err(malformed) = filed {
                 return Poll::Ready(self.blame(&malformed));
             }
         }
         Poll::Ready(End::Gone)
+    }
+
+    /// Ready when a large answer has stood still for too long.
+    fn poll_stall(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<()> {
+        self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context)
     }
 }
 

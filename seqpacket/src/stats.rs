@@ -329,8 +329,22 @@ impl Counters {
         self.0.borrow_mut().begun += 1;
     }
 
+    /// A call was sent, of so many bytes and no descriptors.
+    #[inline]
+    pub(crate) fn called(&self, bytes: usize) {
+        let mut counted = self.0.borrow_mut();
+        counted.begun += 1;
+        counted.sent.count(1, bytes, 0);
+    }
+
     pub(crate) fn answered(&self) {
-        self.0.borrow_mut().answered += 1;
+        self.answers(1);
+    }
+
+    /// So many calls were answered.
+    #[inline]
+    pub(crate) fn answers(&self, count: usize) {
+        self.0.borrow_mut().answered += count as u64;
     }
 
     /// How a call that was sent has ended for its caller.

@@ -77,15 +77,21 @@ pub(crate) struct Woken {
     others: Vec<Waker>,
 }
 
+impl Woken {
+    /// One more.
+    #[inline]
+    pub(crate) fn push(&mut self, waker: Waker) {
+        match self.first {
+            None => self.first = Some(waker),
+            Some(_) => self.others.push(waker),
+        }
+    }
+}
+
 impl Extend<Waker> for Woken {
     #[inline]
     fn extend<T: IntoIterator<Item = Waker>>(&mut self, wakers: T) {
-        for waker in wakers {
-            match self.first {
-                None => self.first = Some(waker),
-                Some(_) => self.others.push(waker),
-            }
-        }
+        wakers.into_iter().for_each(|waker| self.push(waker));
     }
 }
 
@@ -103,11 +109,15 @@ pub(crate) fn wake(woken: impl IntoIterator<Item = Waker>) {
     woken.into_iter().for_each(Waker::wake);
 }
 
-/// As [`wake`], where mostly there is nobody.
+/// As [`wake`], where mostly there is one or nobody.
 #[inline]
 pub(crate) fn wake_if_any(woken: Woken) {
-    if woken.first.is_some() {
-        wake(woken);
+    let Woken { first, others } = woken;
+    if let Some(first) = first {
+        first.wake();
+        if !others.is_empty() {
+            wake(others);
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub const HEADER_BYTES: usize = 16;
 /// The largest payload of one frame: what a packet has left after one header.
 pub const PAYLOAD_BYTES_MAX: usize = PACKET_BYTES_MAX - HEADER_BYTES;
 
+/// Payloads up to this size fit a packet of every session, whatever its HELLO says.
+pub(crate) const SMALL_BYTES_MAX: usize = 1024;
+
 /// What follows the header of a frame with [`Flags`], in front of its message: as long as the header, so that
 /// the message is as aligned as it would be without.
 pub const EXTENSION_BYTES: usize = 16;
@@ -91,6 +94,7 @@ const _: () = assert!(MESSAGE_BYTES_DEFAULT as usize <= MESSAGE_BYTES_MAX);
 const _: () = assert!(LARGE_WINDOW_DEFAULT >= 2 * MESSAGE_BYTES_DEFAULT);
 const _: () = assert!(DESCRIPTORS_WINDOW_DEFAULT >= CALL_DESCRIPTORS_DEFAULT);
 const _: () = assert!(DESCRIPTORS_MAX <= u8::MAX as usize);
+const _: () = assert!(HEADER_BYTES + SMALL_BYTES_MAX <= PACKET_BYTES_MIN);
 
 /// The frames of one packet, in order, ending after the first error.
 ///
@@ -136,7 +140,12 @@ pub(crate) struct Place {
 impl Place {
     /// Nothing has been read.
     pub(crate) fn beginning(arrived: Arrived) -> Place {
-        Place { read: 0, arrived, claimed: false }
+        Place::after(0, arrived)
+    }
+
+    /// So many bytes of whole frames have been read, none of which has declared descriptors.
+    pub(crate) fn after(read: usize, arrived: Arrived) -> Place {
+        Place { read, arrived, claimed: false }
     }
 }
 
@@ -1244,7 +1253,7 @@ pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCal
         bytemuck::cast(*header);
     let (length, answer_bytes) = (u32::from_le_bytes(length), u32::from_le_bytes(answer_bytes));
     let bare = (kind, descriptors, flags) == (Kind::Call as u8, 0, 0);
-    let small = length <= SMALL_CALL_BYTES_MAX as u32 && answer_bytes <= hello.payload_bytes_max();
+    let small = length <= SMALL_BYTES_MAX as u32 && answer_bytes <= hello.payload_bytes_max();
     if !bare || !small || usize::from(answer_descriptors) > DESCRIPTORS_MAX {
         return None;
     }
@@ -1252,9 +1261,6 @@ pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCal
     let answer = Size { bytes: answer_bytes, descriptors: answer_descriptors };
     Some(SmallCall { number: u32::from_le_bytes(number), payload, answer, rest })
 }
-
-/// The payload of a [small call](small_call): what is copied out of its packet rather than kept in it.
-pub(crate) const SMALL_CALL_BYTES_MAX: usize = 1024;
 
 /// What [`small_call`] has found.
 #[derive(Debug, PartialEq, Eq)]
@@ -1277,6 +1283,18 @@ impl SmallCall<'_> {
     fn message(&self) -> Size {
         Size { bytes: self.payload.len() as u32, descriptors: 0 }
     }
+}
+
+/// The number and the payload of the answer that a packet begins with, if it is small and has no descriptors:
+/// what nearly all are, told by one look. `None` says nothing: [`frames_from`] reads what it is.
+#[inline]
+pub(crate) fn small_answer(packet: &[u8]) -> Option<(u32, &[u8])> {
+    let (header, rest) = packet.split_first_chunk::<HEADER_BYTES>()?;
+    let [length, number, kind, answer_bytes]: [[u8; 4]; 4] = bytemuck::cast(*header);
+    let length = u32::from_le_bytes(length) as usize;
+    let is_small =
+        length <= SMALL_BYTES_MAX && kind == [Kind::Answer as u8, 0, 0, 0] && answer_bytes == [0; 4];
+    if is_small { Some((u32::from_le_bytes(number), rest.get(..length)?)) } else { None }
 }
 
 /// Why the library ended a call in the server's place.
@@ -2082,6 +2100,17 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_small_up_to_a_limit_and_no_further() {
+        for (bytes, small) in [(0, true), (SMALL_BYTES_MAX, true), (SMALL_BYTES_MAX + 1, false)] {
+            let payload = vec![7; bytes];
+            let packet = with_payload(Header::answer_to(9, size(bytes, 0)), &payload);
+            assert_eq!(small_answer(&packet), small.then_some((9, &payload[..])));
+        }
+        assert_eq!(small_answer(&Header::dropped(9).encode()), None);
+        assert_eq!(small_answer(&Header::answer_to(9, size(0, 1)).encode()), None);
+    }
+
+    #[test]
     fn every_reason_comes_back_and_others_do_not() {
         for byte in 0..=u8::MAX {
             match RefusedReason::parse(&[byte]) {
@@ -2242,6 +2271,24 @@ mod tests {
             prop_assert_eq!(only_answer(&packet, descriptors, number), slowly);
         }
 
+        /// The same of one that begins a packet.
+        #[test]
+        fn a_small_answer_is_told_by_one_look(
+            mut packet in any_frame(), more in any_frame(), cut in 0..4_usize
+        ) {
+            packet.extend_from_slice(&more);
+            packet.truncate(packet.len().saturating_sub(cut * 9));
+            let slowly = match frames(&packet, Arrived::Whole(0)).next() {
+                Some(Ok(frame)) => match frame.from_server() {
+                    Ok(FromServer::Answer { number, body: Body::Whole(payload), descriptors: 0, .. })
+                        if payload.len() <= SMALL_BYTES_MAX => Some((number, payload)),
+                    _ => None,
+                },
+                _ => None,
+            };
+            prop_assert_eq!(small_answer(&packet), slowly);
+        }
+
         #[test]
         fn a_small_call_is_told_by_one_look(
             written in prop::collection::vec(any_frame(), 1..3),
@@ -2263,7 +2310,7 @@ mod tests {
                 match frame.from_client().unwrap_or(FromClient::Goodbye) {
                     FromClient::Call { number, body: Body::Whole(payload), descriptors: 0, answer, .. }
                         if frame.extension.is_none()
-                            && payload.len() <= SMALL_CALL_BYTES_MAX
+                            && payload.len() <= SMALL_BYTES_MAX
                             && !hello.is_large_room(answer) =>
                     {
                         let rest = &packet[HEADER_BYTES + payload.len()..];
