@@ -48,6 +48,22 @@ impl Account {
         Ok(())
     }
 
+    /// Takes out what a call of so many bytes alone takes, if there is room for it. Both the bytes and the
+    /// room for the answer fit the packets of the session.
+    #[inline]
+    pub(crate) fn reserve_small_call(&mut self, message_bytes: usize, room: Size) -> Option<Cost> {
+        let bytes = HEADER_BYTES + message_bytes + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
+        let cost = Cost { calls: 1, bytes: bytes as u32, descriptors: 0, large_bytes: 0 };
+        let Windows { calls, bytes, .. } = self.free();
+        if cost.calls > calls || cost.bytes > bytes {
+            return None;
+        }
+        self.taken.calls += cost.calls;
+        self.taken.bytes += cost.bytes;
+        self.check();
+        Some(cost)
+    }
+
     /// Takes out what there is [room for](Account::room_for).
     #[inline]
     pub(crate) fn reserve(&mut self, cost: Cost) {
@@ -172,13 +188,6 @@ impl Cost {
         }
     }
 
-    /// The same for bytes and room for an answer which both fit the packets of the session.
-    #[inline]
-    pub(crate) fn of_small_call(message: Size, room: Size) -> Cost {
-        let bytes = HEADER_BYTES + message.bytes() + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
-        Cost { calls: 1, bytes: bytes as u32, descriptors: message.descriptors() as u32, large_bytes: 0 }
-    }
-
     /// Both together, of calls that are under way beside each other.
     #[inline]
     pub(crate) fn and(self, other: Cost) -> Cost {
@@ -283,10 +292,30 @@ mod tests {
     fn a_small_call_costs_what_any_call_does() {
         for bytes in [0, 1, 64, PAYLOAD_BYTES_MAX] {
             for room in [0, 1, 2, 64, PAYLOAD_BYTES_MAX] {
-                let (message, room) = (size(bytes, 0), size(room, 7));
-                assert_eq!(Cost::of_small_call(message, room), cost(message, room));
+                let expected = cost(size(bytes, 0), size(room, 7));
+                let mut account = Account::new(Hello::default().windows);
+                assert_eq!(account.reserve_small_call(bytes, size(room, 7)), Some(expected));
+                assert_eq!(account.taken(), expected);
             }
         }
+    }
+
+    #[test]
+    fn a_small_call_that_does_not_fit_takes_nothing() {
+        for (calls, bytes, fits) in [(1, 200, true), (0, 200, false), (1, 99, false), (1, 100, true)] {
+            let mut account = Account::new(Windows { calls, bytes, ..Windows::default() });
+            let taken = account.reserve_small_call(4, size(64, 0));
+            assert_eq!(taken.is_some(), fits);
+            assert_eq!(account.taken(), taken.unwrap_or(Cost::NOTHING));
+        }
+    }
+
+    #[test]
+    fn the_widest_window_is_filled_to_the_byte_by_small_calls() {
+        let all = Windows { calls: u32::MAX, bytes: u32::MAX, ..Windows::default() };
+        let mut account = Account::new(all);
+        while account.reserve_small_call(PAYLOAD_BYTES_MAX, size(PAYLOAD_BYTES_MAX, 0)).is_some() {}
+        assert_eq!(account.free().bytes, u32::MAX % (2 * 65_536));
     }
 
     #[test]

@@ -144,6 +144,7 @@ impl CallOptions {
     }
 
     /// When the call is to be withdrawn. A time that no clock can tell is none.
+    #[inline]
     fn deadline(self, reactor: &Reactor) -> Option<Instant> {
         match (self.within, self.until) {
             (None, until) => until,

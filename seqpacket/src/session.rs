@@ -577,7 +577,7 @@ impl Session {
         if state.leaving && state.under_way == 0 {
             return None;
         }
-        let quiet = state.sendings.is_empty() && state.large.is_none() && state.queued.is_empty();
+        let quiet = state.is_quiet();
         if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             let old = state.waker.replace(waker.clone());
             drop(state);
@@ -619,6 +619,12 @@ impl Session {
 
 impl State {
     // -- towards the server -----------------------------------------------------------------------------
+
+    /// Whether no call waits, no send may still fail, nothing large is under way and nobody is leaving.
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        self.queued.is_empty() && self.sendings.is_empty() && self.large.is_none() && !self.leaving
+    }
 
     /// Sends what is queued, in order, as far as there is room. Returns whom to wake.
     fn advance(&mut self, options: &ObjectOptions) -> Woken {
@@ -690,22 +696,19 @@ impl State {
             || !self.queued.is_empty()
             || hello.packet_bytes_max as usize != PACKET_BYTES_MAX
             || awaited > options.answer_descriptors_together && self.awaited > 0
+            || bytes.len() > PAYLOAD_BYTES_MAX
+            || room.bytes() > PAYLOAD_BYTES_MAX
         {
-            return None;
-        }
-        let message = Size::of_bytes(bytes.len()).ok()?;
-        if message.bytes().max(room.bytes()) > PAYLOAD_BYTES_MAX {
             return None;
         }
         let key = self.calls.vacant_key();
         let number = u32::try_from(key).ok()?;
-        let cost = Cost::of_small_call(message, room);
-        account.try_reserve(cost).ok()?;
+        let cost = account.reserve_small_call(bytes.len(), room)?;
         self.awaited = awaited;
         self.under_way += 1;
         self.calls.insert(Stage::Sent(UnderWay { number, answer: room, is_grant: false, cost }));
         self.counters.called(HEADER_BYTES + bytes.len());
-        socket.post_bytes(&Header::call(number, message, room).encode(), bytes);
+        socket.post_bytes(&wire::small_call_header(number, bytes.len(), room), bytes);
         Some(key)
     }
 
@@ -1290,18 +1293,25 @@ impl Session {
                 self.look_after_sends(socket, context);
             }
             // What has arrived counts before what has not.
-            let filed = match socket.poll_receive(context) {
-                Poll::Ready(Ok(packet)) => self.file(packet, false),
-                Poll::Ready(Err(ReceiveError::DescriptorsLost(packet))) => self.file(packet, true),
-                Poll::Ready(Err(ReceiveError::Truncated(_))) => Err(Malformed::LONGER_THAN_A_PACKET),
-                Poll::Ready(Err(ReceiveError::Forked)) => return Poll::Ready(End::Forked),
-                Poll::Ready(Err(ReceiveError::Io(error))) => return Poll::Ready(End::of_kernel(&error)),
-                Poll::Ready(Err(_)) => return Poll::Ready(End::Gone),
+            let (received, more) = match socket.poll_receive_of_many(context) {
+                Poll::Ready(received) => received,
                 Poll::Pending if quiet => return Poll::Pending,
                 Poll::Pending => return self.poll_stall(socket, context).map(|()| End::Stalled),
             };
+            let filed = match received {
+                Ok(packet) => self.file(packet, false),
+                Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true),
+                Err(ReceiveError::Truncated(_)) => Err(Malformed::LONGER_THAN_A_PACKET),
+                Err(ReceiveError::Forked) => return Poll::Ready(End::Forked),
+                Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
+                Err(_) => return Poll::Ready(End::Gone),
+            };
             if let Err(malformed) = filed {
                 return Poll::Ready(self.blame(&malformed));
+            }
+            // Mostly nothing else is here, and nothing is to be done.
+            if !more && self.state.borrow().is_quiet() {
+                return Poll::Pending;
             }
         }
         Poll::Ready(End::Gone)

@@ -1285,6 +1285,19 @@ impl SmallCall<'_> {
     }
 }
 
+/// The header of a call of so many bytes, which fit a packet, without descriptors: [`Header::encode`] for
+/// what nearly all are.
+#[inline]
+pub(crate) fn small_call_header(number: u32, bytes: usize, room: Size) -> [u8; HEADER_BYTES] {
+    debug_assert!(bytes <= PAYLOAD_BYTES_MAX && room.descriptors() <= DESCRIPTORS_MAX);
+    bytemuck::cast([
+        (bytes as u32).to_le_bytes(),
+        number.to_le_bytes(),
+        [Kind::Call as u8, 0, room.descriptors, Flags::NONE.byte()],
+        room.bytes.to_le_bytes(),
+    ])
+}
+
 /// The number and the payload of the answer that a packet begins with, if it is small and has no descriptors:
 /// what nearly all are, told by one look. `None` says nothing: [`frames_from`] reads what it is.
 #[inline]
@@ -2097,6 +2110,15 @@ mod tests {
         assert_eq!(call(size(0, 3), Size::NONE), Err(Malformed::TooManyDescriptors(3)));
         // How many come back is between the caller's reserve and the answer.
         assert_eq!(hello.admits(&Header::answer_to(1, size(0, 3)).into()), Ok(()));
+    }
+
+    #[test]
+    fn the_header_of_a_small_call_is_that_of_any_call() {
+        for bytes in [0, 1, 64, PAYLOAD_BYTES_MAX] {
+            for room in [Size::NONE, size(64, 7), Size::OF_A_FRAME] {
+                assert_eq!(small_call_header(9, bytes, room), Header::call(9, size(bytes, 0), room).encode());
+            }
+        }
     }
 
     #[test]
