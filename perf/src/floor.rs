@@ -41,6 +41,8 @@ pub enum Floor {
     FiveSteps,
     /// The same where the far end comes home with the answer and serves the next call.
     Returned,
+    /// That where both sides are [event loops](BareLoop), and each asks what socket has come to it.
+    ReturnedLoops,
 }
 
 impl fmt::Display for Floor {
@@ -52,6 +54,7 @@ impl fmt::Display for Floor {
             Floor::Coalesced => "raw coalesced",
             Floor::FiveSteps => "raw five steps",
             Floor::Returned => "raw returned",
+            Floor::ReturnedLoops => "raw returned between bare event loops",
         })
     }
 }
@@ -202,8 +205,8 @@ pub struct RawCaller {
     passed: OwnedFd,
     arrived: Vec<OwnedFd>,
     /// Pairs of calls that are under way; those that came home, with their far end.
-    near: Vec<OwnedFd>,
-    home: Vec<(OwnedFd, OwnedFd)>,
+    near: Vec<End>,
+    home: Vec<(End, OwnedFd)>,
 }
 
 #[derive(Debug)]
@@ -218,6 +221,14 @@ impl End {
         match self {
             End::Socket(socket) => socket.as_fd(),
             End::Loop(end) => end.socket(),
+        }
+    }
+
+    #[inline]
+    fn receive(&mut self, into: &mut [u8], arrived: &mut Vec<OwnedFd>, wait: Wait) -> Result<usize> {
+        match self {
+            End::Socket(socket) => receive_with(socket.as_fd(), into, arrived, wait),
+            End::Loop(end) => end.receive(into, arrived),
         }
     }
 }
@@ -261,7 +272,7 @@ impl RawCaller {
                 self.batch_of_packets()
             }
             (Floor::FiveSteps, _) => self.batch_of_pairs(),
-            (Floor::Returned, _) => self.batch_of_returning_pairs(),
+            (Floor::Returned | Floor::ReturnedLoops, _) => self.batch_of_returning_pairs(),
         }
     }
 
@@ -280,10 +291,7 @@ impl RawCaller {
         let wait = self.options.wait;
         let length = match (&mut self.end, self.options.fds) {
             (End::Socket(socket), 0) => receive_bytes(socket.as_fd(), &mut self.room, wait)?,
-            (End::Socket(socket), _) => {
-                receive_with(socket.as_fd(), &mut self.room, &mut self.arrived, wait)?
-            }
-            (End::Loop(end), _) => end.receive(&mut self.room, &mut self.arrived)?,
+            (end, _) => end.receive(&mut self.room, &mut self.arrived, wait)?,
         };
         self.arrived.clear();
         whole(length, self.message.len())
@@ -316,16 +324,16 @@ impl RawCaller {
         for _ in 0..self.options.depth.max(1) {
             let (near, far) = packet_pair()?;
             self.send_with_continuation(far)?;
-            self.near.push(near);
+            self.near.push(End::Socket(near));
         }
         let mut near = std::mem::take(&mut self.near);
         // Each is closed before the next is received from, as one at a time would be.
         for near in near.drain(..) {
-            let mut length = self.receive_on(near.as_fd())?;
+            let mut length = self.receive_on(near.socket())?;
             // A look that does not wait may see the end before it sees the answer: the server has sent and
             // closed between the look at the queue and the look for the end. Twice that cannot be.
             if length == 0 {
-                length = self.receive_on(near.as_fd())?;
+                length = self.receive_on(near.socket())?;
             }
             self.arrived.clear();
             whole(length, self.message.len())?;
@@ -346,19 +354,31 @@ impl RawCaller {
         for _ in 0..self.options.depth.max(1) {
             let (near, far) = match self.home.pop() {
                 Some(pair) => pair,
-                None => packet_pair()?,
+                None => self.returning_pair()?,
             };
             self.send_with_continuation(far)?;
             self.near.push(near);
         }
-        while let Some(near) = self.near.pop() {
-            let length = receive_with(near.as_fd(), &mut self.room, &mut self.arrived, self.options.wait)?;
+        while let Some(mut near) = self.near.pop() {
+            let length = near.receive(&mut self.room, &mut self.arrived, self.options.wait)?;
             let far = self.arrived.pop().ok_or(Errno::CONNRESET)?;
+            if self.options.floor == Floor::ReturnedLoops {
+                rustix::net::sockopt::socket_cookie(&far)?;
+            }
             self.arrived.clear();
             whole(length, self.message.len())?;
             self.home.push((near, far));
         }
         Ok(())
+    }
+
+    fn returning_pair(&self) -> Result<(End, OwnedFd)> {
+        let (near, far) = packet_pair()?;
+        let near = match self.options.floor {
+            Floor::ReturnedLoops => End::Loop(BareLoop::new(near, self.options.wait, true)?),
+            _ => End::Socket(near),
+        };
+        Ok((near, far))
     }
 
     #[inline]
@@ -435,6 +455,24 @@ pub fn serve_continuations(mailbox: OwnedFd, returns: bool, wait: Wait) -> Resul
         let Some(continuation) = arrived.last() else { return Ok(()) };
         let answered = if returns { arrived.len() } else { arrived.len() - 1 };
         send_back(continuation.as_fd(), &room[..length], &arrived[..answered])?;
+        arrived.clear();
+    }
+}
+
+/// Sends each packet back over the last of its descriptors, with all of them, in an [event loop](BareLoop),
+/// until nobody holds the other end. Where packets come `one_at_a_time` there is no look for a second.
+///
+/// # Errors
+/// The kernel's.
+pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait: Wait) -> Result<()> {
+    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut arrived = Vec::with_capacity(FDS_MAX);
+    let mut served = BareLoop::new(mailbox, wait, one_at_a_time)?;
+    loop {
+        let length = served.receive(&mut room, &mut arrived)?;
+        let Some(continuation) = arrived.last() else { return Ok(()) };
+        rustix::net::sockopt::socket_cookie(continuation)?;
+        send_back(continuation.as_fd(), &room[..length], &arrived)?;
         arrived.clear();
     }
 }

@@ -242,7 +242,7 @@ fn floors(cpus: &Cpus) -> Vec<Group> {
 }
 
 fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
-    let mut tasks = [Floor::FiveSteps, Floor::Returned, Floor::PingPong]
+    let mut tasks = [Floor::FiveSteps, Floor::Returned, Floor::ReturnedLoops, Floor::PingPong]
         .map(|floor| Task::Floor(FloorOptions::on(floor, cpus)))
         .to_vec();
     let ways = [Way::Plain(Pairs::Fresh), Way::Plain(Pairs::Ahead), Way::Returned, Way::Session];

@@ -271,6 +271,7 @@ impl Workload {
             Floor::PingPong | Floor::Coalesced => serving::ECHO,
             Floor::FiveSteps => serving::CONTINUATIONS,
             Floor::Returned => serving::CONTINUATIONS_RETURNED,
+            Floor::ReturnedLoops => serving::CONTINUATIONS_RETURNED_IN_LOOP,
         };
         let (near, far) = floor::packet_pair()?;
         let at = Posting { driver: DriverChoice::Auto, wait: options.wait, cpu: options.cpus.server };
