@@ -309,6 +309,7 @@ impl Control {
         const SCM_PIDFD: libc::c_int = 4;
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                self.descriptors.reserve(numbers(data).len());
                 for number in numbers(data) {
                     // SAFETY: the kernel has just installed this number in our table for this message.
                     // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
@@ -338,7 +339,7 @@ impl Control {
     }
 }
 
-fn numbers(data: &[u8]) -> impl Iterator<Item = i32> + '_ {
+fn numbers(data: &[u8]) -> impl ExactSizeIterator<Item = i32> + '_ {
     data.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
 }
 

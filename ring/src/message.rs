@@ -38,6 +38,9 @@ pub struct Message {
 /// What a message is sent with: mostly nothing or one, which stands in the message itself.
 pub(crate) type Fds = SmallVec<[Fd; 2]>;
 
+/// For how many there is memory once there are more than stand in the message.
+const SPILLED: usize = 8;
+
 /// So many bytes stand in a message itself, and cost no allocation.
 pub const BYTES_INSIDE_MAX: usize = 120;
 
@@ -163,6 +166,11 @@ impl Message {
 
     /// Adds one more descriptor at the end.
     pub fn push_descriptor(&mut self, fd: impl Into<Fd>) {
+        if self.descriptors.len() == self.descriptors.capacity() {
+            // Who adds a third mostly adds more, and to move the list again for the fifth costs more than
+            // all else that is done for it here.
+            self.descriptors.reserve(self.descriptors.len().max(SPILLED - self.descriptors.inline_size()));
+        }
         self.descriptors.push(fd.into());
     }
 
