@@ -281,6 +281,19 @@ impl BoundSocket {
         self.socket.ask_for_pidfds()
     }
 
+    /// How many requests one turn of the reactor may bring while somebody awaits them, as
+    /// [`Socket::set_burst`]. For those who do so much for each that others are not to wait for many.
+    ///
+    /// ```
+    /// # let reactor = ring::Reactor::new()?;
+    /// let (_address, bound) = imc::bound_socket(&reactor)?;
+    /// bound.set_burst(4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_burst(&self, requests: usize) {
+        self.socket.set_burst(requests);
+    }
+
     /// Whether to confirm each connection before handing it out, for clients that
     /// [wait for it](crate::SocketAddress::connect_confirmed). All clients must know. Off at first.
     pub fn set_confirming(&self, confirming: bool) {

@@ -83,6 +83,11 @@ impl Misdeed {
             Misdeed::Plain => "a flooded plain object",
         }
     }
+
+    /// Whether its sessions are ended when their server has waited for long enough. They come again.
+    fn stands_still(self) -> bool {
+        matches!(self, Misdeed::Unread | Misdeed::Quotas)
+    }
 }
 
 impl FromStr for Misdeed {
@@ -271,7 +276,17 @@ pub fn serve_attacker(mut order: Order) -> Result<(), Failure> {
                 watched.push(PollFd::new(&session.near, flags));
             }
             rustix::event::poll(&mut watched, None)?;
-            if !watched[0].revents().is_empty() {
+            let is_told = !watched[0].revents().is_empty();
+            let hung_up = |one: &PollFd<'_>| one.revents().contains(PollFlags::HUP);
+            let ended: Vec<bool> = watched[watched.len() - SESSIONS..].iter().map(hung_up).collect();
+            drop(watched);
+            for (session, _) in sessions.iter_mut().zip(ended).filter(|(_, ended)| *ended) {
+                if !misdeed.stands_still() {
+                    return Err("the server has ended a session".into());
+                }
+                *session = Session::attach(&stranger.address, misdeed)?;
+            }
+            if is_told {
                 rustix::net::recv(&control, &mut word[..], RecvFlags::empty())?;
                 break;
             }
@@ -450,12 +465,12 @@ impl Session {
         // Ends that come from elsewhere are closed: nobody wants the answers.
         let mut descriptors = Vec::new();
         match floor::receive_with(self.near.as_fd(), &mut self.room, &mut descriptors, Wait::Sleep) {
-            Ok(0) => Err("the server has ended a session".into()),
+            Ok(0) => Ok(None),
             Ok(length) => {
                 let arrived = Arrived::Whole(descriptors.len());
                 Ok(Some(wire::frames(&self.room[..length], arrived).count() as u32))
             }
-            Err(Errno::AGAIN) => Ok(None),
+            Err(Errno::AGAIN | Errno::CONNRESET) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -464,8 +479,9 @@ impl Session {
 fn is_sent(result: rustix::io::Result<()>) -> Result<bool, Failure> {
     match result {
         Ok(()) => Ok(true),
-        // A full queue; or as many descriptors in flight as this user may have.
-        Err(Errno::AGAIN | Errno::TOOMANYREFS) => Ok(false),
+        // A full queue; or as many descriptors in flight as this user may have; or the end, of which `poll`
+        // tells.
+        Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::PIPE | Errno::CONNRESET) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -121,15 +121,6 @@ impl Suite {
         })
     }
 
-    /// The longest that each task may run. An attacker that stands still is disconnected by its server after
-    /// ten seconds, and each attack lasts for three tasks and their warming up.
-    pub fn longest_time_per_row(self) -> Duration {
-        Duration::from_secs(match self {
-            Suite::Isolation => 2,
-            _ => 3_600,
-        })
-    }
-
     /// Its groups, on these CPUs, for each of these drivers.
     pub fn groups(self, cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
         match self {

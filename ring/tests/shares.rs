@@ -123,6 +123,22 @@ on_each_driver! {
         }
     }
 
+    /// Or a call that is answered at once would wait until everything else has been copied.
+    fn a_busy_socket_waits_for_those_who_were_quiet_but_never_twice_in_a_row(reactor: &Reactor) {
+        let (busy, far) = streaming(reactor);
+        let (quiet, voice) = streaming(reactor);
+        assert!(fill(&far, 1) > 5 * BURST_MAX);
+        assert_eq!(brought(reactor), BURST_MAX as u64);
+        for _ in 0..3 {
+            for (of_the_busy, of_all) in [(0, 1), (BURST_MAX, BURST_MAX + 1)] {
+                testing::send_packet(&voice, b"here", &[]).unwrap();
+                take_all(&busy);
+                assert_eq!(brought(reactor), of_all as u64);
+                assert_eq!((take_all(&quiet), take_all(&busy)), (1, of_the_busy));
+            }
+        }
+    }
+
     /// What a busy socket brings keeps the reactor from looking further, but not for long.
     fn a_quiet_socket_is_heard_beside_one_that_brings_a_little_in_each_turn(reactor: &Reactor) {
         let (near, far) = testing::packet_pair();

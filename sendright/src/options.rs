@@ -319,6 +319,10 @@ pub struct Bench {
     #[arg(long, value_name = "DRIVER", value_parser = ["uring", "epoll"])]
     pub driver: Option<String>,
 
+    /// Only the groups of rows with this in their titles, such as `clients` of isolation
+    #[arg(long, value_name = "TEXT")]
+    pub titled: Option<String>,
+
     /// Print a JSON array with an object for each row
     #[arg(long)]
     pub json: bool,

@@ -104,7 +104,7 @@ fn what_cannot_be_measured_is_told() {
         (&["bench", "--seconds", "-1"], "--seconds"),
         (&["bench", "--seconds", "nan"], "more than 0"),
         (&["bench", "--seconds", "3601"], "at most 3600"),
-        (&["bench", "--suite", "isolation", "--seconds", "2.1"], "at most 2"),
+        (&["bench", "--suite", "isolation", "--titled", "gentle"], "nothing in isolation"),
         (&["bench", "--rate", "0"], "more than 0"),
         (&["bench", "--rate", "inf"], "at most"),
         (&["bench", "--suite", "large", "--rate", "5"], "only calls have"),
@@ -137,6 +137,14 @@ fn a_driver_can_be_chosen_by_option_and_by_environment() {
         assert!(rows.iter().all(|row| row["driver"] != "uring"), "{rows:?}");
         assert!(rows.iter().any(|row| row["driver"] == "epoll"), "{rows:?}");
     }
+}
+
+#[test]
+fn groups_can_be_chosen_by_what_their_titles_say() {
+    let output = run(["bench", "--suite", "pairs", "--titled", "in flight", "--seconds", MOMENT, "--json"]);
+    let rows = rows(&output);
+    let named = |row: &serde_json::Value| row["name"].as_str().unwrap().contains("in flight");
+    assert!(!rows.is_empty() && rows.iter().all(named), "{rows:?}");
 }
 
 #[test]

@@ -170,8 +170,8 @@ pub use error::{AnswerError, CallError, Part};
 pub use incoming::Incoming;
 pub use large::LARGE_ANSWER_BYTES_DEFAULT;
 pub use mailbox::{
-    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, DISPATCH_TURNS_MAX, Grant, Mailbox, MailboxOptions, Next,
-    Violations,
+    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, DISPATCH_TURNS_MAX, Grant, HANDED_ON_A_TURN_MAX, Mailbox,
+    MailboxOptions, Next, Violations,
 };
 pub use make_socket::{Listening, ListeningViolations, make_socket};
 pub use object::{

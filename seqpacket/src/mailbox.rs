@@ -41,14 +41,21 @@ pub(crate) const FRESH_MAX: Duration = Duration::from_millis(10);
 /// meanwhile would wait for all those of all others.
 pub const CALLS_A_TURN_MAX: u32 = 256;
 
-/// How many clients an address attaches in one turn: each costs as much as many calls.
-pub const ATTACHES_A_TURN_MAX: usize = 16;
+/// How many clients an address attaches in one turn: 4. Each costs as much as some ten calls, and as much
+/// again when it hangs up.
+pub const ATTACHES_A_TURN_MAX: usize = 4;
+
+/// How many calls are handed on ([`Continuation::into_fd`](crate::Continuation::into_fd)) between two turns,
+/// if each is when it has been handed out: 8. For each a pair is made and a descriptor sent, which takes as
+/// long as some thirty calls, and so they are counted as many of [`CALLS_A_TURN_MAX`].
+pub const HANDED_ON_A_TURN_MAX: u32 = 8;
 
 /// For how many turns of the reactor a call may wait, from its arrival in the kernel's queue until it is
-/// handed out, where somebody awaits calls all the time: 10. What each other session can have done in so many
+/// handed out, where somebody awaits calls all the time: 4. What each other session can have done in so many
 /// turns ([`SESSION_PACKETS_A_TURN_MAX`](crate::SESSION_PACKETS_A_TURN_MAX),
 /// [`SESSION_FRAMES_A_TURN_MAX`](crate::SESSION_FRAMES_A_TURN_MAX)) is all that comes before it, however it
-/// behaves. For each 256 sessions that have something to say at once there is one turn more.
+/// behaves. For each 256 sessions that have something to say at once there is one turn more, and for each 8
+/// whose calls are handed on ([`HANDED_ON_A_TURN_MAX`]).
 pub const DISPATCH_TURNS_MAX: usize = ring::UNSEEN_TURNS_MAX as usize + 2;
 
 /// What a call under way takes besides its bytes, at most: what is remembered of it, and where its
@@ -274,6 +281,11 @@ impl HandedOut {
     /// One more.
     pub(crate) fn add(&mut self) {
         self.calls += 1;
+    }
+
+    /// One that has been handed out was handed on.
+    fn is_handed_on(&mut self) {
+        self.calls = self.calls.saturating_add(CALLS_A_TURN_MAX / HANDED_ON_A_TURN_MAX - 1);
     }
 }
 
@@ -678,6 +690,7 @@ impl Shared {
 
     /// Accepts from one bound socket until all copies of its address are closed. Gives back its number.
     fn accept_from(self: &Rc<Shared>, bound: BoundSocket, made_for: MadeFor) -> u64 {
+        bound.set_burst(ATTACHES_A_TURN_MAX);
         let bound = Rc::new(bound);
         let number = self.number_address();
         // Now, and not when the companion first runs: the kernel tells who sent a request only of those sent
@@ -876,6 +889,11 @@ impl Shared {
         let woken = state.waiting.take_all();
         drop(state);
         wake(woken);
+    }
+
+    /// A call that was handed out is answered elsewhere.
+    pub(crate) fn is_handed_on(&self) {
+        self.state.borrow_mut().handed_out.is_handed_on();
     }
 
     // -- counting ---------------------------------------------------------------------------------------

@@ -1061,6 +1061,7 @@ impl Session {
         let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
         self.say(&Header::elsewhere(number).encode(), &[], vec![Fd::made_here(near)], Some(instead));
         self.counters.otherwise(|calls| calls.handed_on += 1);
+        self.mailbox.upgrade().iter().for_each(|mailbox| mailbox.is_handed_on());
         self.finish(number);
         Ok(far)
     }

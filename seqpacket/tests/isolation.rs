@@ -18,9 +18,10 @@ use std::time::Instant;
 use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, Reactor, Wait};
 use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size};
 use seqpacket::{
-    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HUGE_PAGES_A_TURN_MAX, Incoming,
-    LARGE_START, Mailbox, MailboxOptions, Object, ObjectOptions, PLAIN_CALLS_A_TURN_MAX, Part, PlainMailbox,
-    SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX, object_with,
+    ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HANDED_ON_A_TURN_MAX,
+    HUGE_PAGES_A_TURN_MAX, Incoming, LARGE_START, Mailbox, MailboxOptions, Object, ObjectOptions,
+    PLAIN_CALLS_A_TURN_MAX, Part, PlainMailbox, SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX,
+    object_with,
 };
 use support::*;
 use testing::on_each_driver;
@@ -362,6 +363,29 @@ fn filed_in_one_turn(reactor: &Reactor, mailbox: &Mailbox) -> u64 {
     mailbox.stats().received.frames - before
 }
 
+/// Serves so many calls one after the other, each like that. How many have been served when it has to wait.
+fn counts_of<Served: Future<Output = ()>>(
+    executor: &Executor,
+    calls: usize,
+    mut serve: impl FnMut() -> Served,
+) -> Vec<usize> {
+    let served = Cell::new(0);
+    let mut counts = Vec::new();
+    let mut serving = std::pin::pin!(async {
+        while served.get() < calls {
+            serve().await;
+            served.set(served.get() + 1);
+        }
+    });
+    executor.block_on(poll_fn(|context| {
+        let poll = serving.as_mut().poll(context);
+        counts.push(served.get());
+        poll
+    }));
+    counts.dedup();
+    counts
+}
+
 on_each_driver! {
     fn a_call_beside_floods_of_small_frames(reactor: &Reactor) {
         let done = beside(reactor, ATTACKERS, Misdeed::Cancels);
@@ -551,6 +575,21 @@ on_each_driver! {
         assert_eq!(counts, [CALLS_A_TURN_MAX as usize, 2 * CALLS_A_TURN_MAX as usize]);
     }
 
+    fn so_many_calls_are_handed_on_between_two_turns(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) =
+            object_with(reactor, ObjectOptions::default(), MailboxOptions::default()).unwrap();
+        let client = RawClient::attach(&executor, object.share().unwrap());
+        let calls = (0..3 * HANDED_ON_A_TURN_MAX).map(|number| call(number, b"", 64));
+        client.say_all(&calls.collect::<Vec<_>>());
+        executor.settle();
+        let counts = counts_of(&executor, 3 * HANDED_ON_A_TURN_MAX as usize, || async {
+            let (_, _, continuation) = mailbox.next().await.unwrap().into_parts();
+            drop(continuation.into_fd().unwrap());
+        });
+        assert_eq!(counts, [1, 2, 3].map(|turns| turns * HANDED_ON_A_TURN_MAX as usize));
+    }
+
     fn so_many_plain_calls_are_handed_out_between_two_turns(reactor: &Reactor) {
         const CALLS: usize = 3 * PLAIN_CALLS_A_TURN_MAX as usize;
         let executor = Executor::new(reactor);
@@ -560,20 +599,9 @@ on_each_driver! {
         (0..CALLS).for_each(|_| testing::send_packet(&callers, b"call", &[far.as_fd()]).unwrap());
         // However much has been brought before anybody asks.
         executor.settle();
-        let taken = Cell::new(0);
-        let mut counts = Vec::new();
-        let mut take_all = std::pin::pin!(async {
-            while taken.get() < CALLS {
-                mailbox.next().await.unwrap().answer("yes").unwrap();
-                taken.set(taken.get() + 1);
-            }
+        let counts = counts_of(&executor, CALLS, || async {
+            mailbox.next().await.unwrap().answer("yes").unwrap();
         });
-        executor.block_on(poll_fn(|context| {
-            let poll = take_all.as_mut().poll(context);
-            counts.push(taken.get());
-            poll
-        }));
-        counts.dedup();
         assert_eq!(counts, [1, 2, 3].map(|turns| turns * PLAIN_CALLS_A_TURN_MAX as usize));
         drop(near);
     }

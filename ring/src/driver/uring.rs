@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::epoll::{Now, Unseen, out_of_descriptors, receive_now};
+use super::epoll::{Now, Unseen, Yielding, out_of_descriptors, receive_now};
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
@@ -65,8 +65,11 @@ pub(crate) struct Uring {
     starved: Vec<Token>,
     /// Receives of one message that have not looked for it yet, and of which nothing is in the ring.
     fresh: Vec<Token>,
-    /// Streams with more messages than they may deliver in one turn.
+    /// Streams of ends that came from somebody, which nobody has looked at.
     hot: Vec<Token>,
+    /// Streams that have had their share of a turn, and go on behind whoever has had none.
+    busy: Vec<Token>,
+    yielding: Yielding,
     /// Streams at their end, whose polls are on their way home, and what there is to tell when they are there
     /// and not before: whoever hears of it may give the descriptor away.
     ending: HashMap<Token, io::Result<Arrival>>,
@@ -114,6 +117,8 @@ impl Uring {
             starved: Vec::new(),
             fresh: Vec::new(),
             hot: Vec::new(),
+            busy: Vec::new(),
+            yielding: Yielding::default(),
             ending: HashMap::new(),
             lately: None,
             unseen: Unseen::default(),
@@ -334,12 +339,13 @@ impl Uring {
         self.feed_the_starved(requests, home);
         self.begin_with_the_fresh(requests, home);
         self.go_on_with_the_hot(requests, home);
+        let busy = self.busy.len();
 
         // With something to report, the look at the ring can wait a turn or two; not for ever, or one busy
         // socket would starve the others.
-        let reports = !home.is_empty();
+        let reports = !home.is_empty() || busy > 0;
         let quiet = reports && self.all_is_submitted() && self.silent.is_empty();
-        if quiet && self.unseen.may_wait(home.len()) {
+        if quiet && busy == 0 && self.unseen.may_wait(home.len()) {
             return Ok(());
         }
         self.unseen = Unseen::default();
@@ -363,8 +369,12 @@ impl Uring {
         // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
         // stand in the kernel's overflow list, behind a full queue.
         let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
+        let known = home.len();
         self.reap(requests, home);
         self.hear_the_rest(requests, home)?;
+        if busy > 0 && !self.yielding.yields(home.len() > known) {
+            self.go_on_with_the_busy(busy, requests, home);
+        }
         if consumed {
             self.bring_home_the_silent(requests, home);
         } else {
@@ -422,7 +432,7 @@ impl Uring {
     /// Whether nothing is kept for any token: what it is to be when all are home.
     #[cfg(all(test, feature = "script"))]
     pub(super) fn is_at_rest(&self) -> bool {
-        let lists = [&self.starved, &self.fresh, &self.hot];
+        let lists = [&self.starved, &self.fresh, &self.hot, &self.busy];
         let nothing_waits = self.silent.is_empty() && lists.into_iter().all(Vec::is_empty);
         nothing_waits && self.ending.is_empty() && self.cancelled.is_empty() && self.kept.is_empty()
     }
@@ -442,7 +452,7 @@ impl Uring {
         sys::counter_drain(self.bell.as_fd());
         // What came before the drain has left a mark in the ring: the kernel marks first and rings then.
         fence(Ordering::SeqCst);
-        let waiting = !self.silent.is_empty() || !self.hot.is_empty() || !self.fresh.is_empty();
+        let waiting = !self.silent.is_empty() || self.goes_on();
         Ok(self.is_told() || waiting || !self.all_is_submitted())
     }
 
@@ -621,7 +631,7 @@ impl Uring {
     }
 
     pub(crate) fn goes_on(&self) -> bool {
-        !self.fresh.is_empty() || !self.hot.is_empty()
+        !self.fresh.is_empty() || !self.hot.is_empty() || !self.busy.is_empty()
     }
 
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
@@ -717,7 +727,7 @@ impl Uring {
         }
         self.unseen.is_due();
         if !std::mem::replace(&mut share.hot, true) {
-            self.hot.push(token);
+            self.busy.push(token);
         }
     }
 
@@ -737,9 +747,21 @@ impl Uring {
         }
     }
 
-    /// Streams that had more than their share in the turn before.
+    /// Ends that came from somebody are looked at before the ring tells of them.
     fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        for token in std::mem::take(&mut self.hot) {
+        let hot = std::mem::take(&mut self.hot);
+        self.go_on_with(hot, requests, home);
+    }
+
+    /// Streams that had more than their share in a turn before: the first so many, as of this turn's begin.
+    fn go_on_with_the_busy(&mut self, count: usize, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let fresh = self.busy.split_off(count);
+        let busy = std::mem::replace(&mut self.busy, fresh);
+        self.go_on_with(busy, requests, home);
+    }
+
+    fn go_on_with(&mut self, tokens: Vec<Token>, requests: &mut Requests, home: &mut Vec<Completion>) {
+        for token in tokens {
             if let Some(Request::Receive { fd, want, share }) = requests.find(token)
                 && std::mem::take(&mut share.hot)
                 && !self.cancelled.contains(&token)
