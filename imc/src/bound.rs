@@ -286,7 +286,7 @@ impl BoundSocket {
     ///
     /// ```
     /// # let reactor = ring::Reactor::new()?;
-    /// let (_address, bound) = imc::bound_socket(&reactor)?;
+    /// let (bound, _address) = imc::bound_socket(&reactor)?;
     /// bound.set_burst(4);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
