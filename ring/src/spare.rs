@@ -41,6 +41,14 @@ impl<T> Queue<T> {
         self.0.as_mut()?.pop_front()
     }
 
+    /// Takes all out, and keeps the memory.
+    #[inline]
+    pub fn clear(&mut self) {
+        if let Some(queue) = &mut self.0 {
+            queue.clear();
+        }
+    }
+
     /// What is first.
     #[inline]
     pub fn front(&self) -> Option<&T> {

@@ -25,7 +25,7 @@ use crate::object::deadline;
 use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT};
 use crate::served::{Client, Over, Served, Session, Terms};
 use crate::stats::{Counters, SessionStats, Stats};
-use crate::waiting::{Place, Waiting, Woken, wake};
+use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX,
     PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason, Windows,
@@ -593,8 +593,10 @@ impl Future for Next<'_> {
 
 impl Drop for Next<'_> {
     fn drop(&mut self) {
-        let waker = self.mailbox.shared.state.borrow_mut().waiting.leave(&self.place);
-        drop(waker);
+        if self.place.was_given() {
+            let waker = self.mailbox.shared.state.borrow_mut().waiting.leave(&self.place);
+            drop(waker);
+        }
     }
 }
 
@@ -888,7 +890,7 @@ impl Shared {
         state.turn.with_memory().push_back(key);
         let woken = state.waiting.take_all();
         drop(state);
-        wake(woken);
+        wake_if_any(woken);
     }
 
     /// A call that was handed out is answered elsewhere.

@@ -225,7 +225,7 @@ struct Entry {
     waker: Option<Waker>,
     stage: Stage,
     /// Of a large call.
-    claim: Option<Claim>,
+    claim: Option<Box<Claim>>,
 }
 
 impl Entry {
@@ -244,8 +244,8 @@ impl Entry {
 
 /// How far a call has come.
 enum Stage {
-    /// It is large, and not all of it is here.
-    Arriving { assembly: Box<Assembly>, room: Size, deadline: Option<Instant> },
+    /// It is large, and not all of it is here. What it brings goes into this box.
+    Arriving { assembly: Box<Assembly>, brought: Box<Brought> },
     /// It waits, or somebody has it.
     Here,
     /// Its answer is large and on its way.
@@ -722,12 +722,13 @@ impl Session {
         let Some(entry) = state.calls.find_mut(number) else { unreachable!("just begun") };
         let (assembly, refused) = match begun {
             Ok((assembly, claim)) => {
-                entry.claim = Some(claim);
+                entry.claim = Some(Box::new(claim));
                 (assembly, None)
             }
             Err(reason) => (Assembly::of_no_use(total, now), Some(reason)),
         };
-        entry.stage = Stage::Arriving { assembly: Box::new(assembly), room, deadline };
+        let brought = self.terms.spares().boxes.lend(number, room, deadline);
+        entry.stage = Stage::Arriving { assembly: Box::new(assembly), brought };
         drop(state);
         if let Some(reason) = refused {
             self.refuse(number, reason);
@@ -750,7 +751,7 @@ impl Session {
     }
 
     /// The call was withdrawn, and the next may need as much.
-    fn keep_room(&self, stage: Stage, claim: Option<Claim>) {
+    fn keep_room(&self, stage: Stage, claim: Option<Box<Claim>>) {
         let (Stage::Arriving { mut assembly, .. }, Some(claim)) = (stage, claim) else { return };
         let (room, descriptors) = assembly.give_up();
         let now = self.reactor().now();
@@ -759,7 +760,7 @@ impl Session {
         if !state.over
             && let Some(room) = room
         {
-            state.large.get_or_insert_default().kept.push(room, claim, now);
+            state.large.get_or_insert_default().kept.push(room, *claim, now);
         }
         drop(state);
         drop(descriptors);
@@ -832,7 +833,7 @@ impl Session {
     fn give_up_the_largest(&self) -> bool {
         let state = self.state.borrow();
         let arriving = state.calls.iter().filter(|(_, entry)| matches!(entry.stage, Stage::Arriving { .. }));
-        let largest = arriving.max_by_key(|(_, entry)| entry.claim.as_ref().map_or(0, Claim::bytes));
+        let largest = arriving.max_by_key(|(_, entry)| entry.claim.as_ref().map_or(0, |claim| claim.bytes()));
         let Some(number) = largest.filter(|(_, entry)| entry.claim.is_some()).map(|(number, _)| number)
         else {
             return false;
@@ -851,15 +852,13 @@ impl Session {
             Stage::Arriving { assembly, .. } => {
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
                 if added.map_err(|malformed| self.blame(&malformed))?
-                    && let Stage::Arriving { assembly, room, deadline } =
+                    && let Stage::Arriving { assembly, mut brought } =
                         std::mem::replace(&mut entry.stage, Stage::Here)
                 {
                     state.arriving -= 1;
-                    entry.claim.iter_mut().for_each(Claim::is_whole);
-                    let spares = &mut *self.terms.spares();
-                    let mut brought = spares.boxes.lend(number, room, deadline);
+                    entry.claim.iter_mut().for_each(|claim| claim.is_whole());
                     brought.parcel = assembly.into_parcel();
-                    spares.queue.lend(&mut state.queue).push_back(brought);
+                    self.terms.spares().queue.lend(&mut state.queue).push_back(brought);
                 }
                 Ok(())
             }
@@ -1241,20 +1240,23 @@ impl Drop for Session {
 impl State {
     fn settle(&mut self, socket: &Socket, terms: &Terms) {
         let unsent = socket.unsent() as u64;
-        // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to have
-        // left than has. Where nothing waits the count is right again.
-        let left = if unsent == 0 { u64::MAX } else { self.said.saturating_sub(unsent) };
-        while let Some(&(end, cost)) = self.unsettled.front()
-            && end <= left
-        {
-            self.unsettled.pop_front();
-            self.account.release(cost);
-        }
-        terms.spares().unsettled.keep(&mut self.unsettled);
         if unsent == 0 {
+            // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to
+            // have left than has. Where nothing waits the count is right again.
             self.said = 0;
             self.emptied += 1;
+            self.account.release(self.unsettled.iter().map(|(_, cost)| *cost).sum());
+            self.unsettled.clear();
+        } else {
+            let left = self.said.saturating_sub(unsent);
+            while let Some(&(end, cost)) = self.unsettled.front()
+                && end <= left
+            {
+                self.unsettled.pop_front();
+                self.account.release(cost);
+            }
         }
+        terms.spares().unsettled.keep(&mut self.unsettled);
     }
 
     /// A final frame of so many bytes is said, and a call ends with it that leaves nothing to be dropped.
@@ -1269,7 +1271,7 @@ impl State {
 
     /// A final frame ends here in what was said. Gives what is to be dropped when nothing is borrowed.
     #[inline]
-    fn finish(&mut self, number: u32, terms: &Terms) -> Option<(Option<Waker>, Option<Claim>)> {
+    fn finish(&mut self, number: u32, terms: &Terms) -> Option<(Option<Waker>, Option<Box<Claim>>)> {
         let entry = self.calls.find_mut(number)?;
         let said = self.said;
         if let Stage::Arriving { assembly, .. } = &entry.stage {
