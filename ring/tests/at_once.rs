@@ -3,15 +3,26 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
-use ring::{Fd, Kind, Message, Reactor, ReceiveError, SendError, Socket, Wait};
+use ring::{Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
 
 fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
     let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
     testing::set_nonblocking(&far);
     (near, far)
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What a look finds.
@@ -174,6 +185,41 @@ on_each_driver! {
         assert_eq!(look(&near).unwrap(), b"bye");
         let end = settle(reactor, std::future::poll_fn(|context| near.poll_receive_here(context)));
         assert!(matches!(end, Err(ReceiveError::Closed)));
+    }
+
+    fn who_takes_one_of_many_is_told_of_the_next(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        [b"1", b"2"].iter().for_each(|packet| send_packet(&far, *packet, &[]).unwrap());
+        drop(far);
+        turn(reactor);
+        turn(reactor);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut take = || match near.poll_receive_of_many(&mut context) {
+            Poll::Ready((received, more)) => (received.ok().map(Received::into_bytes), more),
+            Poll::Pending => panic!("nothing came"),
+        };
+        // The end is one more.
+        assert_eq!(take(), (Some(b"1".to_vec()), true));
+        assert_eq!(take(), (Some(b"2".to_vec()), true));
+        assert_eq!(take(), (None, true));
+    }
+
+    fn who_took_the_only_one_is_woken_by_the_next(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        assert!(near.poll_receive_of_many(&mut context).is_pending());
+        for round in 1..=3 {
+            send_packet(&far, b"one", &[]).unwrap();
+            turn(reactor);
+            // Each time, though it was polled only for what had come.
+            assert_eq!(woken.0.load(Ordering::Relaxed), round);
+            let polled = near.poll_receive_of_many(&mut context);
+            assert!(matches!(polled, Poll::Ready((Ok(_), false))));
+        }
     }
 
     fn a_socket_is_quiet_until_something_is_on_its_way(reactor: &Reactor) {
