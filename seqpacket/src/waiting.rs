@@ -13,7 +13,7 @@ pub(crate) struct Waiting(Option<Box<Kept>>);
 /// Made when somebody waits for the first time: an object that nobody calls should cost next to nothing.
 #[derive(Default)]
 struct Kept {
-    /// Of the one who waits alone, as mostly one does: to find a place among several takes five times as long.
+    /// Of the one who waits alone, as mostly one does: a place among several takes five times as long.
     alone: Option<(u64, Waker)>,
     /// Of several.
     wakers: Numbered<u64, Waker>,
