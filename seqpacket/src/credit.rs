@@ -6,8 +6,6 @@
 //! does not fit at the server was sent by a client that does not keep its word. It must never know numbers,
 //! frames in flight or who waits for room.
 
-use std::iter::Sum;
-
 use thiserror::Error;
 
 use crate::wire::{
@@ -250,18 +248,6 @@ impl Cost {
         } else {
             None
         }
-    }
-}
-
-/// Of calls that are under way together.
-impl Sum for Cost {
-    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
-        costs.fold(Cost::NOTHING, |all, cost| Cost {
-            calls: all.calls + cost.calls,
-            bytes: all.bytes + cost.bytes,
-            descriptors: all.descriptors + cost.descriptors,
-            large_bytes: all.large_bytes + cost.large_bytes,
-        })
     }
 }
 

@@ -497,12 +497,12 @@ impl Session {
         while count < SESSION_FRAMES_A_TURN_MAX
             && let Some(call) = wire::small_call(rest, hello)
         {
-            let cost = Cost::of_call(&call.opening(), hello);
             // What is wrong, and whether room is left when answers have been settled, is found out by whoever
             // files frames of any kind.
-            if state.calls.contains(call.number) || state.account.try_reserve(cost).is_err() {
+            if state.calls.contains(call.number) {
                 break;
             }
+            let Some(cost) = state.account.reserve_small_call(call.payload.len(), call.answer) else { break };
             state.calls.insert(calls, call.number, Entry::new(cost));
             let mut brought = boxes.lend(call.number, call.answer, None);
             brought.parcel.copy(call.payload);
@@ -1021,7 +1021,7 @@ impl Session {
         state.end(number, header.len() + bytes.len(), &self.terms);
         drop(borrowed);
         self.counters.answered_in(header.len() + bytes.len());
-        self.socket.post(&[&header, bytes], Vec::new());
+        self.socket.post_bytes(&header, bytes);
         true
     }
 
@@ -1245,7 +1245,7 @@ impl State {
             // have left than has. Where nothing waits the count is right again.
             self.said = 0;
             self.emptied += 1;
-            self.account.release(self.unsettled.iter().map(|(_, cost)| *cost).sum());
+            self.account.release(self.unsettled.iter().fold(Cost::NOTHING, |all, (_, cost)| all.and(*cost)));
             self.unsettled.clear();
         } else {
             let left = self.said.saturating_sub(unsent);

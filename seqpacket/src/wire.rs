@@ -1272,19 +1272,6 @@ pub(crate) struct SmallCall<'a> {
     pub(crate) rest: &'a [u8],
 }
 
-impl SmallCall<'_> {
-    /// As it was written.
-    #[inline]
-    pub(crate) fn opening(&self) -> Opening {
-        Opening { header: Header::call(self.number, self.message(), self.answer), extension: None }
-    }
-
-    #[inline]
-    fn message(&self) -> Size {
-        Size { bytes: self.payload.len() as u32, descriptors: 0 }
-    }
-}
-
 /// The header of a call of so many bytes, which fit a packet, without descriptors: [`Header::encode`] for
 /// what nearly all are.
 #[inline]
@@ -2337,7 +2324,7 @@ mod tests {
                     {
                         let rest = &packet[HEADER_BYTES + payload.len()..];
                         let call = SmallCall { number, payload, answer, rest };
-                        assert_eq!(call.opening(), frame.opening());
+                        assert_eq!(Header::call(number, size(payload.len(), 0), answer), frame.header);
                         Some(call)
                     }
                     _ => None,
