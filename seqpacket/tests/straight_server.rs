@@ -181,7 +181,8 @@ on_each_driver! {
         }
         let mut said = Vec::new();
         while said.len() < 5 {
-            said.extend(said_by_server(&client.hear_from(&executor)).into_iter().map(|said| (said.1, said.0)));
+            let frames = said_by_server(&client.hear_from(&executor));
+            said.extend(frames.into_iter().map(|(kind, number, _)| (number, kind)));
         }
         let ends = [Kind::Answer, Kind::Dropped, Kind::Refused, Kind::Answer, Kind::Answer];
         assert_eq!(said, (0..).zip(ends).collect::<Vec<_>>());
