@@ -133,6 +133,33 @@ on_each_driver_and_seed! {
         assert_eq!(drain(&far), [b"one two three".to_vec()]);
     }
 
+    fn posts_of_bytes_share_a_packet_with_all_others(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post_bytes(b"one ", b"");
+        near.post(&[b"two "], Vec::new());
+        near.post_bytes(b"three ", b"four");
+        assert_eq!(reactor.stats().posts_joined, 2);
+        let send = near.send("five");
+        near.post_bytes(b"six", b"");
+        settle(reactor, send).unwrap();
+        turn(reactor);
+        let heard = ["one two three four", "five", "six"];
+        assert_eq!(drain(&far), heard.map(|text| text.as_bytes().to_vec()));
+    }
+
+    fn posts_of_bytes_fill_a_packet_and_then_the_next(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.post_bytes(&[1], &[2; PACKET_BYTES_MAX - 2]);
+        near.post_bytes(&[3], &[]);
+        near.post_bytes(&[4], &[]);
+        let mut heard = Vec::new();
+        while heard.len() < 2 {
+            turn(reactor);
+            heard.extend(drain(&far));
+        }
+        assert_eq!(heard.iter().map(Vec::len).collect::<Vec<_>>(), [PACKET_BYTES_MAX, 1]);
+    }
+
     fn a_post_stays_behind_the_send_before_it(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         near.post(&[b"first"], Vec::new());
@@ -160,6 +187,8 @@ on_each_driver_and_seed! {
         assert!(panics(&|| near.post(&[], Vec::new())));
         assert!(panics(&|| near.post(&[&[0; PACKET_BYTES_MAX + 1]], Vec::new())));
         assert!(panics(&|| near.post_or(&[b"x"], Vec::new(), Vec::new())));
+        assert!(panics(&|| near.post_bytes(&[], &[])));
+        assert!(panics(&|| near.post_bytes(&[7], &[7; PACKET_BYTES_MAX])));
     }
 
     fn pieces_of_one_whole_arrive_in_order_behind_their_own_bytes(reactor: &Reactor) {
