@@ -389,10 +389,12 @@ impl Driver {
 
     /// Whether there is something to receive, for somebody, that only the next turn takes out of a queue:
     /// until then a receive that is away has taken nothing that was not reaped.
-    pub(crate) fn holds_back(&mut self) -> bool {
+    pub(crate) fn holds_back(&mut self, token: Token, requests: &mut Requests) -> bool {
         match self {
             #[cfg(uring)]
-            Driver::Uring(uring) => uring.holds_back(),
+            Driver::Uring(uring) => {
+                uring.holds_back() || requests.share(token).is_some_and(|share| share.unwatched)
+            }
             // It would have to ask.
             Driver::Epoll(_) => false,
             Driver::Child(_) => true,
@@ -406,7 +408,7 @@ impl Driver {
         match (self, requests.find(token)) {
             #[cfg(uring)]
             (Driver::Uring(uring), Some(Request::Receive { want, share, .. })) => {
-                want.many && !share.hot && !share.starved && uring.hears_nothing()
+                want.many && !share.hot && !share.starved && !share.unwatched && uring.hears_nothing()
             }
             _ => false,
         }
@@ -423,6 +425,17 @@ impl Driver {
             // Time does not pass while somebody looks.
             #[cfg(feature = "script")]
             Driver::Script(_) => Ok(false),
+        }
+    }
+
+    /// Whether somebody looks for what comes next, again and again, until this is taken back.
+    pub(crate) fn set_looked_at(&mut self, looked_at: bool) {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.set_looked_at(looked_at),
+            Driver::Epoll(_) | Driver::Child(_) => {}
+            #[cfg(feature = "script")]
+            Driver::Script(_) => {}
         }
     }
 
@@ -443,10 +456,10 @@ impl Driver {
 
     /// Makes the descriptor unreadable and sets the alarm for the first moment at which something is due.
     /// True if there is something to do now after all, of which the descriptor says nothing.
-    pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self, first: Option<Instant>, requests: &mut Requests) -> io::Result<bool> {
         match self {
             #[cfg(uring)]
-            Driver::Uring(uring) => uring.hand_over(first),
+            Driver::Uring(uring) => uring.hand_over(first, requests),
             Driver::Epoll(epoll) => epoll.hand_over(first),
             Driver::Child(_) => unreachable!("a forked child has no host"),
             #[cfg(feature = "script")]

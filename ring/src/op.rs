@@ -1274,7 +1274,8 @@ impl Core {
     fn may_look(&mut self, key: usize) -> bool {
         let inbox = &self.channels[key].inbox;
         let nothing_here = inbox.arrived.is_empty() && !inbox.ended && self.home.is_empty();
-        nothing_here && (inbox.away.is_none() || self.driver.holds_back())
+        let away = inbox.away;
+        nothing_here && away.is_none_or(|token| self.driver.holds_back(token, &mut self.requests))
     }
 
     /// The next message or the end, if it is here.
@@ -1608,7 +1609,7 @@ impl Core {
     pub(crate) fn hand_over(&mut self) -> io::Result<bool> {
         self.hurried = false;
         let first = self.first_moment();
-        let waiting = self.driver.hand_over(first)?;
+        let waiting = self.driver.hand_over(first, &mut self.requests)?;
         let due = first.is_some_and(|moment| moment <= self.clock.now());
         Ok(waiting || due || !self.home.is_empty() || !self.dirty.is_empty())
     }

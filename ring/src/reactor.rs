@@ -267,6 +267,13 @@ impl Reactor {
     /// Looks for as long as the wait policy has it, before a sleep. Says whether anything happened.
     fn look_first(&self, sleep: driver::Sleep) -> io::Result<bool> {
         let Some(look) = self.0.spinner.borrow_mut().look() else { return Ok(false) };
+        self.0.core.borrow_mut().driver.set_looked_at(true);
+        let result = self.look_for(look, sleep);
+        self.0.core.borrow_mut().driver.set_looked_at(false);
+        result
+    }
+
+    fn look_for(&self, look: Duration, sleep: driver::Sleep) -> io::Result<bool> {
         // What is to be awaited has to be submitted first.
         if self.step(driver::Sleep::Not)? {
             return Ok(true);

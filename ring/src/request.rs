@@ -74,24 +74,35 @@ pub const BURST_MAX: usize = 16;
 /// one in a turn.
 pub const BURST_BYTES_MAX: usize = PACKET_BYTES_MAX;
 
-/// What a stream has had of a turn, and where it waits for its next share: the driver's own notes. They stand
-/// here so that thousands of streams that wait are not searched for one.
+/// What a stream has had of a turn, where it waits for its next share, and whether a look for more has been
+/// worth it lately: the driver's own notes. They stand here so that thousands of streams that wait are not
+/// searched for one.
 #[derive(Default)]
 pub(crate) struct Share {
-    turn: u32,
     bytes: u32,
+    /// Of the turn's number the lower half. Where that is the same by chance, the stream waits for a turn.
+    turn: u16,
     messages: u8,
-    /// It has had its share and goes on in the next turn.
+    /// Whether another message stands right behind one that is taken.
+    pub(crate) behind: Glance,
+    /// Whether one comes while what was taken is answered.
+    #[cfg(uring)]
+    pub(crate) soon: Glance,
+    /// It has more, or may have, and goes on in the next turn.
     #[cfg(uring)]
     pub(crate) hot: bool,
     /// It waits for descriptors.
     #[cfg(uring)]
     pub(crate) starved: bool,
+    /// Nothing in the ring tells of it: its poll has come home.
+    #[cfg(uring)]
+    pub(crate) unwatched: bool,
 }
 
 impl Share {
     /// Whether something is left of what it may deliver in this turn.
     pub(crate) fn is_left(&mut self, turn: u32, want: Want) -> bool {
+        let turn = turn as u16;
         if self.turn != turn {
             (self.turn, self.bytes, self.messages) = (turn, 0, 0);
         }
@@ -103,6 +114,30 @@ impl Share {
         self.messages += 1;
         // Two packets at most.
         self.bytes += bytes as u32;
+    }
+}
+
+/// After a look in vain so many chances to look are let pass: a look costs a system call, and what it would
+/// have found is found a little later all the same.
+const GLANCES_SPARED: u8 = 15;
+
+/// Whether to look, by how it went the last time.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Glance(u8);
+
+impl Glance {
+    /// A chance to look. Whether to take it.
+    pub(crate) fn is_due(&mut self) -> bool {
+        match self.0.checked_sub(1) {
+            Some(left) => self.0 = left,
+            None => return true,
+        }
+        false
+    }
+
+    /// What a look has found.
+    pub(crate) fn found(&mut self, something: bool) {
+        self.0 = if something { 0 } else { GLANCES_SPARED };
     }
 }
 
@@ -210,5 +245,30 @@ impl Requests {
             generation: *generation,
         };
         self.slots.iter().map(token).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_look_in_vain_some_chances_pass_and_then_one_is_taken() {
+        let mut glance = Glance::default();
+        for _ in 0..3 {
+            assert!(glance.is_due());
+            glance.found(true);
+        }
+        for _ in 0..3 {
+            glance.found(false);
+            (0..GLANCES_SPARED).for_each(|_| assert!(!glance.is_due()));
+            assert!(glance.is_due());
+        }
+    }
+
+    /// Each idle session has one.
+    #[test]
+    fn what_is_noted_of_a_stream_is_small() {
+        assert!(size_of::<Share>() <= 12);
     }
 }

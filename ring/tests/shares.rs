@@ -83,8 +83,8 @@ on_each_driver! {
 
     /// As it was told before it began, or while it waits for more.
     fn a_turn_brings_as_many_messages_as_a_socket_was_told(reactor: &Reactor) {
-        let (near, far) = streaming(reactor);
         for (told, burst) in [(1, 1), (2, 2), (0, 1), (BURST_MAX, BURST_MAX), (BURST_MAX + 1, BURST_MAX)] {
+            let (near, far) = streaming(reactor);
             near.set_burst(told);
             let mut left = fill(&far, 1);
             while left > 0 {

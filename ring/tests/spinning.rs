@@ -163,6 +163,47 @@ on_each_driver! {
         }
     }
 
+    /// Of the one that a spinner looks at nothing else tells; of the others the kernel does.
+    fn others_are_heard_while_one_is_looked_at(_reactor: &Reactor) {
+        let reactor = reactor(LONG);
+        let pairs = [(); 3].map(|()| Socket::pair(&reactor, Kind::SeqPacket).unwrap());
+        pairs.iter().for_each(|(near, _)| near.stream());
+        for round in 0..100_u8 {
+            for (near, far) in &pairs {
+                let far = far.try_clone().unwrap();
+                let sends = thread::spawn(move || send_packet(&far, &[round], &[]).unwrap());
+                assert_eq!(testing::settle(&reactor, near.receive()).unwrap().bytes(), [round]);
+                sends.join().unwrap();
+            }
+        }
+        for (near, far) in pairs {
+            send_packet(&far, b"last", &[]).unwrap();
+            assert_eq!(testing::settle(&reactor, near.receive()).unwrap().bytes(), b"last");
+            drop(far);
+            assert!(testing::settle(&reactor, near.receive()).is_err());
+        }
+    }
+
+    /// A look is spared where none has found anything lately, and what it would have found comes all the same.
+    fn what_comes_one_at_a_time_and_then_many_at_once_arrives_in_order(_reactor: &Reactor) {
+        for policy in POLICIES {
+            let reactor = reactor(policy);
+            let (near, far) = Socket::pair(&reactor, Kind::SeqPacket).unwrap();
+            near.stream();
+            let mut sent = 0..;
+            let mut received = 0..;
+            for together in [1, 1, 40, 2, 1, 3].into_iter().cycle().take(120) {
+                for number in sent.by_ref().take(together) {
+                    send_packet(&far, &u32::to_ne_bytes(number), &[]).unwrap();
+                }
+                for number in received.by_ref().take(together) {
+                    let received = testing::settle(&reactor, near.receive()).unwrap();
+                    assert_eq!(received.bytes(), u32::to_ne_bytes(number));
+                }
+            }
+        }
+    }
+
     fn a_look_sees_what_a_silent_end_says(_reactor: &Reactor) {
         let reactor = reactor(LONG);
         let (near, far) = packet_pair();

@@ -425,15 +425,28 @@ impl Epoll {
         if fd.watch().get().is_some_and(|number| !self.watches[number as usize].readable) {
             return Attempt::Park(fd.clone(), Watched::Reading);
         }
+        let mut taken = 0;
         while share.is_left(self.turn, want) {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if want.many && !arrival.nothing => {
                     share.took(arrival.message.bytes().len());
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
+                    taken += 1;
+                    if taken > 1 {
+                        share.behind.found(true);
+                    }
+                    // One receive has to find it empty. The next turn's may find what comes while this is
+                    // answered.
+                    if !share.behind.is_due() {
+                        return Attempt::Burst;
+                    }
                 }
                 Now::Arrived(arrival) => return Attempt::Home(Outcome::Arrived(Ok(arrival))),
                 Now::Starved => return Attempt::Starve,
                 Now::Empty => {
+                    if taken == 1 {
+                        share.behind.found(false);
+                    }
                     if let Some(number) = fd.watch().get() {
                         self.watches[number as usize].readable = false;
                     }

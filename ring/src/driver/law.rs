@@ -192,7 +192,7 @@ fn every_token_comes_home_once_from_a_script() {
 #[cfg(uring)]
 const MORE_THAN_FIT: usize = 5000;
 
-/// A poll of many shots ends by itself when there is no place for what it has to say.
+/// There is no place for what the poll of a stream has to say.
 #[cfg(uring)]
 #[test]
 fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::epoll::{Now, Unseen, Yielding, out_of_descriptors, receive_now};
+use super::epoll::{Now, Yielding, out_of_descriptors, receive_now};
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
@@ -65,17 +65,23 @@ pub(crate) struct Uring {
     starved: Vec<Token>,
     /// Receives of one message that have not looked for it yet, and of which nothing is in the ring.
     fresh: Vec<Token>,
-    /// Streams of ends that came from somebody, which nobody has looked at.
+    /// Streams to be looked at before the ring tells of them: at first those of ends that came from somebody;
+    /// then those whose next message may have come while the last was answered.
     hot: Vec<Token>,
+    /// Memory for that list while this turn's are gone on with.
+    spare_hot: Vec<Token>,
     /// Streams that have had their share of a turn, and go on behind whoever has had none.
     busy: Vec<Token>,
     yielding: Yielding,
     /// Streams at their end, whose polls are on their way home, and what there is to tell when they are there
     /// and not before: whoever hears of it may give the descriptor away.
     ending: HashMap<Token, io::Result<Arrival>>,
+    /// Streams of which nothing is in the ring, which is to tell of them again.
+    unwatched: Vec<Token>,
     /// The stream that delivered last: where a spinner looks.
     lately: Option<Token>,
-    unseen: Unseen,
+    /// Somebody looks there, and nothing need tell of it.
+    looked_at: bool,
     /// The number of this turn, or between two of them of the next: what a look brings is part of that.
     turn: u32,
     /// Completions being looked at.
@@ -117,11 +123,13 @@ impl Uring {
             starved: Vec::new(),
             fresh: Vec::new(),
             hot: Vec::new(),
+            spare_hot: Vec::new(),
             busy: Vec::new(),
             yielding: Yielding::default(),
             ending: HashMap::new(),
+            unwatched: Vec::new(),
             lately: None,
-            unseen: Unseen::default(),
+            looked_at: false,
             turn: 1,
             reaped: Vec::new(),
             cancelled: HashSet::new(),
@@ -257,8 +265,8 @@ impl Uring {
                 if want.strange && !std::mem::replace(&mut share.hot, true) {
                     self.hot.push(token);
                 }
-                let (fd, want) = (fd.clone(), *want);
-                return self.poll(token, &fd, want);
+                let fd = fd.clone();
+                return self.poll(token, &fd);
             }
             Request::Ready { fd, interest } => {
                 opcode::PollAdd::new(types::Fd(fd.as_fd().as_raw_fd()), *interest).build()
@@ -339,16 +347,16 @@ impl Uring {
         self.feed_the_starved(requests, home);
         self.begin_with_the_fresh(requests, home);
         self.go_on_with_the_hot(requests, home);
+        self.watch_the_unwatched(requests, home);
         let busy = self.busy.len();
 
-        // With something to report, the look at the ring can wait a turn or two; not for ever, or one busy
-        // socket would starve the others.
+        // With something to report, nothing to show to the kernel and no mark of its own that it has news,
+        // there is nothing to enter for.
         let reports = !home.is_empty() || busy > 0;
         let quiet = reports && self.all_is_submitted() && self.silent.is_empty();
-        if quiet && busy == 0 && self.unseen.may_wait(home.len()) {
+        if quiet && busy == 0 && !self.is_told() {
             return Ok(());
         }
-        self.unseen = Unseen::default();
         // In a host's loop no turn sleeps, and one follows the other while anything is to be submitted.
         let pause = match self.ground.place {
             SleepPlace::OwnTurn => sleep.at_most(PUT_OFF_PAUSE).duration().unwrap_or(PUT_OFF_PAUSE),
@@ -389,12 +397,19 @@ impl Uring {
         if self.put_off < PUT_OFF_MAX { Ok(()) } else { Err(error) }
     }
 
+    /// Whether somebody looks at the socket that delivered last, again and again, until this is taken back.
+    /// Then nothing in the ring tells of it, which spares a poll and the news of what was found already.
+    pub(crate) fn set_looked_at(&mut self, looked_at: bool) {
+        self.looked_at = looked_at;
+    }
+
     /// Looks at the socket that delivered last, past the ring: there the answer is most likely to come, and
     /// one plain call finds it sooner than the ring tells of it.
     pub(crate) fn look(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) -> bool {
         if let Some(token) = self.lately
             && let Some(Request::Receive { fd, want, share }) = requests.find(token)
             && !self.cancelled.contains(&token)
+            && !share.starved
             && share.is_left(self.turn, *want)
         {
             match receive_now(&self.ground, fd, want.room) {
@@ -403,8 +418,12 @@ impl Uring {
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     return true;
                 }
-                // What else there is to say the ring says too.
-                _ => {}
+                Now::Empty => {}
+                // What else there is to say the ring says, which has to watch for that.
+                _ => {
+                    self.lately = None;
+                    return true;
+                }
             }
         }
         self.is_told()
@@ -432,7 +451,7 @@ impl Uring {
     /// Whether nothing is kept for any token: what it is to be when all are home.
     #[cfg(all(test, feature = "script"))]
     pub(super) fn is_at_rest(&self) -> bool {
-        let lists = [&self.starved, &self.fresh, &self.hot, &self.busy];
+        let lists = [&self.starved, &self.fresh, &self.hot, &self.busy, &self.unwatched];
         let nothing_waits = self.silent.is_empty() && lists.into_iter().all(Vec::is_empty);
         nothing_waits && self.ending.is_empty() && self.cancelled.is_empty() && self.kept.is_empty()
     }
@@ -443,7 +462,7 @@ impl Uring {
         self.bell.as_fd()
     }
 
-    pub(crate) fn hand_over(&mut self, first: Option<Instant>) -> io::Result<bool> {
+    pub(crate) fn hand_over(&mut self, first: Option<Instant>, requests: &mut Requests) -> io::Result<bool> {
         let first = self.first(first);
         if let Some(moment) = first.filter(|_| self.alarm.is_late_for(first)) {
             self.set_alarm(moment)?;
@@ -453,7 +472,10 @@ impl Uring {
         // What came before the drain has left a mark in the ring: the kernel marks first and rings then.
         fence(Ordering::SeqCst);
         let waiting = !self.silent.is_empty() || self.goes_on();
-        Ok(self.is_told() || waiting || !self.all_is_submitted())
+        // Those that wait for descriptors are watched again when they have got some.
+        let is_fed = |token: &Token| requests.share(*token).is_some_and(|share| !share.starved);
+        let unwatched = self.unwatched.iter().any(is_fed);
+        Ok(self.is_told() || waiting || unwatched || !self.all_is_submitted())
     }
 
     /// While turns are taken nobody need be told, which spares the kernel a write for each enter.
@@ -577,7 +599,6 @@ impl Uring {
         home: &mut Vec<Completion>,
     ) {
         let result = check(completion.result());
-        let more = cqueue::more(completion.flags());
         let Some(request) = requests.find(token) else {
             unreachable!("a completion belongs to a request that is away");
         };
@@ -589,10 +610,11 @@ impl Uring {
             Request::Receive { fd, want, .. } => {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
-                    // News of what has ended, whose poll is still in the ring.
-                    _ if more && self.ending.contains_key(&token) => None,
                     Err(error) => Some(Outcome::Arrived(Err(error))),
-                    Ok(_) if want.many => self.stream(token, &fd, want, more, requests, home),
+                    Ok(_) if want.many => {
+                        self.stream(token, &fd, want, requests, home);
+                        None
+                    }
                     Ok(_) => self.take(token, &fd, want),
                 }
             }
@@ -648,7 +670,7 @@ impl Uring {
             Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
             Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
             Now::Empty => {
-                self.poll(token, fd, want);
+                self.poll(token, fd);
                 None
             }
             Now::Starved => {
@@ -658,33 +680,37 @@ impl Uring {
         }
     }
 
-    /// Has the ring tell when the socket is readable: each time, or once, after it has looked.
-    fn poll(&mut self, token: Token, fd: &Fd, want: Want) {
+    /// Has the ring tell, once, when the socket is readable, which it looks at when it is given this. A poll
+    /// of many shots need not be armed again, but tells of what comes and not of what is there: after it a
+    /// queue has to be emptied, and the receive that finds it empty costs more than another poll.
+    fn poll(&mut self, token: Token, fd: &Fd) {
         let fd = types::Fd(fd.as_fd().as_raw_fd());
-        self.push(opcode::PollAdd::new(fd, ready::READ).multi(want.many).build().user_data(token.to_bits()));
+        self.push(opcode::PollAdd::new(fd, ready::READ).build().user_data(token.to_bits()));
     }
 
-    /// The socket is readable: takes what there is, but no more than one turn's share. The poll stays in the
-    /// ring and ends only when it is asked to; if it has ended by itself it is put there anew.
+    /// The socket is readable: takes what there is, but no more than one turn's share. Its poll has come home
+    /// with this, and goes back before the ring is asked again.
     fn stream(
         &mut self,
         token: Token,
         fd: &Fd,
         want: Want,
-        armed: bool,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
-    ) -> Option<Outcome> {
+    ) {
+        let Some(share) = requests.share(token) else { return };
+        share.unwatched = true;
+        self.unwatched.push(token);
         // Of one that waits for descriptors, or for its turn, this is no news; and what is asked home leaves
         // what there is to others.
-        let waits = requests.share(token).is_none_or(|share| share.starved || share.hot);
+        let waits = share.starved || share.hot;
         if !waits && !self.cancelled.contains(&token) {
             self.take_many(token, fd, want, requests, home);
         }
-        if armed { None } else { self.again(token, requests) }
     }
 
-    /// Takes what there is, and what is left of the stream's share of this turn.
+    /// Takes what there is, and what is left of the stream's share of this turn. Where mostly one message
+    /// comes at a time it takes one.
     fn take_many(
         &mut self,
         token: Token,
@@ -695,6 +721,7 @@ impl Uring {
     ) {
         let Some(share) = requests.share(token) else { return };
         let mut nothing = false;
+        let mut taken = 0;
         while share.is_left(self.turn, want) {
             let result = match receive_now(&self.ground, fd, want.room) {
                 // The end of file is believed when it is said twice, and then there is nothing more to come.
@@ -715,7 +742,12 @@ impl Uring {
                     Err(error)
                 }
                 Now::Failed(error) => return self.end(token, Err(error)),
-                Now::Empty => return,
+                // Behind several another may come the next time, too.
+                Now::Empty => {
+                    return if taken == 1 {
+                        share.behind.found(false)
+                    };
+                }
                 Now::Starved => {
                     if !std::mem::replace(&mut share.starved, true) {
                         self.starved.push(token);
@@ -723,9 +755,24 @@ impl Uring {
                     return;
                 }
             };
+            let is_message = result.is_ok() && !nothing;
             home.push(Completion { token, outcome: Outcome::Arrived(result), last: false });
+            if !is_message {
+                continue;
+            }
+            taken += 1;
+            if taken > 1 {
+                share.behind.found(true);
+            }
+            // What stands behind it the ring tells of, unless it is found first when this has been answered.
+            if share.unwatched && !share.behind.is_due() {
+                if share.soon.is_due() {
+                    share.hot = true;
+                    self.hot.push(token);
+                }
+                return;
+            }
         }
-        self.unseen.is_due();
         if !std::mem::replace(&mut share.hot, true) {
             self.busy.push(token);
         }
@@ -735,6 +782,107 @@ impl Uring {
     fn end(&mut self, token: Token, result: io::Result<Arrival>) {
         self.ending.insert(token, result);
         self.cancel(token);
+    }
+
+    /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next turn
+    /// or wait for descriptors; nor of the one that somebody looks at.
+    fn watch_the_unwatched(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let mut place = 0;
+        while let Some(&token) = self.unwatched.get(place) {
+            match requests.find(token) {
+                Some(request) if self.cancelled.contains(&token) => {
+                    let outcome = request.failed(cancelled());
+                    self.bring_home_for_good(token, outcome, requests, home);
+                }
+                Some(Request::Receive { share, .. }) if share.hot || share.starved => {
+                    place += 1;
+                    continue;
+                }
+                Some(_) if self.looked_at && self.lately == Some(token) => {
+                    place += 1;
+                    continue;
+                }
+                Some(Request::Receive { fd, share, .. }) => {
+                    share.unwatched = false;
+                    let fd = fd.clone();
+                    self.poll(token, &fd);
+                }
+                // It has come home, and was only not taken off the list.
+                _ => {}
+            }
+            self.unwatched.swap_remove(place);
+        }
+    }
+
+    fn begin_with_the_fresh(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        for token in std::mem::take(&mut self.fresh) {
+            let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
+            let (fd, want) = (fd.clone(), *want);
+            if let Some(outcome) = self.take(token, &fd, want) {
+                self.bring_home_for_good(token, outcome, requests, home);
+            }
+        }
+    }
+
+    /// Streams at which a look may find something before the ring tells of it.
+    fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let mut hot = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
+        for token in hot.drain(..) {
+            let before = home.len();
+            self.go_on_with(token, requests, home);
+            if let Some(share) = requests.share(token) {
+                share.soon.found(home.len() > before);
+            }
+        }
+        self.spare_hot = hot;
+    }
+
+    /// Streams that had more than their share in a turn before: the first so many, as of this turn's begin.
+    fn go_on_with_the_busy(&mut self, count: usize, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let fresh = self.busy.split_off(count);
+        for token in std::mem::replace(&mut self.busy, fresh) {
+            self.go_on_with(token, requests, home);
+        }
+    }
+
+    fn go_on_with(&mut self, token: Token, requests: &mut Requests, home: &mut Vec<Completion>) {
+        if let Some(Request::Receive { fd, want, share }) = requests.find(token)
+            && std::mem::take(&mut share.hot)
+            && !self.cancelled.contains(&token)
+        {
+            let (fd, want) = (fd.clone(), *want);
+            self.take_many(token, &fd, want, requests, home);
+        }
+    }
+
+    /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next turn
+    /// or wait for descriptors; nor of the one that somebody looks at.
+    fn watch_the_unwatched(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let mut place = 0;
+        while let Some(&token) = self.unwatched.get(place) {
+            match requests.find(token) {
+                Some(request) if self.cancelled.contains(&token) => {
+                    let outcome = request.failed(cancelled());
+                    self.bring_home_for_good(token, outcome, requests, home);
+                }
+                Some(Request::Receive { share, .. }) if share.hot || share.starved => {
+                    place += 1;
+                    continue;
+                }
+                Some(_) if self.looked_at && self.lately == Some(token) => {
+                    place += 1;
+                    continue;
+                }
+                Some(Request::Receive { fd, share, .. }) => {
+                    share.unwatched = false;
+                    let fd = fd.clone();
+                    self.poll(token, &fd);
+                }
+                // It has come home, and was only not taken off the list.
+                _ => {}
+            }
+            self.unwatched.swap_remove(place);
+        }
     }
 
     fn begin_with_the_fresh(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
@@ -749,27 +897,20 @@ impl Uring {
 
     /// Ends that came from somebody are looked at before the ring tells of them.
     fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let hot = std::mem::take(&mut self.hot);
-        self.go_on_with(hot, requests, home);
-    }
-
-    /// Streams that had more than their share in a turn before: the first so many, as of this turn's begin.
-    fn go_on_with_the_busy(&mut self, count: usize, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let fresh = self.busy.split_off(count);
-        let busy = std::mem::replace(&mut self.busy, fresh);
-        self.go_on_with(busy, requests, home);
-    }
-
-    fn go_on_with(&mut self, tokens: Vec<Token>, requests: &mut Requests, home: &mut Vec<Completion>) {
-        for token in tokens {
+        let mut hot = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
+        for token in hot.drain(..) {
             if let Some(Request::Receive { fd, want, share }) = requests.find(token)
                 && std::mem::take(&mut share.hot)
                 && !self.cancelled.contains(&token)
             {
-                let (fd, want) = (fd.clone(), *want);
+                let (fd, want, before) = (fd.clone(), *want, home.len());
                 self.take_many(token, &fd, want, requests, home);
+                if let Some(share) = requests.share(token) {
+                    share.soon.found(home.len() > before);
+                }
             }
         }
+        self.spare_hot = hot;
     }
 
     /// Somebody else was faster, or there may be more: waits once more, unless asked to come home meanwhile.
