@@ -37,7 +37,7 @@ helper! {
 
     fn raw_echo(descriptors: Vec<OwnedFd>) {
         let [socket] = order(descriptors).take().unwrap();
-        perf::floor::serve_echo(socket, false, perf::Wait::Sleep).unwrap();
+        perf::floor::serve_echo(socket, perf::Wait::Sleep).unwrap();
     }
 
     fn load(descriptors: Vec<OwnedFd>) {

@@ -1,5 +1,8 @@
 //! The floors beside which a call is put: the same bytes and descriptors by nothing but system calls.
 //!
+//! They are `sendmsg` and `recvmsg` also where no descriptor is passed: `send` and `recv` are a tenth faster,
+//! and whoever uses those can never be sent one.
+//!
 //! One piece for all that measure, or a ratio in one table would not be a ratio in another. It does not know
 //! what is measured, or how long a table takes.
 
@@ -278,10 +281,6 @@ impl RawCaller {
 
     #[inline]
     fn send_one(&self, flags: SendFlags) -> Result<()> {
-        if self.options.fds == 0 {
-            return rustix::net::send(self.end.socket(), &self.message, flags | SendFlags::NOSIGNAL)
-                .map(drop);
-        }
         let descriptors = [self.passed.as_fd(); FDS_MAX];
         send_with(self.end.socket(), &self.message, &descriptors[..self.options.fds.min(FDS_MAX)], flags)
     }
@@ -289,10 +288,7 @@ impl RawCaller {
     #[inline]
     fn receive_one(&mut self) -> Result<()> {
         let wait = self.options.wait;
-        let length = match (&mut self.end, self.options.fds) {
-            (End::Socket(socket), 0) => receive_bytes(socket.as_fd(), &mut self.room, wait)?,
-            (end, _) => end.receive(&mut self.room, &mut self.arrived, wait)?,
-        };
+        let length = self.end.receive(&mut self.room, &mut self.arrived, wait)?;
         self.arrived.clear();
         whole(length, self.message.len())
     }
@@ -344,10 +340,7 @@ impl RawCaller {
 
     #[inline]
     fn receive_on(&mut self, near: BorrowedFd<'_>) -> Result<usize> {
-        match self.options.fds {
-            0 => receive_bytes(near, &mut self.room, self.options.wait),
-            _ => receive_with(near, &mut self.room, &mut self.arrived, self.options.wait),
-        }
+        receive_with(near, &mut self.room, &mut self.arrived, self.options.wait)
     }
 
     fn batch_of_returning_pairs(&mut self) -> Result<()> {
@@ -390,32 +383,20 @@ impl RawCaller {
     }
 }
 
-#[inline]
-fn receive_bytes(socket: BorrowedFd<'_>, into: &mut [u8], wait: Wait) -> Result<usize> {
-    receive(wait, |flags| rustix::net::recv(socket, &mut *into, flags).map(|(length, _)| length))
-}
-
 /// An answer that is shorter than its call means that nobody is there.
 #[inline]
 fn whole(length: usize, expected: usize) -> Result<()> {
     if length == expected { Ok(()) } else { Err(Errno::CONNRESET) }
 }
 
-/// Sends back each packet, with its descriptors if there may be any, until nobody holds the other end.
+/// Sends back each packet with its descriptors, until nobody holds the other end.
 ///
 /// # Errors
 /// The kernel's.
-pub fn serve_echo(socket: OwnedFd, has_descriptors: bool, wait: Wait) -> Result<()> {
+pub fn serve_echo(socket: OwnedFd, wait: Wait) -> Result<()> {
     let mut room = vec![0; PACKET_BYTES_MAX];
     let mut arrived = Vec::with_capacity(FDS_MAX);
     loop {
-        if !has_descriptors {
-            match receive_bytes(socket.as_fd(), &mut room, wait)? {
-                0 => return Ok(()),
-                length => send(socket.as_fd(), &room[..length])?,
-            }
-            continue;
-        }
         match receive_with(socket.as_fd(), &mut room, &mut arrived, wait)? {
             0 => return Ok(()),
             length => send_back(socket.as_fd(), &room[..length], &arrived)?,
@@ -479,7 +460,7 @@ pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait:
 
 #[inline]
 fn send_back(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[OwnedFd]) -> Result<()> {
-    let Some(first) = descriptors.first() else { return send(socket, bytes) };
+    let Some(first) = descriptors.first() else { return send_with(socket, bytes, &[], SendFlags::empty()) };
     let mut borrowed = [first.as_fd(); FDS_MAX];
     for (place, descriptor) in borrowed.iter_mut().zip(descriptors) {
         *place = descriptor.as_fd();

@@ -65,7 +65,6 @@ pub use workload::{Client, MeasureError, Options, Pairs, Way, Workload};
 /// Everything that servers of this library play.
 const PARTS: &[process::Part] = &[
     (serving::ECHO, serving::echo),
-    (serving::ECHO_WITH_DESCRIPTORS, serving::echo_with_descriptors),
     (serving::ECHO_IN_LOOP, serving::echo_in_loop),
     (serving::CONTINUATIONS, serving::continuations),
     (serving::CONTINUATIONS_RETURNED, serving::continuations_returned),

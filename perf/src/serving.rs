@@ -9,10 +9,8 @@ use seqpacket::{Mailbox, PlainMailbox};
 use crate::floor;
 use crate::process::{Failure, Order};
 
-/// Bare system calls: each packet is sent back.
+/// Bare system calls: each packet is sent back, with its descriptors.
 pub const ECHO: &str = "raw echo";
-/// The same, with its descriptors.
-pub const ECHO_WITH_DESCRIPTORS: &str = "raw echo with descriptors";
 /// The same in an event loop with nothing else in it. It is told whether packets come one at a time.
 pub const ECHO_IN_LOOP: &str = "raw echo in a loop";
 /// Bare system calls: each packet is sent back over the last of its descriptors.
@@ -32,12 +30,7 @@ pub const PLAIN_RETURNED: &str = "plain, returned";
 
 pub(crate) fn echo(mut order: Order) -> Result<(), Failure> {
     let [end] = order.take()?;
-    Ok(floor::serve_echo(end, false, order.wait)?)
-}
-
-pub(crate) fn echo_with_descriptors(mut order: Order) -> Result<(), Failure> {
-    let [end] = order.take()?;
-    Ok(floor::serve_echo(end, true, order.wait)?)
+    Ok(floor::serve_echo(end, order.wait)?)
 }
 
 pub(crate) fn echo_in_loop(mut order: Order) -> Result<(), Failure> {

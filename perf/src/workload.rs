@@ -267,7 +267,6 @@ impl Workload {
     pub fn floor_with(program: &Program, options: &FloorOptions) -> Result<Workload, MeasureError> {
         let part = match options.floor {
             Floor::LoopServed | Floor::Loops => serving::ECHO_IN_LOOP,
-            Floor::PingPong | Floor::Coalesced if options.fds > 0 => serving::ECHO_WITH_DESCRIPTORS,
             Floor::PingPong | Floor::Coalesced => serving::ECHO,
             Floor::FiveSteps => serving::CONTINUATIONS,
             Floor::Returned => serving::CONTINUATIONS_RETURNED,
