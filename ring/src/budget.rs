@@ -145,6 +145,12 @@ impl Budget {
         }
     }
 
+    /// A turn has slept, and what was true before that need not be any more: a call lost its descriptors to a
+    /// limit that was lowered while its receiver, which had looked for it in vain, slept.
+    pub(crate) fn slept(&self) {
+        self.turns.set(self.turns.get().max(1));
+    }
+
     fn measure_once_a_turn(&self) {
         if self.turns.get() > 0 {
             self.measure();

@@ -184,7 +184,7 @@ on_each_driver! {
         }
     }
 
-    /// A look is spared where none has found anything lately, and what it would have found comes all the same.
+    /// A look is spared where none has found anything lately. What it would have found comes all the same.
     fn what_comes_one_at_a_time_and_then_many_at_once_arrives_in_order(_reactor: &Reactor) {
         for policy in POLICIES {
             let reactor = reactor(policy);

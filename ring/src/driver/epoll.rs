@@ -141,7 +141,9 @@ enum Attempt {
     Park(Fd, Watched),
     /// Not yet: wait for descriptors.
     Starve,
-    /// Some messages, and perhaps more.
+    /// A message, and perhaps another when this one has been answered.
+    Again,
+    /// All that one turn may bring, and perhaps more.
     Burst,
 }
 
@@ -246,6 +248,9 @@ impl Epoll {
             sleep = sleep.at_most(STARVED_RETRY);
         }
         self.wait(sleep)?;
+        if sleep != Sleep::Not {
+            self.ground.budget.slept();
+        }
         let known = home.len();
         self.see(requests, home);
         if busy > 0 && !self.yielding.yields(home.len() > known) {
@@ -403,6 +408,7 @@ impl Epoll {
         match attempt {
             Attempt::Home(outcome) => home.push(Completion { token, outcome, last: true }),
             Attempt::Starve => self.starved.push(token),
+            Attempt::Again => self.hot.push(token),
             Attempt::Burst => self.busy.push(token),
             Attempt::Park(fd, what) => {
                 if let Err(error) = self.park(token, &fd, what)
@@ -438,7 +444,7 @@ impl Epoll {
                     // One receive has to find it empty. The next turn's may find what comes while this is
                     // answered.
                     if !share.behind.is_due() {
-                        return Attempt::Burst;
+                        return Attempt::Again;
                     }
                 }
                 Now::Arrived(arrival) => return Attempt::Home(Outcome::Arrived(Ok(arrival))),

@@ -373,6 +373,9 @@ impl Uring {
             sleep = sleep.at_most(STARVED_RETRY);
         }
         let entered = self.enter(sleep)?;
+        if sleep != Sleep::Not {
+            self.ground.budget.slept();
+        }
         // Asked before reaping, which may queue entries anew: a silent send whose entry the kernel has
         // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
         // stand in the kernel's overflow list, behind a full queue.
@@ -611,10 +614,7 @@ impl Uring {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
                     Err(error) => Some(Outcome::Arrived(Err(error))),
-                    Ok(_) if want.many => {
-                        self.stream(token, &fd, want, requests, home);
-                        None
-                    }
+                    Ok(_) if want.many => self.stream(token, &fd, want, requests, home),
                     Ok(_) => self.take(token, &fd, want),
                 }
             }
@@ -689,7 +689,7 @@ impl Uring {
     }
 
     /// The socket is readable: takes what there is, but no more than one turn's share. Its poll has come home
-    /// with this, and goes back before the ring is asked again.
+    /// with this, and goes back before the ring is asked again; or it was the last.
     fn stream(
         &mut self,
         token: Token,
@@ -697,16 +697,21 @@ impl Uring {
         want: Want,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
-    ) {
-        let Some(share) = requests.share(token) else { return };
+    ) -> Option<Outcome> {
+        let share = requests.share(token)?;
         share.unwatched = true;
-        self.unwatched.push(token);
         // Of one that waits for descriptors, or for its turn, this is no news; and what is asked home leaves
         // what there is to others.
         let waits = share.starved || share.hot;
         if !waits && !self.cancelled.contains(&token) {
             self.take_many(token, fd, want, requests, home);
         }
+        // Asked before, or at its end: nothing of it is in the ring.
+        if self.cancelled.contains(&token) {
+            return Some(Outcome::Arrived(Err(cancelled())));
+        }
+        self.unwatched.push(token);
+        None
     }
 
     /// Takes what there is, and what is left of the stream's share of this turn. Where mostly one message
@@ -784,8 +789,8 @@ impl Uring {
         self.cancel(token);
     }
 
-    /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next turn
-    /// or wait for descriptors; nor of the one that somebody looks at.
+    /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next
+    /// turn or wait for descriptors; nor of the one that somebody looks at.
     fn watch_the_unwatched(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         let mut place = 0;
         while let Some(&token) = self.unwatched.get(place) {
