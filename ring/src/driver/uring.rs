@@ -860,64 +860,6 @@ impl Uring {
         }
     }
 
-    /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next turn
-    /// or wait for descriptors; nor of the one that somebody looks at.
-    fn watch_the_unwatched(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let mut place = 0;
-        while let Some(&token) = self.unwatched.get(place) {
-            match requests.find(token) {
-                Some(request) if self.cancelled.contains(&token) => {
-                    let outcome = request.failed(cancelled());
-                    self.bring_home_for_good(token, outcome, requests, home);
-                }
-                Some(Request::Receive { share, .. }) if share.hot || share.starved => {
-                    place += 1;
-                    continue;
-                }
-                Some(_) if self.looked_at && self.lately == Some(token) => {
-                    place += 1;
-                    continue;
-                }
-                Some(Request::Receive { fd, share, .. }) => {
-                    share.unwatched = false;
-                    let fd = fd.clone();
-                    self.poll(token, &fd);
-                }
-                // It has come home, and was only not taken off the list.
-                _ => {}
-            }
-            self.unwatched.swap_remove(place);
-        }
-    }
-
-    fn begin_with_the_fresh(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        for token in std::mem::take(&mut self.fresh) {
-            let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
-            let (fd, want) = (fd.clone(), *want);
-            if let Some(outcome) = self.take(token, &fd, want) {
-                self.bring_home_for_good(token, outcome, requests, home);
-            }
-        }
-    }
-
-    /// Ends that came from somebody are looked at before the ring tells of them.
-    fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let mut hot = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
-        for token in hot.drain(..) {
-            if let Some(Request::Receive { fd, want, share }) = requests.find(token)
-                && std::mem::take(&mut share.hot)
-                && !self.cancelled.contains(&token)
-            {
-                let (fd, want, before) = (fd.clone(), *want, home.len());
-                self.take_many(token, &fd, want, requests, home);
-                if let Some(share) = requests.share(token) {
-                    share.soon.found(home.len() > before);
-                }
-            }
-        }
-        self.spare_hot = hot;
-    }
-
     /// Somebody else was faster, or there may be more: waits once more, unless asked to come home meanwhile.
     fn again(&mut self, token: Token, requests: &mut Requests) -> Option<Outcome> {
         if self.cancelled.contains(&token) {
