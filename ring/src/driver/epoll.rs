@@ -251,9 +251,8 @@ impl Epoll {
         if sleep != Sleep::Not {
             self.ground.budget.slept();
         }
-        let known = home.len();
         self.see(requests, home);
-        if busy > 0 && !self.yielding.yields(home.len() > known) {
+        if busy > 0 && !self.yielding.yields(!home.is_empty()) {
             self.go_on_with_the_busy(busy, requests, home);
         }
         Ok(())

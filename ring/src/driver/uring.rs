@@ -380,10 +380,9 @@ impl Uring {
         // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
         // stand in the kernel's overflow list, behind a full queue.
         let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
-        let known = home.len();
         self.reap(requests, home);
         self.hear_the_rest(requests, home)?;
-        if busy > 0 && !self.yielding.yields(home.len() > known) {
+        if busy > 0 && !self.yielding.yields(!home.is_empty()) {
             self.go_on_with_the_busy(busy, requests, home);
         }
         if consumed {
