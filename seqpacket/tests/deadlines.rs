@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use seqpacket::wire::{Hello, Kind, RefusedReason, Size, Windows};
 use seqpacket::{CallError, CallOptions, Object};
 use support::*;
-use testing::{helper, on_each_driver, settle, start_helper};
+use testing::{Helper, helper, on_each_driver, settle, start_helper};
 
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(3600);
@@ -32,6 +32,23 @@ helper! {
             object.attach().await.unwrap();
             let _ = object.call_with("quickly", within(SHORT)).await;
         });
+    }
+
+    /// Calls with much time and with little, with a reactor and without.
+    fn caller_of_another_time(descriptors: Vec<OwnedFd>) {
+        let [object, other] = descriptors.try_into().unwrap();
+        let reactor = testing::reactor();
+        let object = Object::from_fd(&reactor, object).unwrap();
+        settle(&reactor, async {
+            reactor.sleep(Duration::from_millis(1)).await;
+            assert_eq!(object.call_with("patient", within(LONG)).await.unwrap().bytes(), b"in time");
+            let hasty = object.call_with("hasty", within(SHORT)).await;
+            assert!(matches!(hasty, Err(CallError::Deadline | CallError::Expired)), "{hasty:?}");
+        });
+        let object = seqpacket::blocking::Object::from_fd(other).unwrap();
+        assert_eq!(object.call_with("patient", within(LONG)).unwrap().bytes(), b"in time");
+        let hasty = object.call_with("hasty", within(SHORT));
+        assert!(matches!(hasty, Err(CallError::Deadline | CallError::Expired)), "{hasty:?}");
     }
 
     /// Answers each call with the time it is given, after asking another with what is left of it.
@@ -61,6 +78,28 @@ fn call_within(number: u32, payload: &[u8], time: Duration) -> Vec<u8> {
 }
 
 on_each_driver! {
+    /// A moment of one clock means nothing on another: what travels is how much time is left.
+    fn deadlines_keep_between_processes_whose_clocks_are_days_apart(reactor: &Reactor) {
+        let (object, mailbox) = seqpacket::object(reactor).unwrap();
+        let addresses = [(); 2].map(|()| object.share().unwrap().try_clone().unwrap());
+        let path = testing::path_of(&caller_of_another_time);
+        let Some(caller) = Helper::start_ahead(path, addresses.into(), "") else { return };
+        drop(object);
+        settle(reactor, async {
+            while let Some(call) = mailbox.next().await {
+                let left = call.deadline().unwrap().saturating_duration_since(reactor.now());
+                if call.bytes() == b"hasty" {
+                    assert!(left <= SHORT, "{left:?}");
+                    call.continuation().cancelled().await;
+                } else {
+                    assert!(SHORT < left && left <= LONG, "{left:?}");
+                    call.answer("in time").unwrap();
+                }
+            }
+        });
+        caller.succeeded();
+    }
+
     fn the_handler_knows_how_long_the_caller_waits(reactor: &Reactor) {
         let (object, mailbox) = seqpacket::object(reactor).unwrap();
         let executor = Executor::new(reactor);
