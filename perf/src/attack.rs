@@ -84,6 +84,11 @@ impl Misdeed {
         }
     }
 
+    /// Whether it sends parts of large calls, which a server that is to answer them has to keep.
+    pub fn sends_parts(self) -> bool {
+        matches!(self, Misdeed::LargeCalls | Misdeed::EndlessParts)
+    }
+
     /// Whether its sessions are ended when their server has waited for long enough. They come again.
     fn stands_still(self) -> bool {
         matches!(self, Misdeed::Unread | Misdeed::Quotas)
@@ -105,6 +110,9 @@ pub const VICTIM: &str = "victim";
 pub const ATTACKER: &str = "attacker";
 /// Who is attacked in place of a library: see [`serve_polled`].
 pub const POLLED: &str = "raw poll loop";
+
+/// What the loop is told that keeps the parts of large calls.
+pub const KEEPS_PARTS: &str = "keeps parts";
 
 /// Sessions of one attacker.
 pub const SESSIONS: usize = 3;
@@ -148,10 +156,15 @@ pub fn serve_victim(mut order: Order) -> Result<(), Failure> {
 /// The least that answers the same attack, and sends back what comes on a socket of its own: one packet of
 /// each that is readable, and then `poll` again. It trusts everybody, and ends with that socket.
 ///
+/// Parts of large calls it throws away, unless it is told to keep them: that is less than any server can do
+/// which has to answer them, for that one has to copy them, into memory that it has asked for. So where parts
+/// are sent there is a row of either.
+///
 /// # Errors
 /// The kernel's.
 pub fn serve_polled(mut order: Order) -> Result<(), Failure> {
     let [bound, plain, socket] = order.take()?;
+    let keeps_parts = order.told == KEEPS_PARTS;
     let mut sessions: Vec<RawSession> = Vec::new();
     let mut room = vec![0; PACKET_BYTES_MAX];
     loop {
@@ -178,7 +191,8 @@ pub fn serve_polled(mut order: Order) -> Result<(), Failure> {
                 rustix::io::ioctl_fionbio(&near, true)?;
                 // Whoever has hung up by now is found out by the next look.
                 let _ = floor::send(near.as_fd(), &Hello::default().frame());
-                sessions.push(RawSession { near, missing: BTreeMap::new() });
+                let kept = keeps_parts.then(BTreeMap::new);
+                sessions.push(RawSession { near, missing: BTreeMap::new(), kept });
             }
         }
         if is_readable[2] {
@@ -195,6 +209,8 @@ struct RawSession {
     near: OwnedFd,
     /// Bytes that have not come of large calls.
     missing: BTreeMap<u32, usize>,
+    /// Those that have come, where they are kept.
+    kept: Option<BTreeMap<u32, Vec<u8>>>,
 }
 
 impl RawSession {
@@ -207,6 +223,9 @@ impl RawSession {
             match frame?.from_client()? {
                 FromClient::Call { number, body: Body::Large { total }, .. } => {
                     self.missing.insert(number, total as usize);
+                    if let Some(kept) = &mut self.kept {
+                        kept.insert(number, Vec::with_capacity(total as usize));
+                    }
                 }
                 FromClient::Call { number, body: Body::Whole(b"hand on"), .. } => {
                     let (near, _) = packet_pair()?;
@@ -224,14 +243,19 @@ impl RawSession {
                 }
                 FromClient::Call { number, .. } => answers.extend(answer(number, SMALL)?),
                 FromClient::Part { number, payload } => {
+                    if let Some(kept) = self.kept.as_mut().and_then(|kept| kept.get_mut(&number)) {
+                        kept.extend_from_slice(payload);
+                    }
                     let missing = self.missing.entry(number).or_default();
                     *missing = missing.saturating_sub(payload.len());
                     if *missing == 0 {
                         self.missing.remove(&number);
+                        self.kept.as_mut().and_then(|kept| kept.remove(&number));
                         answers.extend(answer(number, SMALL)?);
                     }
                 }
                 FromClient::Cancel { number } if self.missing.remove(&number).is_some() => {
+                    self.kept.as_mut().and_then(|kept| kept.remove(&number));
                     answers.extend_from_slice(&RefusedReason::Cancelled.frame(number));
                 }
                 _ => {}

@@ -356,6 +356,9 @@ fn attacked(cpus: &Cpus, drivers: &[DriverChoice], misdeed: Misdeed) -> Group {
     let mut tasks = vec![Task::Attacked(Side::raw(cpus), misdeed)];
     let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, Client::Async);
     tasks.extend(drivers.iter().map(|driver| Task::Attacked(ours(driver), misdeed)));
+    if misdeed.sends_parts() {
+        tasks.push(Task::AttackedKeeper(Side::raw(cpus), misdeed));
+    }
     Group { title: format!("a small call beside {}", misdeed.name()), tasks, parked: false }
 }
 

@@ -38,6 +38,8 @@ pub enum Task {
     Beside(Side, usize),
     /// A call while others misbehave.
     Attacked(Side, attack::Misdeed),
+    /// The same of a raw pair, whose server keeps what parts it is sent.
+    AttackedKeeper(Side, attack::Misdeed),
     /// A call of one among so many.
     Scale(Side, scale::Kind, scale::Called, usize),
 }
@@ -119,6 +121,10 @@ impl Task {
                 let name = format!("{what} {}", misdeed.name());
                 Head { payload: attack::SMALL.len(), ..side.head(&name, "session") }
             }
+            Task::AttackedKeeper(side, misdeed) => {
+                let name = format!("pair beside {}, parts kept", misdeed.name());
+                Head { payload: attack::SMALL.len(), ..side.head(&name, "session") }
+            }
             Task::Scale(side, kind, called, count) => {
                 let all = match attachable(*count) {
                     Some(attached) if attached < *count => format!(" ({attached} attached)"),
@@ -140,6 +146,7 @@ impl Task {
             | Task::Large(side, ..)
             | Task::Beside(side, ..)
             | Task::Attacked(side, ..)
+            | Task::AttackedKeeper(side, ..)
             | Task::Scale(side, ..) => side.driver,
         }
     }
@@ -161,7 +168,10 @@ impl Task {
             Task::Transfer(side, way, fds) => Start::new(program, side)?.transfer(*way, *fds),
             Task::Large(side, way, bytes) => Start::new(program, side)?.large(*way, *bytes),
             Task::Beside(side, bytes) => Start::new(program, side)?.beside(*bytes),
-            Task::Attacked(side, misdeed) => Start::new(program, side)?.attacked(*misdeed),
+            Task::Attacked(side, misdeed) => Start::new(program, side)?.attacked(*misdeed, ""),
+            Task::AttackedKeeper(side, misdeed) => {
+                Start::new(program, side)?.attacked(*misdeed, attack::KEEPS_PARTS)
+            }
             Task::Scale(side, kind, called, count) => {
                 Start::new(program, side)?.scale(*kind, *called, *count)
             }
@@ -409,7 +419,7 @@ impl<'a> Start<'a> {
     }
 
     /// The attacker is a client, and runs where clients do.
-    fn attacked(&self, misdeed: attack::Misdeed) -> Result<Running, Failure> {
+    fn attacked(&self, misdeed: attack::Misdeed, told: &str) -> Result<Running, Failure> {
         let (address, bound) = floor::packet_pair()?;
         let (plain, plain_bound) = floor::packet_pair()?;
         let (control, far) = floor::packet_pair()?;
@@ -417,7 +427,7 @@ impl<'a> Start<'a> {
         let is_ours = self.side.driver.is_some();
         let mut victim = match is_ours {
             true => self.server(attack::VICTIM, "", vec![bound, plain_bound])?,
-            false => self.server(attack::POLLED, "", vec![bound, plain_bound, end])?,
+            false => self.server(attack::POLLED, told, vec![bound, plain_bound, end])?,
         };
         let given = vec![far, address.try_clone()?, plain];
         let at = Posting { cpu: self.side.cpus.client, ..self.at };

@@ -132,6 +132,7 @@ on_each_driver! {
         tasks.push(Task::Beside(Side::raw(&cpus), 4 << 20));
         tasks.extend(Misdeed::ALL.map(|misdeed| Task::Attacked(ours(Client::Async), misdeed)));
         tasks.push(Task::Attacked(Side::raw(&cpus), Misdeed::SmallCalls));
+        tasks.push(Task::AttackedKeeper(Side::raw(&cpus), Misdeed::LargeCalls));
         for task in tasks {
             let head = task.head();
             let mut running = task.start(&program()).unwrap();
