@@ -161,8 +161,15 @@ on_each_driver! {
     }
 }
 
-const FLOORS: [Floor; 6] =
-    [Floor::PingPong, Floor::LoopServed, Floor::Loops, Floor::Coalesced, Floor::FiveSteps, Floor::Returned];
+const FLOORS: [Floor; 7] = [
+    Floor::PingPong,
+    Floor::LoopServed,
+    Floor::Loops,
+    Floor::Coalesced,
+    Floor::FiveSteps,
+    Floor::Returned,
+    Floor::ReturnedLoops,
+];
 
 in_own_process! {
     fn each_floor_is_answered() {

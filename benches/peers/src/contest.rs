@@ -44,7 +44,7 @@ enum Caller {
 
 /// What a table says of one of its rows.
 pub enum Outcome {
-    Measured(Row),
+    Measured(Box<Row>),
     /// It could not go on, and why.
     Failed {
         name: String,
@@ -153,7 +153,7 @@ impl Contest {
         for contestant in self.contestants {
             let (row, name) = (contestant.row(&self.setting, &floor), contestant.name.clone());
             outcomes.push(match contestant.end() {
-                Ok(()) => Outcome::Measured(row),
+                Ok(()) => Outcome::Measured(Box::new(row)),
                 Err(error) => failed(&name, &error),
             });
         }

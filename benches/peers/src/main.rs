@@ -104,7 +104,7 @@ fn run(options: &Options) -> Result<(), Failure> {
 /// Its row. Who has none is named on standard error as well, where nobody reads a table.
 fn measured(outcome: Outcome) -> Option<Row> {
     match outcome {
-        Outcome::Measured(row) => Some(row),
+        Outcome::Measured(row) => Some(*row),
         Outcome::Failed { name, why } => {
             eprintln!("{name} failed: {why}");
             None
