@@ -154,9 +154,9 @@ fn look<T>(mut receive: impl FnMut() -> Result<T, TryRecvError>) -> Result<T, Ip
         match receive() {
             Ok(received) => return Ok(received),
             Err(TryRecvError::Empty) => std::hint::spin_loop(),
-            // The kernel says so too if it finds the queue empty while the answerer sends and closes: once in
-            // some 100,000 calls "Ipc Disconnected", with the answer in the queue. So it is believed when it
-            // is said again.
+            // The kernel says so too if it finds the queue empty while the answerer sends and closes: a run
+            // in four ended with "Ipc Disconnected", and the answer was in the queue. So it is believed when
+            // it is said again.
             Err(TryRecvError::IpcError(IpcError::Disconnected)) if !has_ended => has_ended = true,
             Err(TryRecvError::IpcError(error)) => return Err(error),
         }
