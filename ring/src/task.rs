@@ -1,10 +1,11 @@
 //! A set of tasks: futures that are polled when their wakers say so; and the waker of one future beside them.
 //! Knows no reactor but its bell.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::ptr;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -18,6 +19,8 @@ type Work = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Tasks {
     slots: RefCell<Slab<Task>>,
     ready: Arc<Ready>,
+    /// Memory for the queue of those that are ready, while those of this round are polled.
+    spare: Cell<VecDeque<Arc<Signal>>>,
 }
 
 struct Task {
@@ -32,8 +35,10 @@ pub(crate) struct TaskId(Arc<Signal>);
 
 impl Tasks {
     pub(crate) fn new(bell: Arc<Bell>) -> Tasks {
-        let ready = Ready { queue: Mutex::new(VecDeque::new()), closed: AtomicBool::new(false), bell };
-        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready) }
+        let (some, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let ready = Ready { queue: Mutex::new(VecDeque::new()), some, closed, bell };
+        let spare = Cell::new(VecDeque::new());
+        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready), spare }
     }
 
     /// Adds a task, which is polled soon.
@@ -65,41 +70,48 @@ impl Tasks {
     }
 
     pub(crate) fn any_ready(&self) -> bool {
-        self.ready.lock().is_some_and(|queue| !queue.is_empty())
+        self.ready.some.load(Ordering::Acquire)
     }
 
     /// Polls each task that is ready now, once. Says whether there was one.
     pub(crate) fn run(&self) -> bool {
-        let count = self.ready.lock().map_or(0, |queue| queue.len());
-        for _ in 0..count {
-            let next = self.ready.lock().and_then(|mut queue| queue.pop_front());
-            let Some(signal) = next else { break };
-            self.poll(&signal);
+        if !self.any_ready() {
+            return false;
         }
-        count > 0
+        let Some(signals) = self.ready.take_all(self.spare.take()) else { return false };
+        let mut round = Round { ready: &self.ready, signals };
+        while let Some(signal) = round.signals.pop_front() {
+            self.poll(signal);
+        }
+        self.spare.set(std::mem::take(&mut round.signals));
+        true
     }
 
-    fn poll(&self, signal: &Arc<Signal>) {
+    fn poll(&self, signal: Arc<Signal>) {
         // Before the poll: a wake-up during it queues the task once more. A swap, because a wake-up that
         // found it queued already has left it at that: what it was about has to be seen in this poll. After a
         // mere store the poll may look before others see what was stored, and they leave it at that for ever.
         signal.queued.swap(false, Ordering::AcqRel);
-        let found = match self.slots.borrow_mut().get_mut(signal.slot) {
-            Some(task) if Arc::ptr_eq(&task.signal, signal) => task.work.take(),
+        let (slot, address) = (signal.slot, Arc::as_ptr(&signal));
+        // Which keeps the signal where it is for as long as this takes.
+        let waker = Waker::from(signal);
+        // Its place may have been given to another.
+        let is_the_same = |task: &Task| ptr::eq(Arc::as_ptr(&task.signal), address);
+        let found = match self.slots.borrow_mut().get_mut(slot) {
+            Some(task) if is_the_same(task) => task.work.take(),
             _ => None,
         };
         let Some(mut work) = found else { return };
-        let waker = Waker::from(Arc::clone(signal));
         let poll = work.as_mut().poll(&mut Context::from_waker(&waker));
         let mut slots = self.slots.borrow_mut();
         let mut finished = None;
-        match slots.get_mut(signal.slot) {
-            Some(task) if Arc::ptr_eq(&task.signal, signal) => match poll {
+        match slots.get_mut(slot) {
+            Some(task) if is_the_same(task) => match poll {
                 Poll::Pending => {
                     task.work = Some(work);
                     return;
                 }
-                Poll::Ready(()) => finished = slots.try_remove(signal.slot),
+                Poll::Ready(()) => finished = slots.try_remove(slot),
             },
             // Removed while it was polled.
             _ => {}
@@ -129,13 +141,48 @@ impl Drop for Tasks {
     }
 }
 
+/// Those that were ready when a round began. Where a poll unwinds, the others are ready still.
+struct Round<'a> {
+    ready: &'a Ready,
+    signals: VecDeque<Arc<Signal>>,
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        if !self.signals.is_empty() {
+            self.ready.put_back(std::mem::take(&mut self.signals));
+        }
+    }
+}
+
 struct Ready {
     queue: Mutex<VecDeque<Arc<Signal>>>,
+    /// Whether anything is queued. Written under the lock, and looked at without it: who queues something
+    /// rings the bell after that, so that nobody sleeps who has looked too early.
+    some: AtomicBool,
     closed: AtomicBool,
     bell: Arc<Bell>,
 }
 
 impl Ready {
+    /// All that is queued; what comes from here on goes into this memory.
+    fn take_all(&self, memory: VecDeque<Arc<Signal>>) -> Option<VecDeque<Arc<Signal>>> {
+        let queue = self.lock();
+        // In a forked child, where nobody can look, nothing is ready.
+        self.some.store(false, Ordering::Release);
+        Some(std::mem::replace(&mut *queue?, memory))
+    }
+
+    #[cold]
+    fn put_back(&self, mut signals: VecDeque<Arc<Signal>>) {
+        let Some(mut queue) = self.lock() else { return };
+        if !self.closed.load(Ordering::Acquire) {
+            self.some.store(true, Ordering::Release);
+            signals.append(&mut queue);
+            *queue = signals;
+        }
+    }
+
     /// `None` in a forked child, if a thread held it at the moment of the fork: that thread is not there to
     /// let go of it, and nothing runs there any more.
     // Two instructions more than `Mutex::lock` where it stands, and twenty where it is called.
@@ -177,6 +224,7 @@ impl Wake for Signal {
         // Under the lock, or one that comes late from another thread would stay in a queue it holds itself.
         if !self.ready.closed.load(Ordering::Acquire) {
             queue.push_back(Arc::clone(self));
+            self.ready.some.store(true, Ordering::Release);
             drop(queue);
             self.ready.bell.ring_from_elsewhere();
         }
@@ -197,7 +245,7 @@ impl Main {
 
     /// Whether it has been woken since this was asked last. Before the poll: a wake-up during it counts.
     pub(crate) fn take_wake(&self) -> bool {
-        self.woken.swap(false, Ordering::AcqRel)
+        self.is_woken() && self.woken.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn is_woken(&self) -> bool {
