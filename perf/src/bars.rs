@@ -163,13 +163,13 @@ const BARS: &[Bar] = &[
                a raw pair whose server answers the same",
         limit: Limit::AtMost(ISOLATION_MAX),
         measured: |records| worst_isolation(records, false),
-        bare: |_| None,
+        bare: |records| worst_of_keepers(records, false),
     },
     Bar {
         what: "the same on two CPUs",
         limit: Limit::AtMost(ISOLATION_MAX),
         measured: |records| worst_isolation(records, true),
-        bare: |_| None,
+        bare: |records| worst_of_keepers(records, true),
     },
     Bar {
         what: "a call to one of 10,000 objects, in turn: × that to the only one",
@@ -335,10 +335,26 @@ pub(crate) fn beside(misdeed: Misdeed) -> String {
     format!(" beside {}", misdeed.name())
 }
 
+/// How the name of the row of a raw loop ends that keeps the parts it is sent.
+pub(crate) fn keeping(misdeed: Misdeed) -> String {
+    format!("{}, parts kept", beside(misdeed))
+}
+
 fn worst_isolation(records: &Records, is_apart: bool) -> Option<f64> {
     let record = records.find("isolation", is_apart)?;
     let misdeeds = Misdeed::ALL.into_iter().filter(|misdeed| *misdeed != Misdeed::Nothing);
     misdeeds.filter_map(|misdeed| isolation(&record.rows, misdeed, "uring")).max_by(f64::total_cmp)
+}
+
+/// Of raw loops that keep the parts they are sent, as whoever could ever answer has to.
+fn worst_of_keepers(records: &Records, is_apart: bool) -> Option<f64> {
+    let rows = &records.find("isolation", is_apart)?.rows;
+    let ratio = |misdeed| {
+        let raw = |end: &str| rows.iter().find(|row| row.driver == "none" && row.name.ends_with(end));
+        let keeper = raw(&keeping(misdeed))?;
+        Some(keeper.p99_ns as f64 / raw(&beside(misdeed))?.p99_ns as f64)
+    };
+    Misdeed::ALL.into_iter().filter_map(ratio).max_by(f64::total_cmp)
 }
 
 fn copy_rate(records: &Records, bytes: usize) -> Option<f64> {

@@ -165,21 +165,25 @@ fn isolation(record: &Record, is_apart: bool) -> String {
     let mut table = format!(
         "A small call while {SESSIONS} other sessions of its server misbehave, beside a raw pair whose \
          server, a loop of `poll`, `recv` and `send`, answers the same; {place} (in bold: more than {:.0} \
-         times as long).\n{}:\n\n",
+         times as long; kept: the same loop where it keeps the parts it is sent, as whoever could ever answer \
+         has to).\n{}:\n\n",
         bars::ISOLATION_MAX,
         record.surroundings
     );
     table.push_str(
-        "| beside | raw: p50 µs | p99 | ours: p50 | p99 | × raw p99 | epoll: p50 | p99 | × raw p99 |\n",
+        "| beside | raw: p50 µs | p99 | kept: p99 | ours: p50 | p99 | × raw p99 | epoll: p50 | p99 | × raw p99 |\n",
     );
-    table.push_str("|---|---|---|---|---|---|---|---|---|\n");
+    table.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
     for misdeed in Misdeed::ALL {
-        let of = |driver: &str| {
-            let is_it = |row: &&Row| row.driver == driver && row.name.ends_with(&bars::beside(misdeed));
+        let ending = |driver: &str, end: &str| {
+            let is_it = |row: &&Row| row.driver == driver && row.name.ends_with(end);
             record.rows.iter().find(is_it)
         };
+        let of = |driver: &str| ending(driver, &bars::beside(misdeed));
         let Some(raw) = of("none") else { continue };
-        let _ = write!(table, "| {} | {} | {} |", misdeed.name(), micros(raw.p50_ns), micros(raw.p99_ns));
+        let kept = ending("none", &bars::keeping(misdeed)).map_or(String::new(), |row| micros(row.p99_ns));
+        let (p50, p99) = (micros(raw.p50_ns), micros(raw.p99_ns));
+        let _ = write!(table, "| {} | {p50} | {p99} | {kept} |", misdeed.name());
         for driver in ["uring", "epoll"] {
             let row = of(driver).zip(bars::isolation(&record.rows, misdeed, driver));
             let _ = match row {

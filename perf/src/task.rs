@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ring::{Config, DriverChoice, Reactor};
 
 use crate::attack;
+use crate::bars;
 use crate::connect;
 use crate::fds;
 use crate::floor::{self, FloorOptions};
@@ -122,7 +123,7 @@ impl Task {
                 Head { payload: attack::SMALL.len(), ..side.head(&name, "session") }
             }
             Task::AttackedKeeper(side, misdeed) => {
-                let name = format!("pair beside {}, parts kept", misdeed.name());
+                let name = format!("pair{}", bars::keeping(*misdeed));
                 Head { payload: attack::SMALL.len(), ..side.head(&name, "session") }
             }
             Task::Scale(side, kind, called, count) => {
