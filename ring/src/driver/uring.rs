@@ -1,6 +1,6 @@
 //! The io_uring driver: one enter submits everything of a turn and sleeps.
 //!
-//! Receives stay armed by readiness, and what is ready is taken with a plain call: measured against the same
+//! Receives wait by readiness, and what is ready is taken with a plain call: measured against the same
 //! receive inside the ring, that is a tenth faster for one message at a time and no slower for many, lends
 //! the kernel no buffers and exposes no descriptors. It owns the ring; requests it only points at. It never
 //! touches a request between its submission and its last completion, except to read which kind it is and to
