@@ -188,7 +188,9 @@ impl FrozenMemory {
     ///
     /// # Errors
     /// [`Size`](MemoryError::Size) for nothing at all; [`TooLarge`](MemoryError::TooLarge),
-    /// [`OutOfMemory`](MemoryError::OutOfMemory), [`OutOfDescriptors`](MemoryError::OutOfDescriptors).
+    /// [`OutOfMemory`](MemoryError::OutOfMemory), [`OutOfDescriptors`](MemoryError::OutOfDescriptors); and
+    /// [`Mapped`](MemoryError::Mapped) if the kernel would not let go of one of its pages for the better part
+    /// of a second.
     pub fn of(parts: &[&[u8]]) -> Result<FrozenMemory, MemoryError> {
         let bytes = parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.len()));
         check_not_empty(bytes as u64)?;

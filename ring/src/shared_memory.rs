@@ -114,6 +114,9 @@ pub fn create(bytes: u64) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// How often the kernel is asked to seal memory that nobody else has, if it says that it is in use.
+const SEALING_ATTEMPTS: u32 = 8;
+
 /// A file in memory with the contents of these parts, one after the other, that nobody can ever change.
 ///
 /// ```
@@ -125,7 +128,7 @@ pub fn create(bytes: u64) -> io::Result<OwnedFd> {
 /// ```
 ///
 /// # Errors
-/// As [`create`].
+/// As [`create`]; and `ResourceBusy` if the kernel itself would not let go of a page for long.
 pub fn create_frozen(parts: &[&[u8]]) -> io::Result<OwnedFd> {
     if parts.iter().fold(0, |sum: u64, part| sum.saturating_add(part.len() as u64)) > BYTES_MAX {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -135,8 +138,20 @@ pub fn create_frozen(parts: &[&[u8]]) -> io::Result<OwnedFd> {
         file.write_all(part)?;
     }
     let fd = OwnedFd::from(file);
-    add_seals(&fd, Seals::FROZEN)?;
+    seal_what_nobody_has(SEALING_ATTEMPTS, || add_seals(&fd, Seals::FROZEN))?;
     Ok(fd)
+}
+
+/// Nobody else has it, so that if it is busy the kernel is busy with one of its pages, to see whether it is
+/// used or to move it. Each attempt waits for that, a tenth of a second at most.
+fn seal_what_nobody_has(attempts: u32, mut seal: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    for _ in 1..attempts {
+        match seal() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            result => return result,
+        }
+    }
+    seal()
 }
 
 /// What the kernel says about a descriptor, if it is a file in memory of ordinary pages; `None` if it is
@@ -320,4 +335,32 @@ impl Deref for FrozenMapping {
 fn within(mapped: &Mapped, offset: usize, length: usize) -> io::Result<()> {
     let end = offset.checked_add(length).filter(|end| *end <= mapped.len());
     end.map(drop).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not within the memory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// 4 MiB that nobody had mapped were "still mapped", once in some hundred thousand.
+    #[test]
+    fn what_the_kernel_is_busy_with_is_sealed_a_little_later() {
+        let busy_for = |times: u32| {
+            let left = Cell::new(times);
+            seal_what_nobody_has(3, || match left.get() {
+                0 => Ok(()),
+                _ => {
+                    left.set(left.get() - 1);
+                    Err(io::ErrorKind::ResourceBusy.into())
+                }
+            })
+        };
+        assert!(busy_for(0).is_ok());
+        assert!(busy_for(2).is_ok());
+        assert_eq!(busy_for(3).map_err(|error| error.kind()), Err(io::ErrorKind::ResourceBusy));
+        let refused = || Err(io::ErrorKind::PermissionDenied.into());
+        let result = seal_what_nobody_has(3, refused);
+        assert_eq!(result.map_err(|error| error.kind()), Err(io::ErrorKind::PermissionDenied));
+    }
 }
