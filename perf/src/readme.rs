@@ -165,13 +165,14 @@ fn isolation(record: &Record, is_apart: bool) -> String {
     let mut table = format!(
         "A small call while {SESSIONS} other sessions of its server misbehave, beside a raw pair whose \
          server, a loop of `poll`, `recv` and `send`, answers the same; {place} (in bold: more than {:.0} \
-         times as long; kept: the same loop where it keeps the parts it is sent, as whoever could ever answer \
-         has to).\n{}:\n\n",
+         times as long; kept: the same loop where it keeps the parts it is sent, as whoever could ever \
+         answer has to).\n{}:\n\n",
         bars::ISOLATION_MAX,
         record.surroundings
     );
     table.push_str(
-        "| beside | raw: p50 µs | p99 | kept: p99 | ours: p50 | p99 | × raw p99 | epoll: p50 | p99 | × raw p99 |\n",
+        "| beside | raw: p50 µs | p99 | kept: p99 | ours: p50 | p99 | × raw p99 \
+         | epoll: p50 | p99 | × raw p99 |\n",
     );
     table.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
     for misdeed in Misdeed::ALL {

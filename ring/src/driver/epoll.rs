@@ -18,10 +18,10 @@ use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Tok
 use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 
 /// How many turns in a row may have something to report without looking who else has news, on epoll (io_uring
-/// says by itself whether it has any): what arrives on a socket that was quiet is seen in the turn after these
-/// at the latest, or sooner if they report much. A call
-/// and its answer are two turns, of which the second looks anyway; and what one turn reports may be a client
-/// that attaches, which takes as long as twenty looks.
+/// says by itself whether it has any): what arrives on a socket that was quiet is seen in the turn after
+/// these at the latest, or sooner if they report much. A call and its answer are two turns, of which the
+/// second looks anyway; and what one turn reports may be a client that attaches, which takes as long as
+/// twenty looks.
 pub const UNSEEN_TURNS_MAX: u32 = 2;
 
 /// After so many messages the look is due too, since what one busy socket delivers may be much.
