@@ -1,7 +1,7 @@
 //! A set of tasks: futures that are polled when their wakers say so; and the waker of one future beside them.
 //! Knows no reactor but its bell.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,8 +19,9 @@ type Work = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Tasks {
     slots: RefCell<Slab<Task>>,
     ready: Arc<Ready>,
-    /// Memory for the queue of those that are ready, while those of this round are polled.
-    spare: Cell<VecDeque<Arc<Signal>>>,
+    /// Those that were ready when a round began, and have yet to be polled. Here, and not with who polls them:
+    /// a task may take turns itself, and wait for what another of its round does; or it may unwind.
+    round: RefCell<VecDeque<Arc<Signal>>>,
 }
 
 struct Task {
@@ -37,8 +38,8 @@ impl Tasks {
     pub(crate) fn new(bell: Arc<Bell>) -> Tasks {
         let (some, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let ready = Ready { queue: Mutex::new(VecDeque::new()), some, closed, bell };
-        let spare = Cell::new(VecDeque::new());
-        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready), spare }
+        let round = RefCell::new(VecDeque::new());
+        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready), round }
     }
 
     /// Adds a task, which is polled soon.
@@ -70,7 +71,7 @@ impl Tasks {
     }
 
     pub(crate) fn any_ready(&self) -> bool {
-        self.ready.some.load(Ordering::Acquire)
+        self.ready.some.load(Ordering::Acquire) || !self.round.borrow().is_empty()
     }
 
     /// Polls each task that is ready now, once. Says whether there was one.
@@ -78,13 +79,14 @@ impl Tasks {
         if !self.any_ready() {
             return false;
         }
-        let Some(signals) = self.ready.take_all(self.spare.take()) else { return false };
-        let mut round = Round { ready: &self.ready, signals };
-        while let Some(signal) = round.signals.pop_front() {
+        self.ready.move_into(&mut self.round.borrow_mut());
+        let count = self.round.borrow().len();
+        for _ in 0..count {
+            let next = self.round.borrow_mut().pop_front();
+            let Some(signal) = next else { break };
             self.poll(signal);
         }
-        self.spare.set(std::mem::take(&mut round.signals));
-        true
+        count > 0
     }
 
     fn poll(&self, signal: Arc<Signal>) {
@@ -141,20 +143,6 @@ impl Drop for Tasks {
     }
 }
 
-/// Those that were ready when a round began. Where a poll unwinds, the others are ready still.
-struct Round<'a> {
-    ready: &'a Ready,
-    signals: VecDeque<Arc<Signal>>,
-}
-
-impl Drop for Round<'_> {
-    fn drop(&mut self) {
-        if !self.signals.is_empty() {
-            self.ready.put_back(std::mem::take(&mut self.signals));
-        }
-    }
-}
-
 struct Ready {
     queue: Mutex<VecDeque<Arc<Signal>>>,
     /// Whether anything is queued. Written under the lock, and looked at without it: who queues something
@@ -165,21 +153,13 @@ struct Ready {
 }
 
 impl Ready {
-    /// All that is queued; what comes from here on goes into this memory.
-    fn take_all(&self, memory: VecDeque<Arc<Signal>>) -> Option<VecDeque<Arc<Signal>>> {
+    /// Moves all that is queued to the end of this.
+    fn move_into(&self, round: &mut VecDeque<Arc<Signal>>) {
         let queue = self.lock();
         // In a forked child, where nobody can look, nothing is ready.
         self.some.store(false, Ordering::Release);
-        Some(std::mem::replace(&mut *queue?, memory))
-    }
-
-    #[cold]
-    fn put_back(&self, mut signals: VecDeque<Arc<Signal>>) {
-        let Some(mut queue) = self.lock() else { return };
-        if !self.closed.load(Ordering::Acquire) {
-            self.some.store(true, Ordering::Release);
-            signals.append(&mut queue);
-            *queue = signals;
+        if let Some(mut queue) = queue {
+            round.append(&mut queue);
         }
     }
 

@@ -352,6 +352,23 @@ on_each_driver! {
         }
     }
 
+    /// The other was ready in the same round, and has not been polled yet.
+    fn a_task_that_takes_turns_itself_hears_of_another_of_its_round(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let done = Rc::new(Cell::new(false));
+        let (inner, seen) = (executor.clone(), Rc::clone(&done));
+        executor.spawn(async move {
+            inner.block_on(poll_fn(|context| {
+                context.waker().wake_by_ref();
+                if seen.get() { Poll::Ready(()) } else { Poll::Pending }
+            }));
+        });
+        let does = Rc::clone(&done);
+        executor.spawn(async move { does.set(true) });
+        executor.settle();
+        assert!(done.get());
+    }
+
     fn a_task_that_panics_takes_only_itself_down(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         executor.spawn(async { panic!("as the test wants it") });
