@@ -19,8 +19,8 @@ type Work = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Tasks {
     slots: RefCell<Slab<Task>>,
     ready: Arc<Ready>,
-    /// Those that were ready when a round began, and have yet to be polled. Here, and not with who polls them:
-    /// a task may take turns itself, and wait for what another of its round does; or it may unwind.
+    /// Those that were ready when a round began, and have yet to be polled. Here, and not with who polls
+    /// them: a task may take turns itself, and wait for what another of its round does; or it may unwind.
     round: RefCell<VecDeque<Arc<Signal>>>,
 }
 
