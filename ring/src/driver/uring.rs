@@ -746,11 +746,12 @@ impl Uring {
                     Err(error)
                 }
                 Now::Failed(error) => return self.end(token, Err(error)),
-                // Behind several another may come the next time, too.
                 Now::Empty => {
-                    return if taken == 1 {
-                        share.behind.found(false)
-                    };
+                    // Behind several another may come the next time, too.
+                    if taken == 1 {
+                        share.behind.found(false);
+                    }
+                    return;
                 }
                 Now::Starved => {
                     if !std::mem::replace(&mut share.starved, true) {
