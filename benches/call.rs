@@ -26,11 +26,12 @@ const PAYLOADS: [usize; 5] = [8, 64, 1024, 4096, 65_536];
 const FDS: [usize; 5] = [0, 1, 4, 8, 16];
 
 /// Who calls, and how a plain call comes by its pair.
-const PLAIN: [(&str, Client, Way); 4] = [
+const PLAIN: [(&str, Client, Way); 5] = [
     ("async, ahead", Client::Async, Way::Plain(Pairs::Ahead)),
     ("async, fresh", Client::Async, Way::Plain(Pairs::Fresh)),
     ("async, returned", Client::Async, Way::Returned),
     ("blocking", Client::Blocking, Way::Plain(Pairs::Fresh)),
+    ("blocking, returned", Client::Blocking, Way::Returned),
 ];
 
 const SESSION: [(&str, Client, Way); 2] =

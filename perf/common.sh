@@ -127,7 +127,8 @@ for_each_way() {
     fi
     for driver in uring epoll; do
         for words in '--way session' '--way session --depth 32' '--way plain' '--way returned' \
-            '--client blocking' '--client blocking --depth 32' '--client blocking --way plain'; do
+            '--client blocking' '--client blocking --depth 32' '--client blocking --way plain' \
+            '--client blocking --way returned'; do
             # shellcheck disable=SC2086 # words are words
             "$look" "$words --driver $driver" $words --driver "$driver"
         done

@@ -187,20 +187,30 @@ on_each_driver! {
     fn memory_for_a_blocking_plain_call(_reactor: &Reactor) {
         let (near, far) = testing::packet_pair();
         let helper = start_helper!(plain_calls, vec![far]);
-        let object = blocking::PlainObject::from_fd(near).unwrap();
-        for _ in 0..WARM {
-            object.call(&PAYLOAD).unwrap();
-        }
-        object.call(BEGIN).unwrap();
-        let region = Region::new(ALLOCATOR);
-        for _ in 0..COUNTED {
-            object.call(&PAYLOAD).unwrap();
-        }
-        let here = allocations(&region);
-        let there = object.call(END).unwrap().read::<u64>().unwrap();
-        drop(object);
+        let (here, there) = blocking_plain(blocking::PlainObject::from_fd(near).unwrap());
         judge(helper, here, there, BLOCKING_PLAIN);
     }
+
+    fn memory_for_a_blocking_plain_call_whose_pair_comes_home(_reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let helper = start_helper!(plain_calls, vec![far], "returned");
+        let object = blocking::PlainObject::from_fd(near).unwrap();
+        let (here, there) = blocking_plain(object.with_returned_pairs(ReturnTrust::FirstToAnswer));
+        judge(helper, here, there, BLOCKING_RETURNED);
+    }
+}
+
+fn blocking_plain(object: blocking::PlainObject) -> (u64, u64) {
+    for _ in 0..WARM {
+        object.call(&PAYLOAD).unwrap();
+    }
+    object.call(BEGIN).unwrap();
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..COUNTED {
+        object.call(&PAYLOAD).unwrap();
+    }
+    let here = allocations(&region);
+    (here, object.call(END).unwrap().read::<u64>().unwrap())
 }
 
 fn plain(reactor: &Reactor, object: &PlainObject) -> (u64, u64) {
@@ -226,3 +236,4 @@ const AHEAD: AtMost = AtMost { here: 0, there: 0 };
 const RETURNED: AtMost = AtMost { here: 0, there: 0 };
 const BLOCKING_SESSION: AtMost = AtMost { here: 1, there: 0 };
 const BLOCKING_PLAIN: AtMost = AtMost { here: 1, there: 0 };
+const BLOCKING_RETURNED: AtMost = AtMost { here: 1, there: 0 };

@@ -204,6 +204,7 @@ fn plain(on: &Options, drivers: &[DriverChoice]) -> Group {
         (Way::Plain(Pairs::Ahead), Client::Async),
         (Way::Returned, Client::Async),
         (Way::Plain(Pairs::Fresh), Client::Blocking),
+        (Way::Returned, Client::Blocking),
     ];
     for (way, client) in ways {
         let each = drivers.iter().map(|driver| Options { way, client, driver: *driver, ..on.clone() });
@@ -240,7 +241,8 @@ fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
     for driver in drivers {
         let on = |way, client| Options { way, client, driver: *driver, ..Options::on(cpus) };
         tasks.extend(ways.map(|way| Task::Call(on(way, Client::Async))));
-        tasks.push(Task::Call(on(Way::Plain(Pairs::Fresh), Client::Blocking)));
+        let waiting = [Way::Plain(Pairs::Fresh), Way::Returned];
+        tasks.extend(waiting.map(|way| Task::Call(on(way, Client::Blocking))));
     }
     let title = match parked {
         false => "64 bytes, 1 at a time".to_owned(),
@@ -411,8 +413,8 @@ mod tests {
     fn quick_holds_every_way_client_and_driver_at_both_depths_with_and_without_a_descriptor() {
         let groups = Suite::Quick.groups(&Cpus::one().unwrap(), &DRIVERS);
         let tasks: Vec<Task> = groups.into_iter().flat_map(|group| group.tasks).collect();
-        let clients = [("session", "async"), ("session", "blocking"), ("plain", "async")];
-        let clients = clients.into_iter().chain([("plain", "blocking"), ("returned", "async")]);
+        let ways = ["session", "plain", "returned"];
+        let clients = ways.into_iter().flat_map(|way| [(way, "async"), (way, "blocking")]);
         for (way, client) in clients {
             for driver in ["uring", "epoll"] {
                 for (depth, fds) in [(1, 0), (1, 1), (32, 0), (32, 1)] {

@@ -37,7 +37,7 @@ pub enum Way {
 /// How a plain call comes by its continuation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pairs {
-    /// Made for the call, as a blocking client always does.
+    /// Made for the call, as a blocking client does where none has come home.
     Fresh,
     /// Made ahead, as a reactor does by default.
     Ahead,
@@ -111,16 +111,13 @@ impl Options {
         }
     }
 
-    /// Whether there is such a client: a blocking one makes each pair as it calls, and only session calls
-    /// bring their deadline along.
+    /// Whether there is such a client: a blocking one makes no pairs ahead, and only session calls bring
+    /// their deadline along.
     pub fn exists(&self) -> bool {
         if self.within.is_some() && self.way != Way::Session {
             return false;
         }
-        match (self.client, self.way) {
-            (Client::Async, _) | (Client::Blocking, Way::Session | Way::Plain(Pairs::Fresh)) => true,
-            (Client::Blocking, Way::Plain(Pairs::Ahead) | Way::Returned) => false,
-        }
+        (self.client, self.way) != (Client::Blocking, Way::Plain(Pairs::Ahead))
     }
 
     /// What stands beside it: the same bytes and descriptors in the same packets.
@@ -149,8 +146,8 @@ pub enum MeasureError {
     Driver(#[from] StartError),
     /// There is no such client.
     #[error(
-        "there is no such client: a blocking one makes its pairs as it calls, and never ahead or returned; \
-         only session calls have a deadline"
+        "there is no such client: a blocking one makes its pairs as it calls, and never ahead; only session \
+         calls have a deadline"
     )]
     NoSuchClient,
     /// The server process cannot be started.
@@ -370,9 +367,12 @@ impl Side {
                 object.set_wait_policy(options.wait.policy());
                 Ok(Side::BlockingSession { object: Box::new(object), said })
             }
-            (Client::Blocking, _) => {
-                let object = blocking::PlainObject::from_fd(near)?;
+            (Client::Blocking, way) => {
+                let mut object = blocking::PlainObject::from_fd(near)?;
                 object.set_wait_policy(options.wait.policy());
+                if way == Way::Returned {
+                    object = object.with_returned_pairs(ReturnTrust::FirstToAnswer);
+                }
                 Ok(Side::BlockingPlain { object, said })
             }
         }

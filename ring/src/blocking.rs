@@ -51,7 +51,7 @@ use thiserror::Error;
 use crate::closer;
 use crate::envelope::{self, Control, Room, Taken};
 use crate::error::{SendError, WrapError};
-use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, discard};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Descriptors, Fd, Kind, discard};
 use crate::fork::{self, Generation};
 use crate::message::{Credentials, Message, PACKET_BYTES_MAX};
 use crate::sys::{self, Half, SocketOption, errno, ready};
@@ -217,6 +217,11 @@ impl Socket {
     /// Whether this is the process that made this handle, and not a forked child of it.
     pub fn is_of_this_process(&self) -> bool {
         self.made_in == fork::generation()
+    }
+
+    /// Whether nothing has come, neither a message nor the end: what is received next is sent from now on.
+    pub fn is_quiet(&self) -> bool {
+        sys::poll_now(self.as_fd(), ready::READ | ready::HUNG_UP).is_ok_and(|mask| mask == 0)
     }
 
     /// Whether the peer is gone, or has shut down its sending half.
@@ -715,6 +720,11 @@ impl Received<'_> {
     /// Takes all the descriptors that have not been taken yet, in order.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         self.control.descriptors.take_all()
+    }
+
+    /// The same as a list of which one or two need no memory.
+    pub fn take_list(&mut self) -> Descriptors {
+        std::mem::take(&mut self.control.descriptors)
     }
 
     /// Who sent it, as the kernel tells.

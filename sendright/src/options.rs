@@ -201,9 +201,6 @@ pub struct Demo {
 #[derive(Debug, Args)]
 pub struct Stress {
     /// How calls travel; all: one way after the other
-    ///
-    /// With returned all clients are tasks: a thread that waits for each answer makes a pair for each call,
-    /// and does not look whether the answer brings it home.
     #[arg(long, value_name = "WAY", default_value = "all", value_parser = [
         "all", "session", "plain", "returned",
     ])]

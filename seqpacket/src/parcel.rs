@@ -68,11 +68,9 @@ impl Parcel {
         Parcel { bytes: Bytes::Whole(packet), descriptors }
     }
 
-    /// All of a packet, and who sent it, if the kernel was asked to tell by then. Otherwise it tells of
-    /// process 0 and the overflow user, who must not be mistaken for `nobody`.
+    /// All of a packet, and who sent it, if the kernel was asked to tell by then.
     pub(crate) fn whole_of(packet: Received) -> (Parcel, Option<Credentials>) {
-        const OVERFLOW: u32 = 65_534;
-        let who = packet.credentials().filter(|who| who.pid != 0 || who.uid != OVERFLOW);
+        let who = packet.credentials().filter(is_somebody);
         (Parcel::whole(packet), who)
     }
 
@@ -151,14 +149,9 @@ impl Parcel {
         self.descriptors.take_last()
     }
 
-    /// Puts the last descriptor back.
-    pub(crate) fn put_last_descriptor(&mut self, fd: OwnedFd) {
-        self.descriptors.push(fd);
-    }
-
-    /// Whether this holds of any descriptor.
-    pub(crate) fn any_descriptor(&self, holds: impl Fn(&OwnedFd) -> bool) -> bool {
-        self.descriptors.iter().any(holds)
+    /// The descriptors, for who looks for one of his own among them.
+    pub(crate) fn descriptor_list(&mut self) -> &mut Descriptors {
+        &mut self.descriptors
     }
 
     pub(crate) fn take_descriptors(&mut self) -> Vec<OwnedFd> {
@@ -169,6 +162,13 @@ impl Parcel {
     pub(crate) fn read<T: AnyBitPattern>(&self) -> Option<T> {
         bytemuck::try_pod_read_unaligned(self.bytes()).ok()
     }
+}
+
+/// Whether the kernel means somebody. Of a packet that was sent before it was asked to tell by whom, it says
+/// process 0 and the overflow user, who must not be mistaken for `nobody`.
+pub(crate) fn is_somebody(who: &Credentials) -> bool {
+    const OVERFLOW: u32 = 65_534;
+    who.pid != 0 || who.uid != OVERFLOW
 }
 
 fn share_or_copy(packet: &Rc<Received>, part: &[u8]) -> Bytes {

@@ -26,7 +26,7 @@ use crate::mailbox::HandedOut;
 use crate::object::{Answer, Object, deadline};
 use crate::pairs::{PAIRS_DEFAULT, Pairs};
 use crate::parcel::Parcel;
-use crate::returned::{Known, Pair, ReturnTrust, Returned, Returns};
+use crate::returned::{Known, Look, Pair, ReturnTrust, Returned, Returns};
 use crate::spent::Spent;
 use crate::waiting::{Place, Waiting, wake};
 
@@ -95,7 +95,7 @@ pub fn plain_object(reactor: &Reactor) -> io::Result<(PlainObject, PlainMailbox)
 pub struct PlainObject {
     socket: Rc<Socket>,
     pairs: Pairs,
-    returned: Option<Rc<Returned>>,
+    returned: Option<Rc<Returned<Socket>>>,
     answer_descriptors: Cell<usize>,
     large_answer_bytes: Cell<usize>,
 }
@@ -279,7 +279,7 @@ impl PlainObject {
             let (near, far) = self.pairs.take()?;
             return Ok((near, far, Expected::Packet));
         };
-        if let Some(Pair { near, far, cookie }) = returned.take() {
+        if let Some(Pair { near, far, cookie }) = returned.take(look) {
             self.pairs.call_begins();
             return Ok((near, far, Expected::PacketAndPair(Rc::clone(returned), cookie)));
         }
@@ -314,6 +314,11 @@ impl fmt::Debug for PlainObject {
     }
 }
 
+/// A forked child's reactor refuses what is called with it, whichever pair that has.
+fn look(near: &Socket) -> Look {
+    if near.is_quiet() { Look::Quiet } else { Look::Unclean }
+}
+
 /// A call of a plain object. Ends once; dropping it withdraws the call.
 #[must_use = "dropping a call withdraws it"]
 pub struct PlainCall {
@@ -344,7 +349,7 @@ struct Way {
 enum Expected {
     Packet,
     /// With the far end, of this cookie, at its end.
-    PacketAndPair(Rc<Returned>, u64),
+    PacketAndPair(Rc<Returned<Socket>>, u64),
     Packets(Assembly),
 }
 
@@ -409,8 +414,10 @@ impl Way {
             Expected::Packet => Parcel::whole(received),
             Expected::PacketAndPair(returned, cookie) => {
                 let (mut answer, who) = Parcel::whole_of(received);
-                let spent =
-                    self.near.take().and_then(|near| returned.bring_home(near, *cookie, &mut answer, who));
+                let spent = self
+                    .near
+                    .take()
+                    .and_then(|near| returned.bring_home(near, *cookie, answer.descriptor_list(), who));
                 if spent.is_none() {
                     self.pairs.call_over();
                 }

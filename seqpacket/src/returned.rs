@@ -3,14 +3,13 @@
 //! Owns the pairs of one object that are at home, and what has been counted about those that were to come.
 //! Whoever answers must be trusted not to keep a copy of a far end; what can be checked is checked: that what
 //! came is the very socket that was sent, that it came from where it should, and that nothing else lies in
-//! the near end. What fails is not used again, and the next call has a fresh pair. It does not know calls.
+//! the near end. What fails is not used again, and the next call has a fresh pair. It knows neither calls nor
+//! what a near end is: one on a reactor, or one that is waited on.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
-use ring::{Credentials, Socket};
-
-use crate::parcel::Parcel;
+use ring::{Credentials, Descriptors};
 
 /// How many pairs of one object are kept at home: two descriptors each. What comes home beyond them is
 /// closed.
@@ -56,22 +55,32 @@ pub struct Returns {
 }
 
 /// A pair that is at home.
-pub(crate) struct Pair {
-    pub(crate) near: Socket,
+pub(crate) struct Pair<Near> {
+    /// Closed first: then the near end sees that nobody is there, and is closed without a doubt.
     pub(crate) far: OwnedFd,
+    pub(crate) near: Near,
     /// Of the far end.
     pub(crate) cookie: u64,
 }
 
-pub(crate) struct Returned {
+/// What is seen of a pair that is to serve again.
+pub(crate) enum Look {
+    Quiet,
+    /// Something lies in its near end.
+    Unclean,
+    /// It is that of the process this one was forked from, and in use there.
+    OfAnotherProcess,
+}
+
+pub(crate) struct Returned<Near> {
     trust: ReturnTrust,
     first: Cell<Option<Credentials>>,
-    home: RefCell<Vec<Pair>>,
+    home: RefCell<Vec<Pair<Near>>>,
     counts: Cell<Returns>,
 }
 
-impl Returned {
-    pub(crate) fn new(trust: ReturnTrust) -> Returned {
+impl<Near> Returned<Near> {
+    pub(crate) fn new(trust: ReturnTrust) -> Returned<Near> {
         Returned {
             trust,
             first: Cell::new(None),
@@ -80,45 +89,53 @@ impl Returned {
         }
     }
 
+    /// Of another handle on the same object, which keeps pairs of its own.
+    pub(crate) fn trust(&self) -> ReturnTrust {
+        self.trust
+    }
+
     pub(crate) fn counts(&self) -> Returns {
         self.counts.get()
     }
 
-    /// A pair that has served, if one is at home and clean.
-    pub(crate) fn take(&self) -> Option<Pair> {
+    /// A pair that has served, if one is at home whose near end looks as it should.
+    pub(crate) fn take(&self, look: impl Fn(&Near) -> Look) -> Option<Pair<Near>> {
         loop {
             let last = self.home.borrow_mut().pop();
             let pair = last?;
-            // Somebody has kept a copy, and used it. Of what is said from now on nobody can tell; see
-            // SECURITY.md.
-            if pair.near.is_quiet() {
-                self.count(|counts| counts.reused += 1);
-                return Some(pair);
+            match look(&pair.near) {
+                Look::Quiet => {
+                    self.count(|counts| counts.reused += 1);
+                    return Some(pair);
+                }
+                // Somebody has kept a copy, and used it. Of what is said from now on nobody can tell; see
+                // SECURITY.md.
+                Look::Unclean => self.count(|counts| counts.unclean += 1),
+                Look::OfAnotherProcess => {}
             }
-            self.count(|counts| counts.unclean += 1);
         }
     }
 
-    /// An answer has come in at the near end: takes the far end out of it. Gives the near end back if the
-    /// pair does not serve again.
+    /// An answer with these descriptors has come in at the near end: takes the far end out of them. Gives the
+    /// near end back if the pair does not serve again.
     pub(crate) fn bring_home(
         &self,
-        near: Socket,
+        near: Near,
         cookie: u64,
-        answer: &mut Parcel,
+        answer: &mut Descriptors,
         who: Option<Credentials>,
-    ) -> Option<Socket> {
-        let Some(last) = answer.take_last_descriptor() else {
+    ) -> Option<Near> {
+        let Some(last) = answer.take_last() else {
             self.count(|counts| counts.not_returned += 1);
             return Some(near);
         };
         if ring::socket_cookie(&last).ok() != Some(cookie) {
             // Whatever it is, it is part of the answer.
-            answer.put_last_descriptor(last);
+            answer.push(last);
             self.count(|counts| counts.another += 1);
             return Some(near);
         }
-        if answer.any_descriptor(|fd| ring::socket_cookie(fd).ok() == Some(cookie)) {
+        if answer.iter().any(|fd| ring::socket_cookie(fd).ok() == Some(cookie)) {
             self.count(|counts| counts.duplicated += 1);
             return Some(near);
         }
@@ -131,7 +148,7 @@ impl Returned {
         if home.len() >= RETURNED_PAIRS_MAX {
             return Some(near);
         }
-        home.push(Pair { near, far: last, cookie });
+        home.push(Pair { far: last, near, cookie });
         None
     }
 
@@ -193,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_first_to_answer_is_trusted_alone() {
-        let returned = Returned::new(ReturnTrust::FirstToAnswer);
+        let returned = Returned::<()>::new(ReturnTrust::FirstToAnswer);
         assert!(!returned.trusts(None));
         assert!(!returned.trusts(Some(NOBODY)));
         assert!(returned.trusts(process(7, 1)));
@@ -205,11 +222,11 @@ mod tests {
 
     #[test]
     fn a_process_or_a_user_is_trusted_as_said() {
-        let returned = Returned::new(ReturnTrust::Process(7));
+        let returned = Returned::<()>::new(ReturnTrust::Process(7));
         assert!(returned.trusts(process(7, 1)));
         assert!(!returned.trusts(process(8, 1)));
-        assert!(!Returned::new(ReturnTrust::Process(0)).trusts(Some(NOBODY)));
-        let returned = Returned::new(ReturnTrust::User(1));
+        assert!(!Returned::<()>::new(ReturnTrust::Process(0)).trusts(Some(NOBODY)));
+        let returned = Returned::<()>::new(ReturnTrust::User(1));
         assert!(returned.trusts(process(7, 1)));
         assert!(returned.trusts(process(8, 1)));
         assert!(!returned.trusts(process(7, 2)));

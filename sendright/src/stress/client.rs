@@ -1,6 +1,5 @@
 //! A client of a stress run: it calls two objects, one that it was born with and one that it finds through
-//! the introduction server, as often as it may; the first one also on a thread that waits for each answer,
-//! unless pairs come home.
+//! the introduction server, as often as it may; the first one also on a thread that waits for each answer.
 //!
 //! It owns its calls from the first word in the journal to the last. It must never call again under the same
 //! number, nor decide whether what came is good.
@@ -17,7 +16,7 @@ use ring::Executor;
 use seqpacket::CallError;
 use seqpacket::blocking::Outgoing;
 
-use super::deed::{self, Way};
+use super::deed;
 use super::journal::{Direction, Event};
 use super::judge::call_number;
 use super::party::{self, BlockingCallee, Callee, LOOK_EVERY, Order, Party, Pen};
@@ -109,15 +108,10 @@ fn live(party: Party, own: Vec<OwnedFd>, options: &StressParty) -> Result<Party,
         book: Arc::default(),
         callers: Cell::new(0),
     });
-    // Pairs come home to whoever has a reactor; to anybody else they would be one descriptor too many.
-    let waiting = if client.party.way == Way::Returned {
-        None
-    } else {
-        let (pen, book) = (client.party.pen(), Arc::clone(&client.book));
-        let object = client.known.share().map_err(Failure::new)?;
-        let object = BlockingCallee::new(object, pen.way).map_err(Failure::new)?;
-        Some(thread::spawn(move || call_and_wait(&pen, &book, &object)))
-    };
+    let (pen, book) = (client.party.pen(), Arc::clone(&client.book));
+    let object = client.known.share().map_err(Failure::new)?;
+    let object = BlockingCallee::new(object, pen.way).map_err(Failure::new)?;
+    let waiting = thread::spawn(move || call_and_wait(&pen, &book, &object));
     let identity = Identity::generate().map_err(Failure::new)?;
     let netlayer = Rc::new(client.party.netlayer(identity));
     let locator = locator(&client.party, options);
@@ -141,9 +135,7 @@ fn live(party: Party, own: Vec<OwnedFd>, options: &StressParty) -> Result<Party,
             client.party.reactor.sleep(LOOK_EVERY).await;
         }
     });
-    if let Some(waiting) = waiting {
-        waiting.join().map_err(|_| Failure::new("the thread that waits for answers has panicked"))?;
-    }
+    waiting.join().map_err(|_| Failure::new("the thread that waits for answers has panicked"))?;
     // The two tasks that never end hold the client.
     drop(executor);
     drop(netlayer);

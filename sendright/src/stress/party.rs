@@ -187,9 +187,7 @@ impl Party {
             Way::Plain => Callee::Plain(PlainObject::from_fd(&self.reactor, fd).map_err(Failure::new)?),
             Way::Returned => {
                 let object = PlainObject::from_fd(&self.reactor, fd).map_err(Failure::new)?;
-                // Whoever serves is killed, and another takes its place.
-                let trust = ReturnTrust::User(rustix::process::getuid().as_raw());
-                Callee::Plain(object.with_returned_pairs(trust))
+                Callee::Plain(object.with_returned_pairs(trust()))
             }
         })
     }
@@ -262,6 +260,11 @@ impl Pen {
     }
 }
 
+/// From whom pairs are taken back: whoever serves is killed, and another takes its place.
+fn trust() -> ReturnTrust {
+    ReturnTrust::User(rustix::process::getuid().as_raw())
+}
+
 /// The right to call, of either kind.
 #[derive(Clone)]
 pub enum Callee {
@@ -310,8 +313,10 @@ impl BlockingCallee {
     pub fn new(fd: OwnedFd, way: Way) -> Result<BlockingCallee, WrapError> {
         Ok(match way {
             Way::Session => BlockingCallee::Session(Box::new(blocking::Object::from_fd(fd)?)),
-            Way::Plain | Way::Returned => {
-                BlockingCallee::Plain(Box::new(blocking::PlainObject::from_fd(fd)?))
+            Way::Plain => BlockingCallee::Plain(Box::new(blocking::PlainObject::from_fd(fd)?)),
+            Way::Returned => {
+                let object = blocking::PlainObject::from_fd(fd)?;
+                BlockingCallee::Plain(Box::new(object.with_returned_pairs(trust())))
             }
         })
     }

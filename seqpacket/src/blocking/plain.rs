@@ -1,6 +1,7 @@
 //! Plain objects without a reactor: five system calls and what their rules add.
 //!
-//! It owns the object's end and one near end that is still to be closed. It never knows what a message means.
+//! It owns the object's end, pairs that have come home, and one near end that is still to be closed. It never
+//! knows what a message means.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -15,8 +16,9 @@ use ring::{SendError, WaitPolicy};
 use crate::blocking::Answer;
 use crate::error::{CallError, Part};
 use crate::large::{Assembly, LARGE_ANSWER_BYTES_DEFAULT};
-use crate::parcel::Parcel;
+use crate::parcel::{self, Parcel};
 use crate::plain::{PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX};
+use crate::returned::{Look, Pair, ReturnTrust, Returned, Returns};
 
 /// The right to call a plain object, for programs without a reactor: see
 /// [`seqpacket::PlainObject`](crate::PlainObject).
@@ -49,7 +51,8 @@ use crate::plain::{PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX};
 ///
 /// Each call makes a pair and gives its far end away. Its near end is closed at the beginning of the next
 /// call, when no descriptor of ours is in flight and the answerer has mostly closed the other one: closing it
-/// then is cheap.
+/// then is cheap. Where both sides have agreed on it a pair
+/// [comes home and serves again](PlainObject::with_returned_pairs), which is cheaper still.
 ///
 /// `Send`, and for one thread at a time; others use a [duplicate](PlainObject::try_clone).
 pub struct PlainObject {
@@ -57,6 +60,7 @@ pub struct PlainObject {
     inbox: RefCell<Inbox>,
     /// Of the last call.
     spent: RefCell<Option<Socket>>,
+    returned: Option<Returned<Socket>>,
     answer_descriptors: Cell<usize>,
     large_answer_bytes: Cell<usize>,
 }
@@ -65,6 +69,8 @@ pub struct PlainObject {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expected {
     OnePacket,
+    /// With the far end, of this cookie, at its end.
+    PacketAndPair(u64),
     /// An answer of so many bytes at most.
     Packets(usize),
 }
@@ -82,9 +88,60 @@ impl PlainObject {
             socket,
             inbox: RefCell::new(Inbox::new(WaitPolicy::Sleep)),
             spent: RefCell::new(None),
+            returned: None,
             answer_descriptors: Cell::new(ring::DESCRIPTORS_DEFAULT),
             large_answer_bytes: Cell::new(LARGE_ANSWER_BYTES_DEFAULT),
         })
+    }
+
+    /// From now on expects each answer to bring the far end of its pair home, and makes a later call with the
+    /// same pair: see [`PlainObject::with_returned_pairs`](crate::PlainObject::with_returned_pairs), also for
+    /// whom to trust with it. Up to [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX) pairs are kept, for
+    /// this handle; a [duplicate](PlainObject::try_clone) keeps its own.
+    ///
+    /// A forked child makes pairs of its own. But it has copies of those that were at home when it was
+    /// forked: while it lives and has not called here or dropped this, a call of its parent with one of them
+    /// does not see its answerer die ([`call_within`](PlainObject::call_within) ends it).
+    ///
+    /// ```
+    /// use std::os::fd::OwnedFd;
+    /// use seqpacket::ReturnTrust;
+    /// use seqpacket::blocking::PlainObject;
+    ///
+    /// fn ask(object: OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let object = PlainObject::from_fd(object)?.with_returned_pairs(ReturnTrust::FirstToAnswer);
+    ///     for _ in 0..10 {
+    ///         assert_eq!(object.call("still there?")?.bytes(), b"yes");
+    ///     }
+    ///     assert_eq!((object.returns().returned, object.returns().reused), (10, 9));
+    ///     Ok(())
+    /// }
+    /// # use ring::{Executor, Reactor};
+    /// # let (bound, address) = imc::blocking::bound_socket()?;
+    /// # let (bound, address) = (bound.into_fd(), address.into_fd());
+    /// # let server = std::thread::spawn(move || {
+    /// #     let reactor = Reactor::new().unwrap();
+    /// #     let mailbox = seqpacket::PlainMailbox::from_fd(&reactor, bound).unwrap();
+    /// #     mailbox.return_continuations();
+    /// #     Executor::new(&reactor).block_on(async {
+    /// #         while let Some(call) = mailbox.next().await {
+    /// #             let _ = call.answer("yes");
+    /// #         }
+    /// #     });
+    /// # });
+    /// # ask(address)?;
+    /// # server.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_returned_pairs(mut self, trust: ReturnTrust) -> PlainObject {
+        self.returned = Some(Returned::new(trust));
+        self
+    }
+
+    /// What has become of the pairs that were to come home to this handle.
+    pub fn returns(&self) -> Returns {
+        self.returned.as_ref().map_or_else(Returns::default, Returned::counts)
     }
 
     /// How to wait for answers: asleep, unless told otherwise.
@@ -177,8 +234,10 @@ impl PlainObject {
             return Err(CallError::TooLarge(Part::Call));
         }
         drop(self.spent.take());
-        let (near, far) = Socket::pair().map_err(CallError::from_pair)?;
-        near.set_descriptors_max(self.answer_descriptors.get());
+        let (near, far, expected) = self.pair(expected).map_err(CallError::from_pair)?;
+        // One more for the far end, if it is to come home.
+        let returning = usize::from(matches!(expected, Expected::PacketAndPair(_)));
+        near.set_descriptors_max(self.answer_descriptors.get() + returning);
         let sent = if arguments == 0 {
             self.socket.send(&[message.bytes()], &[&far], deadline)
         } else {
@@ -194,6 +253,18 @@ impl PlainObject {
         Ok(PlainPending { object: self, near: Some(near), deadline, expected })
     }
 
+    /// A pair for a call that expects one packet, or several, and what is to come in at its near end: one
+    /// that has come home, where that is agreed on, or a fresh one.
+    fn pair(&self, expected: Expected) -> io::Result<(Socket, OwnedFd, Expected)> {
+        let returned = self.returned.as_ref().filter(|_| expected == Expected::OnePacket);
+        if let Some(Pair { near, far, cookie }) = returned.and_then(|returned| returned.take(look)) {
+            return Ok((near, far, Expected::PacketAndPair(cookie)));
+        }
+        let (near, far) = Socket::pair()?;
+        let cookie = returned.and_then(|_| ring::socket_cookie(&far).ok());
+        Ok((near, far, cookie.map_or(expected, Expected::PacketAndPair)))
+    }
+
     /// A duplicate of the descriptor, for another holder.
     ///
     /// # Errors
@@ -207,7 +278,8 @@ impl PlainObject {
     /// # Errors
     /// The kernel's (out of descriptors).
     pub fn try_clone(&self) -> io::Result<PlainObject> {
-        let clone = PlainObject::from_fd(self.share()?).map_err(io::Error::other)?;
+        let mut clone = PlainObject::from_fd(self.share()?).map_err(io::Error::other)?;
+        clone.returned = self.returned.as_ref().map(|returned| Returned::new(returned.trust()));
         clone.answer_descriptors.set(self.answer_descriptors.get());
         clone.large_answer_bytes.set(self.large_answer_bytes.get());
         Ok(clone)
@@ -241,21 +313,38 @@ impl PlainPending<'_> {
             return Err(CallError::Dropped);
         }
         let mut inbox = self.object.inbox.borrow_mut();
-        let answer = match self.expected {
-            Expected::OnePacket => answer_from(inbox.receive(&near, self.deadline)),
-            Expected::Packets(bytes_max) => large_answer(&mut inbox, &near, bytes_max, self.deadline),
+        let (answer, spent) = match (self.expected, &self.object.returned) {
+            (Expected::Packets(bytes_max), _) => {
+                (large_answer(&mut inbox, &near, bytes_max, self.deadline)?, Some(near))
+            }
+            (Expected::PacketAndPair(cookie), Some(returned)) => {
+                let mut received = inbox.receive(&near, self.deadline).map_err(failed)?;
+                let who = received.credentials().filter(parcel::is_somebody);
+                let mut descriptors = received.take_list();
+                let spent = returned.bring_home(near, cookie, &mut descriptors, who);
+                (Answer::new(received.bytes().to_vec(), descriptors.take_all()), spent)
+            }
+            _ => (answer_from(inbox.receive(&near, self.deadline))?, Some(near)),
         };
         drop(inbox);
-        if answer.is_ok() {
+        if let Some(near) = spent {
             *self.object.spent.borrow_mut() = Some(near);
         }
-        answer
+        Ok(answer)
     }
 }
 
 impl fmt::Debug for PlainPending<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PlainPending")
+    }
+}
+
+fn look(near: &Socket) -> Look {
+    match near.is_of_this_process() {
+        true if near.is_quiet() => Look::Quiet,
+        true => Look::Unclean,
+        false => Look::OfAnotherProcess,
     }
 }
 
