@@ -201,7 +201,7 @@ enum Side {
     Session { executor: Executor, object: seqpacket::Object, said: Said, calls: Vec<Call> },
     Plain { executor: Executor, object: seqpacket::PlainObject, said: Said, calls: Vec<PlainCall> },
     BlockingSession { object: Box<blocking::Object>, said: Said },
-    BlockingPlain { object: blocking::PlainObject, said: Said },
+    BlockingPlain { object: Box<blocking::PlainObject>, said: Said },
 }
 
 /// What each call says.
@@ -373,7 +373,7 @@ impl Side {
                 if way == Way::Returned {
                     object = object.with_returned_pairs(ReturnTrust::FirstToAnswer);
                 }
-                Ok(Side::BlockingPlain { object, said })
+                Ok(Side::BlockingPlain { object: Box::new(object), said })
             }
         }
     }

@@ -54,6 +54,8 @@
 //! nothing. What the parent had [begun](Object::begin) ends in the child with [`CallError::Dropped`]: its
 //! answers go to the parent. A child that never touches the handle keeps its copy open for as long as it
 //! lives; the parent's dropping ends the session all the same (it is shut down), but not the parent's death.
+//! The same child keeps copies of pairs that had [come home](PlainObject::with_returned_pairs), and hides the
+//! death of whoever answers the parent's calls with them.
 //!
 //! # What differs from a reactor
 //!
