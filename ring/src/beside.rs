@@ -79,6 +79,7 @@ impl Core {
             bytes_lost: taken.bytes_lost,
             control_lost: taken.control_lost,
             nothing,
+            hung_up: false,
         })
     }
 }

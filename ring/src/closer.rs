@@ -137,6 +137,17 @@ pub(crate) fn queue(fd: OwnedFd) {
     drop(crew().queue(fd, start));
 }
 
+/// Leaves all of these to the threads, of which one is woken.
+pub(crate) fn queue_all(fds: impl Iterator<Item = OwnedFd>) {
+    let mut fds = fds.peekable();
+    if is_scripted() {
+        return fds.for_each(drop);
+    }
+    if fds.peek().is_some() {
+        drop(crew().queue_all(fds, start));
+    }
+}
+
 fn start() -> bool {
     thread::Builder::new().name("sendright-closer".into()).spawn(serve).is_ok()
 }

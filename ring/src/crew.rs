@@ -110,6 +110,27 @@ impl<T> Crew<T> {
         Ok(())
     }
 
+    /// Leaves all of these to the threads, of which one is woken: what comes first is dropped first, and what
+    /// waits behind something that takes long is another thread's as soon as anything else is queued. If
+    /// there is no thread, and none can be had, they are given back.
+    pub(crate) fn queue_all(
+        &self,
+        things: impl Iterator<Item = T>,
+        start: impl FnOnce() -> bool,
+    ) -> Result<(), Vec<T>> {
+        // Whoever lists them may take a while, and the threads want the lock.
+        let things: Vec<T> = things.collect();
+        let mut state = self.lock();
+        if !state.call_a_thread(start) {
+            return Err(things);
+        }
+        state.waiting.extend(things);
+        self.waiting.store(state.waiting.len(), Ordering::Relaxed);
+        drop(state);
+        self.filled.notify_one();
+        Ok(())
+    }
+
     /// What each thread does again and again: waits for one thing and drops it.
     pub(crate) fn serve_one(&self, start: impl FnOnce() -> bool) {
         let mut state = self.lock();

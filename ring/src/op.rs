@@ -79,6 +79,10 @@ const RETIRED_MAX: usize = 32;
 /// program a timer.
 const RETIRED_TIME_MAX: Duration = Duration::from_millis(20);
 
+/// So many of those that other threads close are given to them together, if no sleep comes before. With as
+/// many as may wait a thread that shares the CPU ran for a quarter of a millisecond in front of everybody.
+const ELSEWHERE_TOGETHER_MAX: usize = 8;
+
 /// Envelopes kept to be used again, so that a message costs no allocation …
 const SPARE_ENVELOPES_MAX: usize = 32;
 
@@ -164,7 +168,7 @@ struct Channel {
     /// Tokens that are neither the lane's nor the inbox's.
     others: usize,
     closed: bool,
-    /// Shut down because it is to be closed.
+    /// Shut down both ways, here or because the other end is closed.
     shut: bool,
     travels: Travels,
     /// The count of sleeps when it came.
@@ -176,8 +180,18 @@ struct Channel {
 /// flight anywhere. So that waits until those are likely to have arrived.
 struct Retired {
     fd: OwnedFd,
-    credentials_asked: bool,
+    closing: Closing,
     until: Until,
+}
+
+/// Who closes a retired socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// Whoever retired it, after a look whether anything is in it.
+    Here { credentials_asked: bool },
+    /// The threads, which are woken once for all that are given to them together: each time takes longer than
+    /// what they do, and where they share a CPU they run in front of whoever has woken them.
+    Elsewhere,
 }
 
 /// When a retired socket is closed, at the latest.
@@ -207,7 +221,7 @@ enum Credentials {
     NotAsked,
     /// By us: to be undone when the descriptor is given back.
     AskedHere,
-    /// By somebody before us, who counts on it.
+    /// By somebody before us, who counts on it; or by us, to stay so.
     AskedBefore,
 }
 
@@ -471,6 +485,14 @@ impl Core {
         }
     }
 
+    pub(crate) fn ask_for_credentials_for_good(&mut self, channel: usize) {
+        let channel = &mut self.channels[channel];
+        if !self.driver.is_child() {
+            channel.credentials = Credentials::AskedBefore;
+            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 1);
+        }
+    }
+
     pub(crate) fn set_pidfd(&mut self, channel: usize) {
         self.channels[channel].room.pidfd = true;
     }
@@ -565,13 +587,15 @@ impl Core {
 
     /// Closes the descriptor of a channel that nothing of is away, with whatever lies in its queue.
     fn retire(&mut self, channel: Channel) {
-        let Channel { fd, private, given, credentials, travels, lane, made_here, nameless, since, .. } =
-            channel;
+        let Channel {
+            fd, private, given, credentials, travels, lane, made_here, nameless, since, shut, ..
+        } = channel;
         // A letter that never left may hold this very descriptor.
         drop(lane);
         // Somebody may send this very descriptor; then the message closes it.
         let Ok((fd, shell)) = fd.try_into_parts() else { return };
         keep_shell(&mut self.spare_shells, shell);
+        let credentials_asked = credentials.are_asked();
         if self.driver.is_child() {
             // A copy, and mostly not the last: what lies in its queue is for the parent.
             closer::close(fd);
@@ -579,10 +603,13 @@ impl Core {
             closer::retire_connected(fd);
         } else if !private {
             closer::retire_shared(fd);
-        } else if credentials.are_asked() && given {
+        } else if credentials_asked && given {
             // Whoever made it may hold it still, have taken back what was asked for, and so make a packet
             // look like the end in front of what is slow to close. Ended here, closed elsewhere.
-            closer::end(fd);
+            if !shut {
+                let _ = sys::shutdown(fd.as_fd(), Half::Both);
+            }
+            self.close_elsewhere(fd);
         } else if !self.budget.covers(DESCRIPTORS_MAX) {
             closer::queue(fd);
         } else if self.driven
@@ -592,9 +619,23 @@ impl Core {
             && self.is_one_of_many()
         {
             let until = if made_here { Until::Awake } else { Until::Sleeping };
-            self.retire_for_now(Retired { fd, credentials_asked: credentials.are_asked(), until });
+            self.retire_for_now(Retired { fd, closing: Closing::Here { credentials_asked }, until }, shut);
         } else {
-            closer::retire(fd, credentials.are_asked());
+            closer::retire(fd, credentials_asked);
+        }
+    }
+
+    /// Leaves a socket that has been shut down to the threads, together with others where that can wait.
+    fn close_elsewhere(&mut self, fd: OwnedFd) {
+        if self.driven && self.has_descriptors_to_spare() {
+            self.keep_for_now(Retired { fd, closing: Closing::Elsewhere, until: Until::Sleeping });
+            let elsewhere = |retired: &&Retired| retired.closing == Closing::Elsewhere;
+            if self.retired.iter().filter(elsewhere).count() >= ELSEWHERE_TOGETHER_MAX {
+                let together = self.retired.extract_if(.., |retired| elsewhere(&&*retired));
+                close_retired(together, &self.budget);
+            }
+        } else {
+            closer::queue(fd);
         }
     }
 
@@ -610,9 +651,15 @@ impl Core {
         self.budget.covers(DESCRIPTORS_MAX + RETIRED_MAX)
     }
 
-    fn retire_for_now(&mut self, retired: Retired) {
+    fn retire_for_now(&mut self, retired: Retired, shut: bool) {
         // Nothing more is sent to it, and whoever has the other end sees that this one is gone.
-        let _ = sys::shutdown(retired.fd.as_fd(), Half::Both);
+        if !shut {
+            let _ = sys::shutdown(retired.fd.as_fd(), Half::Both);
+        }
+        self.keep_for_now(retired);
+    }
+
+    fn keep_for_now(&mut self, retired: Retired) {
         if self.retired.len() >= RETIRED_MAX {
             self.close_the_retired();
         }
@@ -629,18 +676,14 @@ impl Core {
             // Copies, in whose queues this process has nothing to look for.
             self.retired.drain(..).for_each(|retired| closer::close(retired.fd));
         }
-        for retired in self.retired.drain(..) {
-            close_retired(retired, &self.budget);
-        }
+        close_retired(self.retired.drain(..), &self.budget);
     }
 
     fn close_the_retired_until(&mut self, moment: Until) {
         if self.retired.iter().all(|retired| retired.until == moment) {
             return self.close_the_retired();
         }
-        for retired in self.retired.extract_if(.., |retired| retired.until == moment) {
-            close_retired(retired, &self.budget);
-        }
+        close_retired(self.retired.extract_if(.., |retired| retired.until == moment), &self.budget);
     }
 
     /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
@@ -863,7 +906,10 @@ impl Core {
 
     /// Ends the connection of a socket for everybody who holds either end.
     pub(crate) fn shut_down(&mut self, key: usize) {
-        self.driver.shut_down(&self.channels[key].fd);
+        let channel = &mut self.channels[key];
+        if !std::mem::replace(&mut channel.shut, true) {
+            self.driver.shut_down(&channel.fd);
+        }
     }
 
     pub(crate) fn is_broken(&self, key: usize) -> bool {
@@ -1350,7 +1396,8 @@ impl Core {
             channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
-        let want = Want { room, many, burst: channel.burst, strange: !channel.made_here };
+        let (strange, connected) = (!channel.made_here, channel.nameless);
+        let want = Want { room, many, burst: channel.burst, strange, connected };
         let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);
@@ -1382,11 +1429,11 @@ impl Core {
             return;
         }
         match result {
-            Ok(arrival) if arrival.nothing => self.nothing(key, woken),
+            Ok(arrival) if arrival.nothing => self.nothing(key, arrival.hung_up, woken),
             // A stream has no empty packets; if another holder asked for credentials they come with its end
             // too.
             Ok(arrival) if channel.kind == Kind::Stream && arrival.message.bytes().is_empty() => {
-                self.nothing(key, woken);
+                self.nothing(key, false, woken);
             }
             Ok(arrival) if arrival.message.bytes().is_empty() && !arrival.bytes_lost => {
                 // An empty packet: nobody of ours sends one, and it must not pass for the end of file.
@@ -1433,12 +1480,15 @@ impl Core {
         while self.turn(Sleep::Not, woken).is_ok_and(|any| any) {}
     }
 
-    /// Zero bytes and no control data: the end, if it is said twice. Once it may be a lie: a receive that
-    /// found the queue empty, and looked for the end only after the peer had sent and closed.
-    fn nothing(&mut self, key: usize, woken: &mut Woken) {
+    /// Zero bytes and no control data: the end, if it is said twice, or after the other end was closed. Once,
+    /// before that, it may be a lie: a receive that found the queue empty, and looked for the end only after
+    /// the peer had sent and closed.
+    fn nothing(&mut self, key: usize, hung_up: bool, woken: &mut Woken) {
         let channel = &mut self.channels[key];
         channel.inbox.nothings += 1;
-        if channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {
+        // Nobody hears of a shutdown, and nobody can undo it.
+        channel.shut |= hung_up;
+        if hung_up || channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {
             self.end(key, None, woken);
         } else {
             // Another holder may have had the kernel name no senders any more, and then two empty packets of
@@ -1554,11 +1604,14 @@ impl Core {
         self.closed_at_once = 0;
         let behind = self.flush(woken);
         let mut home = std::mem::take(&mut self.home);
-        let sleep = if home.is_empty() && !behind { self.sleep_within(sleep, woken) } else { Sleep::Not };
+        let nothing_here = home.is_empty() && woken.wake.is_empty() && !behind;
+        let sleep = if nothing_here { sleep } else { Sleep::Not };
         if !self.retired.is_empty() && !self.budget.covers(DESCRIPTORS_MAX) {
             self.close_the_retired();
         }
+        // What is closed now is nothing to be woken for.
         let sleep = self.close_before_sleeping(sleep);
+        let sleep = self.sleep_within(sleep);
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
         for completion in home.drain(..) {
@@ -1576,13 +1629,12 @@ impl Core {
     }
 
     /// No longer than until the first thing that is due.
-    fn sleep_within(&self, sleep: Sleep, woken: &Woken) -> Sleep {
-        if !woken.wake.is_empty() {
-            return Sleep::Not;
-        }
+    fn sleep_within(&self, sleep: Sleep) -> Sleep {
         match self.first_moment() {
-            Some(moment) => sleep.at_most(moment.saturating_duration_since(self.clock.now())),
-            None => sleep,
+            Some(moment) if sleep != Sleep::Not => {
+                sleep.at_most(moment.saturating_duration_since(self.clock.now()))
+            }
+            _ => sleep,
         }
     }
 
@@ -1806,14 +1858,16 @@ impl Channel {
     }
 }
 
-fn close_retired(retired: Retired, budget: &Budget) {
-    let Retired { fd, credentials_asked, .. } = retired;
-    // The look into it installs what it finds: without room the kernel would close that on this thread.
-    if budget.covers(DESCRIPTORS_MAX) {
-        closer::retire_shut(fd, credentials_asked);
-    } else {
-        closer::queue(fd);
-    }
+fn close_retired(retired: impl Iterator<Item = Retired>, budget: &Budget) {
+    let elsewhere = retired.filter_map(|Retired { fd, closing, .. }| match closing {
+        // The look into it installs what it finds: without room the kernel would close that on this thread.
+        Closing::Here { credentials_asked } if budget.covers(DESCRIPTORS_MAX) => {
+            closer::retire_shut(fd, credentials_asked);
+            None
+        }
+        Closing::Here { .. } | Closing::Elsewhere => Some(fd),
+    });
+    closer::queue_all(elsewhere);
 }
 
 fn keep_shell(spare: &mut Vec<Shell>, shell: Shell) {
@@ -1887,7 +1941,7 @@ mod tests {
     /// between them. In the wild one receive in thousands.
     fn zero() -> io::Result<Arrival> {
         let message = Received::owned(Vec::new(), Control::default());
-        Ok(Arrival { message, bytes_lost: false, control_lost: false, nothing: true })
+        Ok(Arrival { message, bytes_lost: false, control_lost: false, nothing: true, hung_up: false })
     }
 
     /// A spinner looks, and then takes a turn to see what it has found.
@@ -1908,6 +1962,33 @@ mod tests {
             assert_eq!(core.stats().messages_received - received, BURST_MAX as u64);
             received += BURST_MAX as u64;
             while core.take_arrived(key).is_some() {}
+        }
+    }
+
+    /// Nothing can come any more, and nobody hears of a shutdown.
+    #[test]
+    fn the_end_is_believed_at_once_of_a_peer_that_had_hung_up() {
+        for many in [false, true] {
+            let mut core = core();
+            let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
+            let key = core.open(Fd::ours(near), Kind::SeqPacket, true);
+            if many {
+                core.set_many(key);
+            }
+            let mut woken = Woken::default();
+            assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            turns(&mut core);
+            testing::send_packet(&far, b"farewell", &[]).unwrap();
+            drop(far);
+            core.turn(Sleep::Forever, &mut woken).unwrap();
+            assert_eq!(core.take_arrived(key).unwrap().unwrap().bytes(), b"farewell");
+            if !many {
+                assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            }
+            turns(&mut core);
+            assert!(matches!(core.take_arrived(key), Some(Err(ReceiveError::Closed))));
+            let channel = &core.channels[key];
+            assert_eq!((channel.inbox.nothings, channel.shut), (1, true));
         }
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Want {
     /// Of what may be no connected socket at all readiness says nothing: it is asked before it is waited for.
     /// And whoever made it may have changed what was set on it.
     pub(crate) strange: bool,
+    /// One end of a connection, whose readiness says all.
+    pub(crate) connected: bool,
 }
 
 /// How many messages one socket may deliver in one turn of a reactor before others have theirs; fewer where
@@ -181,6 +183,8 @@ pub(crate) struct Arrival {
     pub(crate) control_lost: bool,
     /// Zero bytes and no control data.
     pub(crate) nothing: bool,
+    /// It was asked for when the other end was known to be closed, so that nothing is the end.
+    pub(crate) hung_up: bool,
 }
 
 /// The requests that are away: each in a slot that keeps what the kernel may touch until the token is home.

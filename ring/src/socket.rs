@@ -230,6 +230,21 @@ impl Socket {
         self.reactor.with(|core, _| core.ask_for_credentials(self.channel));
     }
 
+    /// The same, where the descriptor stays here until it is closed, or goes to somebody who is to have it
+    /// so: nobody asks how it was before, and nothing is undone when it is given back.
+    ///
+    /// ```
+    /// # use ring::{Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// # let (_near, received) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let session = Socket::wrap(&reactor, received)?;
+    /// session.ask_for_credentials_for_good();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn ask_for_credentials_for_good(&self) {
+        self.reactor.with(|core, _| core.ask_for_credentials_for_good(self.channel));
+    }
+
     /// A duplicate of the descriptor, for another holder. What was asked for here
     /// ([credentials](Socket::ask_for_credentials)) stays asked for when this one is given back: the other
     /// may count on it. Whether this end is [private](Socket::set_private) is not changed.

@@ -46,6 +46,8 @@ pub(crate) mod errno {
 pub(crate) mod ready {
     pub(crate) const READ: u32 = libc::POLLIN as u32;
     pub(crate) const WRITE: u32 = libc::POLLOUT as u32;
+    /// Both ways are shut: the other end is closed, and nothing can undo that.
+    pub(crate) const ENDED: u32 = libc::POLLHUP as u32;
     pub(crate) const HUNG_UP: u32 = libc::POLLRDHUP as u32 | libc::POLLHUP as u32;
 }
 

@@ -82,6 +82,19 @@ on_each_driver! {
         });
     }
 
+    fn what_was_asked_for_for_good_is_not_undone(reactor: &Reactor) {
+        for (for_good, left) in [(false, false), (true, true)] {
+            let (near, _far) = testing::packet_pair();
+            let near = Socket::wrap(reactor, near).unwrap();
+            match for_good {
+                true => near.ask_for_credentials_for_good(),
+                false => near.ask_for_credentials(),
+            }
+            assert!(socket_passcred(&near).unwrap());
+            assert_eq!(socket_passcred(near.into_fd().unwrap()).unwrap(), left);
+        }
+    }
+
     /// Two empty packets, of anybody, were the end for all who received.
     fn an_empty_packet_is_not_the_end_when_the_kernel_names_no_senders_any_more(reactor: &Reactor) {
         for streams in [false, true] {

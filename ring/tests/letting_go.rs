@@ -17,6 +17,9 @@ const CLOSED_AT_ONCE_MAX: usize = 4;
 /// So many may wait: `RETIRED_MAX`.
 const WAITING_MAX: usize = 32;
 
+/// So many of those that other threads close are given to them together: `ELSEWHERE_TOGETHER_MAX`.
+const ELSEWHERE_TOGETHER_MAX: usize = 8;
+
 /// After so many turns a reactor has noticed that there are fewer descriptors: `TURNS_MAX` of its budget, and
 /// one.
 const TURNS_TO_NOTICE: usize = 65;
@@ -27,6 +30,13 @@ fn arrived(reactor: &Reactor) -> (Socket, OwnedFd) {
     let socket = Socket::wrap(reactor, here).unwrap();
     socket.set_private(true);
     socket.set_nameless();
+    (socket, there)
+}
+
+/// One whose maker may have taken back what was asked for on it, so that no look into it tells anything.
+fn doubtful(reactor: &Reactor) -> (Socket, OwnedFd) {
+    let (socket, there) = arrived(reactor);
+    socket.ask_for_credentials_for_good();
     (socket, there)
 }
 
@@ -95,6 +105,45 @@ on_each_driver! {
                 assert_eq!(Census::take().len(), census.len() - 1);
             }
         });
+    }
+
+    /// Each time a thread is woken takes longer than what it does then.
+    fn those_that_other_threads_close_are_given_to_them_together(reactor: &Reactor) {
+        settle(reactor, async {
+            for round in 0..2 {
+                let (mut ends, _others): (Vec<_>, Vec<_>) =
+                    (0..ELSEWHERE_TOGETHER_MAX).map(|_| doubtful(reactor)).unzip();
+                let last = ends.pop();
+                let census = Census::take();
+                drop(ends);
+                ring::closer_idle();
+                assert_eq!(Census::take().len(), census.len(), "round {round}: closed one by one");
+                drop(last);
+                ring::closer_idle();
+                assert_eq!(Census::take().len(), census.len() - ELSEWHERE_TOGETHER_MAX, "round {round}");
+            }
+        });
+    }
+
+    fn or_before_the_reactor_sleeps(reactor: &Reactor) {
+        settle(reactor, async {
+            let (socket, there) = doubtful(reactor);
+            let census = Census::take();
+            drop(socket);
+            assert!(is_over(&there));
+            assert_eq!(Census::take().len(), census.len());
+            sleep_once(reactor).await;
+            ring::closer_idle();
+            assert_eq!(Census::take().len(), census.len() - 1);
+        });
+    }
+
+    fn or_at_once_where_nobody_turns(reactor: &Reactor) {
+        let (socket, _there) = doubtful(reactor);
+        let census = Census::take();
+        drop(socket);
+        ring::closer_idle();
+        assert_eq!(Census::take().len(), census.len() - 1);
     }
 
     fn what_has_seen_a_sleep_is_closed_where_it_is_dropped(reactor: &Reactor) {

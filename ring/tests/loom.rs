@@ -401,6 +401,19 @@ fn when_the_crew_is_idle_all_that_was_queued_is_dropped() {
     });
 }
 
+#[test]
+fn what_is_queued_together_is_dropped_like_anything_else() {
+    in_every_order(|| {
+        let (crew, dropped) = (crew(), Arc::new(AtomicUsize::new(0)));
+        let left = Arc::new(AtomicUsize::new(2));
+        let things: Vec<_> = (0..2).map(|_| Thing(Arc::clone(&dropped))).collect();
+        assert!(crew.queue_all(things.into_iter(), || serves(crew, &left)).is_ok());
+        crew.wait_until_idle();
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
+        assert_eq!(crew.backlog(), 0);
+    });
+}
+
 /// Dropping this takes until that is dropped.
 enum Odd {
     Waits(Arc<(Mutex<bool>, Condvar)>),

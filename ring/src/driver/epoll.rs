@@ -100,6 +100,8 @@ pub(crate) struct Epoll {
 struct Watch {
     /// False once a receive has found it empty, until the next event.
     readable: bool,
+    /// The other end is closed.
+    hung_up: bool,
     /// Who waits for an event.
     parked: Parked,
     /// Writing as well, since somebody waits for it.
@@ -332,6 +334,7 @@ impl Epoll {
             let Some(watch) = self.watches.get_mut(event.data as usize) else { continue };
             // A hang-up or an error is for everybody to look at.
             watch.readable |= event.mask & !ready::WRITE != 0;
+            watch.hung_up |= event.mask & ready::ENDED != 0;
             let woken = std::mem::take(&mut watch.parked);
             if event.mask & ready::WRITE != 0 && watch.what == Watched::ReadingAndWriting {
                 self.watch_for_reading_only(event.data as usize, &woken, requests);
@@ -447,7 +450,11 @@ impl Epoll {
                         return Attempt::Again;
                     }
                 }
-                Now::Arrived(arrival) => return Attempt::Home(Outcome::Arrived(Ok(arrival))),
+                Now::Arrived(mut arrival) => {
+                    arrival.hung_up =
+                        fd.watch().get().is_some_and(|number| self.watches[number as usize].hung_up);
+                    return Attempt::Home(Outcome::Arrived(Ok(arrival)));
+                }
                 Now::Starved => return Attempt::Starve,
                 Now::Empty => {
                     if taken == 1 {
@@ -471,7 +478,12 @@ impl Epoll {
             None => {
                 // Readable until a receive has found it empty *after* it was added: what arrived between the
                 // two made no event. Adding a readable descriptor does make one, at once.
-                let number = self.watches.insert(Watch { readable: true, parked: Parked::default(), what });
+                let number = self.watches.insert(Watch {
+                    readable: true,
+                    hung_up: false,
+                    parked: Parked::default(),
+                    what,
+                });
                 if let Err(error) = sys::epoll_add(self.epoll.as_fd(), fd.as_fd(), number as u64, what) {
                     self.watches.remove(number);
                     return Err(error);
@@ -552,7 +564,13 @@ pub(super) fn receive_at_most(ground: &Ground, fd: &Fd, room: Room, bytes_max: u
     if taken.length == 0 {
         message.detach();
     }
-    Now::Arrived(Arrival { message, bytes_lost: taken.bytes_lost, control_lost: taken.control_lost, nothing })
+    Now::Arrived(Arrival {
+        message,
+        bytes_lost: taken.bytes_lost,
+        control_lost: taken.control_lost,
+        nothing,
+        hung_up: false,
+    })
 }
 
 /// A connection waits in the listener's queue until a descriptor comes free.

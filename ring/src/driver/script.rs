@@ -814,5 +814,5 @@ fn error(number: i32) -> io::Error {
 
 fn nothing() -> Arrival {
     let message = Received::owned(Vec::new(), Control::default());
-    Arrival { message, bytes_lost: false, control_lost: false, nothing: true }
+    Arrival { message, bytes_lost: false, control_lost: false, nothing: true, hung_up: false }
 }

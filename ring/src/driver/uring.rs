@@ -180,8 +180,10 @@ impl Uring {
         envelope.seal();
         let mut requests = Requests::default();
         let room = Room { descriptors: 0, pidfd: false };
-        let receive =
-            requests.insert(Request::receive(near, Want { room, many: true, burst: 1, strange: false }));
+        let receive = requests.insert(Request::receive(
+            near,
+            Want { room, many: true, burst: 1, strange: false, connected: true },
+        ));
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
         self.submit(send, &mut requests);
@@ -262,7 +264,7 @@ impl Uring {
                 return self.fresh.push(token);
             }
             Request::Receive { fd, want, share } => {
-                if want.strange && !std::mem::replace(&mut share.hot, true) {
+                if want.strange && !want.connected && !std::mem::replace(&mut share.hot, true) {
                     self.hot.push(token);
                 }
                 let fd = fd.clone();
@@ -613,8 +615,13 @@ impl Uring {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
                     Err(error) => Some(Outcome::Arrived(Err(error))),
-                    Ok(_) if want.many => self.stream(token, &fd, want, requests, home),
-                    Ok(_) => self.take(token, &fd, want),
+                    Ok(mask) => {
+                        let hung_up = mask as u32 & ready::ENDED != 0;
+                        match want.many {
+                            true => self.stream(token, &fd, want, hung_up, requests, home),
+                            false => self.take(token, &fd, want, hung_up),
+                        }
+                    }
                 }
             }
             Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
@@ -660,13 +667,13 @@ impl Uring {
     }
 
     /// Takes one message with a plain call, or has the ring tell when there is one.
-    fn take(&mut self, token: Token, fd: &Fd, want: Want) -> Option<Outcome> {
+    fn take(&mut self, token: Token, fd: &Fd, want: Want, hung_up: bool) -> Option<Outcome> {
         // Whoever asked it home does not want it: it stays for others who hold the socket.
         if self.cancelled.contains(&token) {
             return Some(Outcome::Arrived(Err(cancelled())));
         }
         match receive_now(&self.ground, fd, want.room) {
-            Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(arrival))),
+            Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(Arrival { hung_up, ..arrival }))),
             Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
             Now::Empty => {
                 self.poll(token, fd);
@@ -694,6 +701,7 @@ impl Uring {
         token: Token,
         fd: &Fd,
         want: Want,
+        hung_up: bool,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
     ) -> Option<Outcome> {
@@ -703,7 +711,7 @@ impl Uring {
         // what there is to others.
         let waits = share.starved || share.hot;
         if !waits && !self.cancelled.contains(&token) {
-            self.take_many(token, fd, want, requests, home);
+            self.take_many(token, fd, want, hung_up, requests, home);
         }
         // Asked before, or at its end: nothing of it is in the ring.
         if self.cancelled.contains(&token) {
@@ -720,6 +728,7 @@ impl Uring {
         token: Token,
         fd: &Fd,
         want: Want,
+        hung_up: bool,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
     ) {
@@ -728,8 +737,12 @@ impl Uring {
         let mut taken = 0;
         while share.is_left(self.turn, want) {
             let result = match receive_now(&self.ground, fd, want.room) {
-                // The end of file is believed when it is said twice, and then there is nothing more to come.
-                Now::Arrived(arrival) if arrival.nothing && nothing => return self.end(token, Ok(arrival)),
+                // The end of file is believed when it is said twice, or when the other end was closed before;
+                // and then there is nothing more to come.
+                Now::Arrived(arrival) if arrival.nothing && (nothing || hung_up) => {
+                    let unwatched = share.unwatched;
+                    return self.end(token, unwatched, Ok(Arrival { hung_up, ..arrival }));
+                }
                 Now::Arrived(arrival) => {
                     nothing = arrival.nothing;
                     if nothing && want.strange {
@@ -745,7 +758,10 @@ impl Uring {
                     share.took(0);
                     Err(error)
                 }
-                Now::Failed(error) => return self.end(token, Err(error)),
+                Now::Failed(error) => {
+                    let unwatched = share.unwatched;
+                    return self.end(token, unwatched, Err(error));
+                }
                 Now::Empty => {
                     // Behind several another may come the next time, too.
                     if taken == 1 {
@@ -783,10 +799,14 @@ impl Uring {
         }
     }
 
-    /// Nothing more comes of this stream.
-    fn end(&mut self, token: Token, result: io::Result<Arrival>) {
+    /// Nothing more comes of this stream. If its poll has come home there is nothing in the ring to be asked
+    /// for it: the answer to that would be an enter of its own.
+    fn end(&mut self, token: Token, unwatched: bool, result: io::Result<Arrival>) {
         self.ending.insert(token, result);
-        self.cancel(token);
+        match unwatched {
+            true => _ = self.cancelled.insert(token),
+            false => self.cancel(token),
+        }
     }
 
     /// Has the ring tell again of streams whose polls have come home. Not of those that go on in the next
@@ -823,7 +843,7 @@ impl Uring {
         for token in std::mem::take(&mut self.fresh) {
             let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { continue };
             let (fd, want) = (fd.clone(), *want);
-            if let Some(outcome) = self.take(token, &fd, want) {
+            if let Some(outcome) = self.take(token, &fd, want, false) {
                 self.bring_home_for_good(token, outcome, requests, home);
             }
         }
@@ -856,7 +876,7 @@ impl Uring {
             && !self.cancelled.contains(&token)
         {
             let (fd, want) = (fd.clone(), *want);
-            self.take_many(token, &fd, want, requests, home);
+            self.take_many(token, &fd, want, false, requests, home);
         }
     }
 
@@ -893,10 +913,10 @@ impl Uring {
                     share.starved = false;
                     let (fd, want) = (fd.clone(), *want);
                     if want.many {
-                        self.take_many(token, &fd, want, requests, home);
+                        self.take_many(token, &fd, want, false, requests, home);
                         None
                     } else {
-                        self.take(token, &fd, want)
+                        self.take(token, &fd, want, false)
                     }
                 }
                 Some(_) => self.again(token, requests),
