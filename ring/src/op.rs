@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -31,6 +31,7 @@ use crate::request::{
 use crate::spare::{Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, Half, SocketOption, errno, ready};
+use crate::task::{Asker, Sleeper};
 use crate::timer::Timers;
 
 /// A socket whose owner does not receive may have so many messages waiting before its stream is stopped …
@@ -282,7 +283,7 @@ struct Inbox {
     bytes: usize,
     /// Somebody asked for a message that has not come.
     wanted: bool,
-    waker: Option<Waker>,
+    sleeper: Option<Sleeper>,
     ended: bool,
     /// Asked home so that the descriptor can be given away: not armed again unless somebody receives.
     leaving: bool,
@@ -311,7 +312,7 @@ enum Role {
 
 /// Somebody who asked for one thing and will come back for the answer.
 struct Waiter {
-    waker: Option<Waker>,
+    sleeper: Option<Sleeper>,
     state: WaiterState,
     channel: usize,
 }
@@ -344,11 +345,11 @@ pub(crate) enum OneTaken {
     Starved,
 }
 
-/// Wakers to be woken, and to be dropped, when nothing is borrowed.
+/// Who is to be woken, and whose waker to be dropped, when nothing is borrowed.
 #[derive(Default)]
 pub(crate) struct Woken {
-    pub(crate) wake: Vec<Waker>,
-    pub(crate) drop: Vec<Waker>,
+    pub(crate) wake: Vec<Sleeper>,
+    pub(crate) drop: Vec<Sleeper>,
 }
 
 impl Core {
@@ -527,7 +528,7 @@ impl Core {
     pub(crate) fn take_apart(&mut self, channel: usize, woken: &mut Woken) -> Fd {
         assert!(self.is_idle(channel));
         let channel = self.channels.remove(channel);
-        woken.drop.extend(channel.inbox.waker);
+        woken.drop.extend(channel.inbox.sleeper);
         self.driver.forget(&channel.fd);
         if channel.credentials == Credentials::AskedHere && !self.driver.is_child() {
             // The next holder may offer control room for descriptors only, and would find credentials in it.
@@ -542,7 +543,7 @@ impl Core {
     pub(crate) fn close(&mut self, key: usize, woken: &mut Woken) -> bool {
         let channel = &mut self.channels[key];
         channel.closed = true;
-        woken.drop.extend(channel.inbox.waker.take());
+        woken.drop.extend(channel.inbox.sleeper.take());
         channel.inbox.arrived = Queue::new();
         std::iter::from_fn(|| channel.accepted.pop_front()).for_each(discard);
         let hurry = channel.inbox.away.is_some() && !channel.private;
@@ -735,7 +736,7 @@ impl Core {
 
     /// A place for somebody who waits.
     fn wait(&mut self, channel: usize) -> usize {
-        self.waiters.insert(Waiter { waker: None, state: WaiterState::Waiting(None), channel })
+        self.waiters.insert(Waiter { sleeper: None, state: WaiterState::Waiting(None), channel })
     }
 
     fn count_sent(&mut self, envelope: &Envelope) {
@@ -764,7 +765,7 @@ impl Core {
     /// follows would not make sense.
     pub(crate) fn let_go(&mut self, key: usize, woken: &mut Woken) {
         let waiter = self.waiters.remove(key);
-        woken.drop.extend(waiter.waker);
+        woken.drop.extend(waiter.sleeper);
         let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
         let slips =
             lane.waiting.with_memory().iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
@@ -1162,15 +1163,15 @@ impl Core {
         match waiter.state {
             WaiterState::Abandoned => {
                 let waiter = self.waiters.remove(key);
-                woken.drop.extend(waiter.waker);
+                woken.drop.extend(waiter.sleeper);
                 if let Done::Accepted(Ok(fd)) = done {
                     self.keep_accepted(waiter.channel, fd);
                 }
             }
             _ => {
                 waiter.state = WaiterState::Done(done);
-                let waker = waiter.waker.take();
-                if quiet { woken.drop.extend(waker) } else { woken.wake.extend(waker) }
+                let sleeper = waiter.sleeper.take();
+                if quiet { woken.drop.extend(sleeper) } else { woken.wake.extend(sleeper) }
             }
         }
     }
@@ -1192,7 +1193,7 @@ impl Core {
             return self.ask(key, |fd| Request::Accept { fd });
         };
         let state = WaiterState::Done(Done::Accepted(Ok(fd)));
-        self.waiters.insert(Waiter { waker: None, state, channel: key })
+        self.waiters.insert(Waiter { sleeper: None, state, channel: key })
     }
 
     /// Whoever wanted this connection is gone: it is kept for the next, while there may be one.
@@ -1203,17 +1204,17 @@ impl Core {
         }
     }
 
-    /// The answer, if there is one; or the waker is kept.
-    pub(crate) fn poll_waiter(&mut self, key: usize, waker: &Waker, woken: &mut Woken) -> Poll<Done> {
+    /// The answer, if there is one; or whoever asks is kept.
+    pub(crate) fn poll_waiter(&mut self, key: usize, asker: Asker<'_>, woken: &mut Woken) -> Poll<Done> {
         let waiter = &mut self.waiters[key];
         if let WaiterState::Done(_) = waiter.state {
             let waiter = self.waiters.remove(key);
-            woken.drop.extend(waiter.waker);
+            woken.drop.extend(waiter.sleeper);
             let WaiterState::Done(done) = waiter.state else { unreachable!("looked at above") };
             return Poll::Ready(done);
         }
-        if !waiter.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
-            woken.drop.extend(waiter.waker.replace(waker.clone()));
+        if !waiter.sleeper.as_ref().is_some_and(|kept| kept.is(asker)) {
+            woken.drop.extend(waiter.sleeper.replace(Sleeper::from(asker)));
         }
         Poll::Pending
     }
@@ -1221,7 +1222,7 @@ impl Core {
     /// Whoever asked is gone. A letter that has not left is taken back.
     pub(crate) fn abandon(&mut self, key: usize, woken: &mut Woken) {
         let waiter = &mut self.waiters[key];
-        woken.drop.extend(waiter.waker.take());
+        woken.drop.extend(waiter.sleeper.take());
         match std::mem::replace(&mut waiter.state, WaiterState::Abandoned) {
             WaiterState::Done(done) => {
                 let channel = self.waiters.remove(key).channel;
@@ -1254,39 +1255,39 @@ impl Core {
     pub(crate) fn poll_receive(
         &mut self,
         key: usize,
-        waker: &Waker,
+        asker: Asker<'_>,
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         if let Some(result) = self.take_arrived(key) {
             return Poll::Ready(result);
         }
-        self.wait_for_message(key, waker, woken);
+        self.wait_for_message(key, asker, woken);
         Poll::Pending
     }
 
-    /// Arms the receive, and keeps the waker for what it brings.
+    /// Arms the receive, and keeps whoever asks for what it brings.
     #[inline]
-    fn wait_for_message(&mut self, key: usize, waker: &Waker, woken: &mut Woken) {
+    fn wait_for_message(&mut self, key: usize, asker: Asker<'_>, woken: &mut Woken) {
         let inbox = &mut self.channels[key].inbox;
-        if !inbox.waker.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
-            woken.drop.extend(inbox.waker.replace(waker.clone()));
+        if !inbox.sleeper.as_ref().is_some_and(|kept| kept.is(asker)) {
+            woken.drop.extend(inbox.sleeper.replace(Sleeper::from(asker)));
         }
         inbox.wanted = true;
         self.arm(key);
     }
 
-    /// As `poll_receive`; and whether more is here with the message. If not, the waker is kept for it
+    /// As `poll_receive`; and whether more is here with the message. If not, whoever asks is kept for it
     /// already.
     pub(crate) fn poll_receive_of_many(
         &mut self,
         key: usize,
-        waker: &Waker,
+        asker: Asker<'_>,
         woken: &mut Woken,
     ) -> Poll<(Result<Received, ReceiveError>, bool)> {
         let taken = self.take_arrived(key);
         let more = self.has_arrived(key);
         if !more {
-            self.wait_for_message(key, waker, woken);
+            self.wait_for_message(key, asker, woken);
         }
         taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
     }
@@ -1296,7 +1297,7 @@ impl Core {
     pub(crate) fn poll_receive_here(
         &mut self,
         key: usize,
-        waker: &Waker,
+        asker: Asker<'_>,
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
@@ -1313,7 +1314,7 @@ impl Core {
                 Now::Starved | Now::Empty => {}
             }
         }
-        self.poll_receive(key, waker, woken)
+        self.poll_receive(key, asker, woken)
     }
 
     /// Whether a message taken out of the queue now would be the next, and there may be one.
@@ -1503,7 +1504,7 @@ impl Core {
         let inbox = &mut self.channels[key].inbox;
         inbox.ended = true;
         inbox.arrived.with_memory().extend(error.map(|error| Err(ReceiveError::from_kernel(error))));
-        woken.wake.extend(inbox.waker.take());
+        woken.wake.extend(inbox.sleeper.take());
     }
 
     /// What a receive beside the driver needs to know.
@@ -1562,7 +1563,7 @@ impl Core {
         inbox.bytes += result.as_ref().map_or(0, |message| message.bytes().len());
         self.spare_arrivals.lend(&mut inbox.arrived).push_back(result);
         inbox.wanted = false;
-        woken.wake.extend(inbox.waker.take());
+        woken.wake.extend(inbox.sleeper.take());
         let full = inbox.arrived.len() >= BACKLOG_MESSAGES_MAX || inbox.bytes >= BACKLOG_BYTES_MAX;
         if full && !inbox.stopped {
             inbox.stopped = true;
@@ -1919,6 +1920,8 @@ impl Drop for Core {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::task::Waker;
+
     use super::*;
     use crate::driver::{DriverChoice, SleepPlace};
     use crate::envelope::Control;
@@ -2002,14 +2005,14 @@ mod tests {
             if many {
                 core.set_many(key);
             }
-            assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            assert!(core.poll_receive(key, Asker::Other(Waker::noop()), &mut woken).is_pending());
             testing::send_packet(&far, b"answer", &[]).unwrap();
             drop(far);
             core.arrived(key, zero(), false, &mut woken);
             turns(&mut core);
             assert_eq!(core.take_arrived(key).unwrap().unwrap().bytes(), b"answer");
             if !many {
-                assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+                assert!(core.poll_receive(key, Asker::Other(Waker::noop()), &mut woken).is_pending());
             }
             turns(&mut core);
             assert!(matches!(core.take_arrived(key), Some(Err(ReceiveError::Closed))));

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use crate::budget::Budget;
@@ -26,7 +26,7 @@ use crate::fork::{ForkedChild, Origin};
 use crate::op::{Core, Woken};
 use crate::remote::{Bell, Remote};
 use crate::stats::Stats;
-use crate::task::{TaskId, Tasks};
+use crate::task::{Asker, TaskId, Tasks};
 use crate::timer::Alarm;
 use crate::wait::{LOOKS_PER_YIELD, Spinner, WaitPolicy};
 
@@ -372,7 +372,7 @@ impl Reactor {
         self.0.bell.awake();
         let any = !woken.wake.is_empty();
         // Empty now, and kept for its memory.
-        self.0.woken.set(woken.finish());
+        self.0.woken.set(woken.finish(&self.0.companions));
         let ran = self.0.companions.run();
         result.map(|home| home || any || ran)
     }
@@ -443,7 +443,7 @@ impl Reactor {
     pub(crate) fn with<T>(&self, step: impl FnOnce(&mut Core, &mut Woken) -> T) -> T {
         let mut woken = Woken::default();
         let result = self.with_core(|core| step(core, &mut woken));
-        woken.finish_if_any();
+        woken.finish_if_any(&self.0.companions);
         result
     }
 
@@ -466,6 +466,12 @@ impl Reactor {
         result
     }
 
+    /// Who polls: a companion is known by its place, and costs no waker.
+    #[inline]
+    pub(crate) fn asker<'a>(&self, context: &Context<'a>) -> Asker<'a> {
+        self.0.companions.asker(context.waker())
+    }
+
     pub(crate) fn bell(&self) -> &Arc<Bell> {
         &self.0.bell
     }
@@ -481,7 +487,7 @@ impl Shared {
     fn become_child(&self) {
         let mut woken = Woken::default();
         self.core.borrow_mut().become_child(&mut woken);
-        woken.finish();
+        woken.finish(&self.companions);
     }
 }
 
@@ -511,17 +517,17 @@ impl Woken {
     /// For who mostly has collected nothing. Dropping two vectors that never had memory took thirty
     /// instructions each time.
     #[inline]
-    fn finish_if_any(self) {
+    fn finish_if_any(self, companions: &Tasks) {
         if self.wake.capacity() == 0 && self.drop.capacity() == 0 {
             std::mem::forget(self);
         } else {
-            self.finish();
+            self.finish(companions);
         }
     }
 
     #[inline]
-    fn finish(mut self) -> Woken {
-        self.wake.drain(..).for_each(Waker::wake);
+    fn finish(mut self, companions: &Tasks) -> Woken {
+        self.wake.drain(..).for_each(|sleeper| companions.wake(sleeper));
         self.drop.clear();
         self
     }
@@ -564,14 +570,14 @@ impl Future for Sleep {
             self.unset();
             return Poll::Ready(());
         }
-        let (moment, waker) = (self.moment, context.waker());
+        let (moment, asker) = (self.moment, self.reactor.asker(context));
         let alarm = self.alarm;
         self.alarm = self.reactor.with(|core, woken| match alarm {
             Some(alarm) => {
-                woken.drop.extend(core.timers.replace(alarm, waker));
+                woken.drop.extend(core.timers.replace(alarm, asker));
                 Some(alarm)
             }
-            None => Some(core.timers.set(moment, Waker::clone(waker))),
+            None => Some(core.timers.set(moment, asker)),
         });
         Poll::Pending
     }

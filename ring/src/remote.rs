@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use crate::driver::SleepPlace;
 use crate::fork::{self, Generation};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, ThreadId, thread};
+use crate::sync::{AtomicU8, Mutex, MutexGuard, Ordering, PoisonError, ThreadNumber, this_thread};
 use crate::sys::{self, EventFd};
 
 /// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
@@ -35,15 +35,22 @@ impl fmt::Debug for Remote {
     }
 }
 
+/// Whoever rings need not strike: before it sleeps the reactor looks whether it was rung.
+const AWAKE: u8 = 0;
+/// Whoever rings strikes.
+const ASLEEP: u8 = 1;
+/// Somebody has rung, and the reactor has not looked since.
+const RUNG: u8 = 2;
+
 pub(crate) struct Bell {
     eventfd: EventFd,
-    home: ThreadId,
+    home: ThreadNumber,
     place: SleepPlace,
-    /// This and `asleep` are never merely stored to but always swapped, also where nobody wants to know what
-    /// there was: a swap acquires what the one who rang has said before. After a store that could be looked
-    /// at too early, found missing, and its ring be forgotten.
-    rung: AtomicBool,
-    asleep: AtomicBool,
+    /// AWAKE, ASLEEP or RUNG. One word for all three, so that a turn that sleeps changes it twice and no
+    /// more: each change locks the cache line, which costs as much as twenty other instructions. Never merely
+    /// stored to but always exchanged: that acquires what the one who rang has said before. After a store it
+    /// could be looked at too early, found missing, and its ring be forgotten.
+    state: AtomicU8,
     /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
     attendant: Mutex<Option<Waker>>,
     made_in: Generation,
@@ -53,10 +60,9 @@ impl Bell {
     pub(crate) fn new(place: SleepPlace) -> io::Result<Bell> {
         Ok(Bell {
             eventfd: sys::eventfd()?,
-            home: thread::current().id(),
+            home: this_thread(),
             place,
-            rung: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
+            state: AtomicU8::new(AWAKE),
             attendant: Mutex::new(None),
             made_in: fork::generation(),
         })
@@ -68,8 +74,7 @@ impl Bell {
     }
 
     pub(crate) fn ring(&self) {
-        self.rung.swap(true, Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
+        if self.state.swap(RUNG, Ordering::SeqCst) == ASLEEP {
             self.strike();
         }
     }
@@ -77,7 +82,15 @@ impl Bell {
     /// As `ring`, unless called on the reactor's own thread, which is awake then. But for a guest: there the
     /// host's own code runs between two turns.
     pub(crate) fn ring_from_elsewhere(&self) {
-        if self.place == SleepPlace::HostLoop || thread::current().id() != self.home {
+        if self.place == SleepPlace::HostLoop || this_thread() != self.home {
+            self.ring();
+        }
+    }
+
+    /// As `ring`, on the reactor's own thread, which is awake then. But for a guest.
+    #[inline]
+    pub(crate) fn ring_for_the_host(&self) {
+        if self.place == SleepPlace::HostLoop {
             self.ring();
         }
     }
@@ -121,29 +134,33 @@ impl Bell {
 
     /// Forgets what was rung: whoever calls this looks at everything next.
     pub(crate) fn hear(&self) {
-        self.rung.swap(false, Ordering::SeqCst);
+        self.state.swap(AWAKE, Ordering::SeqCst);
     }
 
     pub(crate) fn is_rung(&self) -> bool {
-        self.rung.load(Ordering::SeqCst)
+        self.state.load(Ordering::SeqCst) == RUNG
     }
 
     pub(crate) fn is_asleep(&self) -> bool {
-        self.asleep.load(Ordering::SeqCst)
+        self.state.load(Ordering::SeqCst) == ASLEEP
     }
 
     /// Announces a sleep. False if the bell has been rung meanwhile: do not sleep then.
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.asleep.swap(true, Ordering::SeqCst);
-        if self.rung.swap(false, Ordering::SeqCst) {
-            self.asleep.swap(false, Ordering::SeqCst);
-            return false;
+        match self.state.compare_exchange(AWAKE, ASLEEP, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) | Err(ASLEEP) => true,
+            Err(_) => {
+                self.state.swap(AWAKE, Ordering::SeqCst);
+                false
+            }
         }
-        true
     }
 
+    /// The sleep is over. What was rung meanwhile stays to be heard.
     pub(crate) fn awake(&self) {
-        self.asleep.swap(false, Ordering::SeqCst);
+        if self.is_asleep() {
+            let _ = self.state.compare_exchange(ASLEEP, AWAKE, Ordering::SeqCst, Ordering::SeqCst);
+        }
     }
 }
 

@@ -531,7 +531,8 @@ impl Socket {
     /// As `receive`, for futures written by hand: if there is no message yet, the waker (one for each socket)
     /// is woken when there is.
     pub fn poll_receive(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
-        self.reactor.with(|core, woken| core.poll_receive(self.channel, context.waker(), woken))
+        let asker = self.reactor.asker(context);
+        self.reactor.with(|core, woken| core.poll_receive(self.channel, asker, woken))
     }
 
     /// As [`poll_receive`](Socket::poll_receive), for whoever takes one message of many and leaves the next
@@ -561,14 +562,16 @@ impl Socket {
         &self,
         context: &mut Context<'_>,
     ) -> Poll<(Result<Received, ReceiveError>, bool)> {
-        self.reactor.with(|core, woken| core.poll_receive_of_many(self.channel, context.waker(), woken))
+        let asker = self.reactor.asker(context);
+        self.reactor.with(|core, woken| core.poll_receive_of_many(self.channel, asker, woken))
     }
 
     /// As [`poll_receive`](Socket::poll_receive), where an answer may be there before anything is waited
     /// for: looks into the queue first, unless it is known to be empty, and then leaves it to the reactor. So
     /// up to 16 messages are taken without a turn; the next one waits for it.
     pub fn poll_receive_here(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
-        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, context.waker(), woken))
+        let asker = self.reactor.asker(context);
+        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, asker, woken))
     }
 
     /// The next message, if it has arrived already.
@@ -640,7 +643,8 @@ impl Socket {
                 look.asked = Some((self.reactor.clone(), waiter));
                 continue;
             };
-            let told = reactor.with(|core, woken| core.poll_waiter(*waiter, context.waker(), woken));
+            let asker = reactor.asker(context);
+            let told = reactor.with(|core, woken| core.poll_waiter(*waiter, asker, woken));
             let told = std::task::ready!(told);
             look.asked = None;
             if let Done::Ready(Err(error)) = told {
@@ -828,7 +832,8 @@ impl Future for Sending {
             SendingState::Waiting(waiter) => *waiter,
             SendingState::Over => panic!("polled after its end"),
         };
-        let poll = self.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        let asker = self.reactor.asker(context);
+        let poll = self.reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken));
         poll.map(|done| {
             self.state = SendingState::Over;
             match done {
@@ -947,7 +952,9 @@ impl Future for Readiness<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let waiter = self.waiter.expect("polled after its end");
-        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        let reactor = &self.socket.reactor;
+        let asker = reactor.asker(context);
+        let poll = reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken));
         poll.map(|done| {
             self.waiter = None;
             match done {
@@ -982,7 +989,9 @@ impl Future for Accepting<'_> {
             return Poll::Ready(Err(error));
         }
         let waiter = self.waiter.expect("polled after its end");
-        let poll = self.socket.reactor.with(|core, woken| core.poll_waiter(waiter, context.waker(), woken));
+        let reactor = &self.socket.reactor;
+        let asker = reactor.asker(context);
+        let poll = reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken));
         poll.map(|done| {
             self.waiter = None;
             match done {

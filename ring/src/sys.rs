@@ -766,6 +766,14 @@ pub(crate) fn process_number() -> u32 {
     std::process::id()
 }
 
+/// A number of the calling thread, which no other thread has while this one is there.
+#[inline]
+pub(crate) fn thread_number() -> usize {
+    // SAFETY: asks for nothing and cannot fail.
+    // Kept honest by `executor.rs::another_thread_wakes_the_reactor`.
+    unsafe { libc::pthread_self() as usize }
+}
+
 /// Runs `child` in a fork of this process and ends that with what it returns. The number of the child.
 pub(crate) fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     // SAFETY: the child runs what a test gives it, on the one thread it has, and ends. Locks that other

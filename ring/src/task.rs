@@ -1,33 +1,97 @@
 //! A set of tasks: futures that are polled when their wakers say so; and the waker of one future beside them.
 //! Knows no reactor but its bell.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::ptr;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, RawWakerVTable, Wake, Waker};
 
 use slab::Slab;
 
 use crate::remote::Bell;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, PoisonError, TryLockError};
 
-type Work = Pin<Box<dyn Future<Output = ()>>>;
-
 pub(crate) struct Tasks {
     slots: RefCell<Slab<Task>>,
     ready: Arc<Ready>,
-    /// Those that were ready when a round began, and have yet to be polled. Here, and not with who polls
-    /// them: a task may take turns itself, and wait for what another of its round does; or it may unwind.
-    round: RefCell<VecDeque<Arc<Signal>>>,
+    /// Those that have yet to be polled: that were ready when a round began, or were called here since. Here,
+    /// and not with who polls them: a task may take turns itself, and wait for what another of its round
+    /// does; or it may unwind.
+    round: RefCell<VecDeque<Called>>,
+    /// The one that is being polled.
+    polled: Cell<Option<Polled>>,
 }
 
 struct Task {
     /// Taken out while it is polled.
     work: Option<Work>,
     signal: Arc<Signal>,
+    /// It is in the round, called here.
+    called: bool,
+    /// It was to be polled while it was being polled, by a turn that it takes itself.
+    again: bool,
+}
+
+struct Work {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    /// Kept, so that a poll need not make one.
+    waker: Waker,
+}
+
+/// How a task has come to be in a round.
+enum Called {
+    /// By its waker, which anybody may hold.
+    Elsewhere(Arc<Signal>),
+    /// By its place, on this thread: no lock, no count of references, nothing that crosses threads.
+    Here(usize),
+}
+
+/// What is known of a task by its waker, while it is polled.
+#[derive(Clone, Copy)]
+struct Polled {
+    data: *const (),
+    vtable: &'static RawWakerVTable,
+    slot: usize,
+}
+
+/// Who asks for something that comes later.
+#[derive(Clone, Copy)]
+pub(crate) enum Asker<'a> {
+    /// A task of the set that wakes it, by its place there.
+    Task(usize),
+    Other(&'a Waker),
+}
+
+/// Whoever is to be woken when it has come.
+pub(crate) enum Sleeper {
+    /// A task of the set that wakes it. If its place has been given to another, that one is polled in vain.
+    Task(usize),
+    Other(Waker),
+}
+
+impl Sleeper {
+    #[inline]
+    pub(crate) fn is(&self, asker: Asker<'_>) -> bool {
+        match (self, asker) {
+            (Sleeper::Task(slot), Asker::Task(asks)) => *slot == asks,
+            (Sleeper::Other(waker), Asker::Other(asks)) => waker.will_wake(asks),
+            _ => false,
+        }
+    }
+}
+
+impl From<Asker<'_>> for Sleeper {
+    #[inline]
+    fn from(asker: Asker<'_>) -> Sleeper {
+        match asker {
+            Asker::Task(slot) => Sleeper::Task(slot),
+            Asker::Other(waker) => Sleeper::Other(waker.clone()),
+        }
+    }
 }
 
 /// One task of a set.
@@ -38,17 +102,18 @@ impl Tasks {
     pub(crate) fn new(bell: Arc<Bell>) -> Tasks {
         let (some, closed) = (AtomicBool::new(false), AtomicBool::new(false));
         let ready = Ready { queue: Mutex::new(VecDeque::new()), some, closed, bell };
-        let round = RefCell::new(VecDeque::new());
-        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready), round }
+        let (round, polled) = (RefCell::new(VecDeque::new()), Cell::new(None));
+        Tasks { slots: RefCell::new(Slab::new()), ready: Arc::new(ready), round, polled }
     }
 
     /// Adds a task, which is polled soon.
-    pub(crate) fn spawn(&self, work: Work) -> TaskId {
+    pub(crate) fn spawn(&self, future: Pin<Box<dyn Future<Output = ()>>>) -> TaskId {
         let mut slots = self.slots.borrow_mut();
         let entry = slots.vacant_entry();
         let queued = AtomicBool::new(false);
         let signal = Arc::new(Signal { slot: entry.key(), queued, ready: Arc::clone(&self.ready) });
-        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal) });
+        let work = Work { future, waker: Waker::from(Arc::clone(&signal)) };
+        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal), called: false, again: false });
         drop(slots);
         Signal::wake_by_ref(&signal);
         TaskId(signal)
@@ -74,43 +139,62 @@ impl Tasks {
         self.ready.some.load(Ordering::Acquire) || !self.round.borrow().is_empty()
     }
 
+    /// Who asks, if this is how it wants to be woken.
+    #[inline]
+    pub(crate) fn asker<'a>(&self, waker: &'a Waker) -> Asker<'a> {
+        match self.polled.get() {
+            Some(polled) if polled.is_woken_by(waker) => Asker::Task(polled.slot),
+            _ => Asker::Other(waker),
+        }
+    }
+
+    /// Wakes whoever asked.
+    #[inline]
+    pub(crate) fn wake(&self, sleeper: Sleeper) {
+        match sleeper {
+            Sleeper::Task(slot) => self.call(slot),
+            Sleeper::Other(waker) => waker.wake(),
+        }
+    }
+
+    fn call(&self, slot: usize) {
+        if let Some(task) = self.slots.borrow_mut().get_mut(slot)
+            && !mem::replace(&mut task.called, true)
+        {
+            self.round.borrow_mut().push_back(Called::Here(slot));
+        }
+        self.ready.bell.ring_for_the_host();
+    }
+
     /// Polls each task that is ready now, once. Says whether there was one.
     pub(crate) fn run(&self) -> bool {
-        if !self.any_ready() {
-            return false;
+        if self.ready.some.load(Ordering::Acquire) {
+            self.ready.move_into(&mut self.round.borrow_mut());
         }
-        self.ready.move_into(&mut self.round.borrow_mut());
         let count = self.round.borrow().len();
         for _ in 0..count {
             let next = self.round.borrow_mut().pop_front();
-            let Some(signal) = next else { break };
-            self.poll(signal);
+            let Some(called) = next else { break };
+            self.poll(called);
         }
         count > 0
     }
 
-    fn poll(&self, signal: Arc<Signal>) {
-        // Before the poll: a wake-up during it queues the task once more. A swap, because a wake-up that
-        // found it queued already has left it at that: what it was about has to be seen in this poll. After a
-        // mere store the poll may look before others see what was stored, and they leave it at that for ever.
-        signal.queued.swap(false, Ordering::AcqRel);
-        let (slot, address) = (signal.slot, Arc::as_ptr(&signal));
-        // Which keeps the signal where it is for as long as this takes.
-        let waker = Waker::from(signal);
-        // Its place may have been given to another.
-        let is_the_same = |task: &Task| ptr::eq(Arc::as_ptr(&task.signal), address);
-        let found = match self.slots.borrow_mut().get_mut(slot) {
-            Some(task) if is_the_same(task) => task.work.take(),
-            _ => None,
-        };
-        let Some(mut work) = found else { return };
-        let poll = work.as_mut().poll(&mut Context::from_waker(&waker));
+    fn poll(&self, called: Called) {
+        let Some((slot, mut work)) = self.take(called) else { return };
+        let polling = Polling::begin(self, &work.waker, slot);
+        let poll = work.future.as_mut().poll(&mut Context::from_waker(&work.waker));
+        drop(polling);
         let mut slots = self.slots.borrow_mut();
         let mut finished = None;
         match slots.get_mut(slot) {
-            Some(task) if is_the_same(task) => match poll {
+            Some(task) if task.is_woken_by(&work.waker) => match poll {
                 Poll::Pending => {
                     task.work = Some(work);
+                    if mem::take(&mut task.again) {
+                        drop(slots);
+                        self.call(slot);
+                    }
                     return;
                 }
                 Poll::Ready(()) => finished = slots.try_remove(slot),
@@ -121,6 +205,34 @@ impl Tasks {
         drop(slots);
         drop(finished);
         drop(work);
+    }
+
+    /// The work of one that is to be polled, and its place.
+    #[inline]
+    fn take(&self, called: Called) -> Option<(usize, Work)> {
+        let mut slots = self.slots.borrow_mut();
+        let (slot, task) = match &called {
+            Called::Here(slot) => {
+                let task = slots.get_mut(*slot)?;
+                // If not it is another, in the place of the one that was called.
+                if !mem::take(&mut task.called) {
+                    return None;
+                }
+                (*slot, task)
+            }
+            Called::Elsewhere(signal) => {
+                // Before the poll: a wake-up during it queues the task once more. A swap, because a wake-up
+                // that found it queued already has left it at that: what it was about has to be seen in this
+                // poll. After a mere store the poll may look before others see what was stored, and they
+                // leave it at that for ever.
+                signal.queued.swap(false, Ordering::AcqRel);
+                // Its place may have been given to another.
+                let is_the_same = |task: &&mut Task| Arc::ptr_eq(&task.signal, signal);
+                (signal.slot, slots.get_mut(signal.slot).filter(is_the_same)?)
+            }
+        };
+        task.again = task.work.is_none();
+        Some((slot, task.work.take()?))
     }
 
     /// Drops all tasks.
@@ -143,6 +255,39 @@ impl Drop for Tasks {
     }
 }
 
+impl Task {
+    /// Whether this is its own waker.
+    fn is_woken_by(&self, waker: &Waker) -> bool {
+        ptr::eq(Arc::as_ptr(&self.signal).cast(), waker.data())
+    }
+}
+
+impl Polled {
+    #[inline]
+    fn is_woken_by(&self, waker: &Waker) -> bool {
+        ptr::eq(self.data, waker.data()) && ptr::eq(self.vtable, waker.vtable())
+    }
+}
+
+/// For as long as a task is polled, even if it unwinds; then the one that was polled before is again.
+struct Polling<'a> {
+    tasks: &'a Tasks,
+    before: Option<Polled>,
+}
+
+impl Polling<'_> {
+    fn begin<'a>(tasks: &'a Tasks, waker: &Waker, slot: usize) -> Polling<'a> {
+        let polled = Polled { data: waker.data(), vtable: waker.vtable(), slot };
+        Polling { tasks, before: tasks.polled.replace(Some(polled)) }
+    }
+}
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.tasks.polled.set(self.before);
+    }
+}
+
 struct Ready {
     queue: Mutex<VecDeque<Arc<Signal>>>,
     /// Whether anything is queued. Written under the lock, and looked at without it: who queues something
@@ -154,12 +299,12 @@ struct Ready {
 
 impl Ready {
     /// Moves all that is queued to the end of this.
-    fn move_into(&self, round: &mut VecDeque<Arc<Signal>>) {
+    fn move_into(&self, round: &mut VecDeque<Called>) {
         let queue = self.lock();
         // In a forked child, where nobody can look, nothing is ready.
         self.some.store(false, Ordering::Release);
         if let Some(mut queue) = queue {
-            round.append(&mut queue);
+            round.extend(queue.drain(..).map(Called::Elsewhere));
         }
     }
 

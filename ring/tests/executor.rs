@@ -369,6 +369,24 @@ on_each_driver! {
         assert!(done.get());
     }
 
+    /// It is being polled when its turn comes, and cannot be polled once more then.
+    fn a_task_that_is_woken_while_it_takes_turns_is_polled_again(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let polls = Rc::new(Cell::new(0));
+        let (inner, counts) = (executor.clone(), Rc::clone(&polls));
+        executor.spawn(poll_fn(move |context| {
+            counts.set(counts.get() + 1);
+            if counts.get() == 2 {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            inner.settle();
+            Poll::Pending
+        }));
+        executor.settle();
+        assert_eq!(polls.get(), 2);
+    }
+
     fn a_task_that_panics_takes_only_itself_down(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         executor.spawn(async { panic!("as the test wants it") });

@@ -1,9 +1,14 @@
 //! Loom's in the place of the standard library's: what `src/sync.rs` is to the library.
 
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
-pub(crate) use loom::thread::{self, ThreadId};
+pub(crate) use loom::thread;
+pub(crate) use loom::thread::ThreadId as ThreadNumber;
 pub(crate) use std::sync::{PoisonError, TryLockError};
+
+pub(crate) fn this_thread() -> ThreadNumber {
+    thread::current().id()
+}
 
 /// As the library's, behind a lock that loom knows: whoever finds the value has seen it made.
 pub(crate) struct OnceBox<T> {
