@@ -688,7 +688,11 @@ impl Core {
     }
 
     /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
+    #[inline(never)]
     fn close_before_sleeping(&mut self, sleep: Sleep) -> Sleep {
+        if !self.budget.covers(DESCRIPTORS_MAX) {
+            self.close_the_retired();
+        }
         if sleep == Sleep::Not || self.retired.iter().all(|retired| retired.until != Until::Sleeping) {
             return sleep;
         }
@@ -938,21 +942,23 @@ impl Core {
     /// ten seconds behind a small one.
     fn flush(&mut self, woken: &mut Woken) -> bool {
         let mut behind = false;
-        let mut dirty = std::mem::take(&mut self.dirty);
-        let way = if dirty.len() > DIRECT_SENDS_MAX { Way::Submitted } else { Way::Direct };
-        for key in dirty.drain(..) {
+        let count = self.dirty.len();
+        let way = if count > DIRECT_SENDS_MAX { Way::Submitted } else { Way::Direct };
+        for place in 0..count {
+            let key = self.dirty[place];
             let Some(channel) = self.channels.get_mut(key) else { continue };
             channel.lane.dirty = false;
             self.advance_lane(key, way, woken);
-            behind |= self.channels.get(key).is_some_and(|channel| channel.lane.waits_behind_silence());
+            let Some(channel) = self.channels.get(key) else { continue };
+            behind |= channel.lane.waits_behind_silence();
             // Of a closed socket whose peer is gone nothing went out, and nothing will come home.
-            self.advance_if_closed(key);
+            if channel.closed {
+                self.advance_close(key);
+            }
         }
+        self.dirty.drain(..count);
         // Nothing was queued meanwhile but what is too much for one turn.
-        behind |= !self.dirty.is_empty();
-        dirty.append(&mut self.dirty);
-        self.dirty = dirty;
-        behind
+        behind || !self.dirty.is_empty()
     }
 
     fn advance_lane(&mut self, key: usize, way: Way, woken: &mut Woken) {
@@ -964,6 +970,9 @@ impl Core {
                 Way::Direct => {
                     let sent = self.driver.send_now(&self.channels[key].fd, &letter.envelope);
                     self.sent(key, letter, sent, woken);
+                    if self.channels[key].lane.waiting.is_empty() {
+                        return;
+                    }
                 }
             }
         }
@@ -1415,7 +1424,18 @@ impl Core {
         }
     }
 
+    /// What a receive has brought.
     fn arrived(&mut self, key: usize, result: io::Result<Arrival>, last: bool, woken: &mut Woken) {
+        match result {
+            Ok(arrival) if !last && arrival.is_whole() && !self.channels[key].closed => {
+                self.deliver(key, arrival, woken);
+            }
+            result => self.arrived_otherwise(key, result, last, woken),
+        }
+    }
+
+    #[inline(never)]
+    fn arrived_otherwise(&mut self, key: usize, result: io::Result<Arrival>, last: bool, woken: &mut Woken) {
         let channel = &mut self.channels[key];
         if last {
             channel.inbox.away = None;
@@ -1557,14 +1577,18 @@ impl Core {
         if self.pool.lent() > self.pool.count() / 4 * 3 {
             arrival.message.detach();
         }
+        let length = arrival.message.bytes().len();
         let result = self.judge(key, arrival);
         let inbox = &mut self.channels[key].inbox;
         inbox.nothings = 0;
-        inbox.bytes += result.as_ref().map_or(0, |message| message.bytes().len());
-        self.spare_arrivals.lend(&mut inbox.arrived).push_back(result);
+        inbox.bytes += if result.is_ok() { length } else { 0 };
+        let arrived = self.spare_arrivals.lend(&mut inbox.arrived);
+        arrived.push_back(result);
         inbox.wanted = false;
-        woken.wake.extend(inbox.sleeper.take());
-        let full = inbox.arrived.len() >= BACKLOG_MESSAGES_MAX || inbox.bytes >= BACKLOG_BYTES_MAX;
+        if let Some(sleeper) = inbox.sleeper.take() {
+            woken.wake.push(sleeper);
+        }
+        let full = arrived.len() >= BACKLOG_MESSAGES_MAX || inbox.bytes >= BACKLOG_BYTES_MAX;
         if full && !inbox.stopped {
             inbox.stopped = true;
             if let Some(token) = inbox.away {
@@ -1603,21 +1627,25 @@ impl Core {
         self.stats.turns += 1;
         self.taken_here = 0;
         self.closed_at_once = 0;
-        let behind = self.flush(woken);
+        let behind = !self.dirty.is_empty() && self.flush(woken);
         let mut home = std::mem::take(&mut self.home);
         let nothing_here = home.is_empty() && woken.wake.is_empty() && !behind;
-        let sleep = if nothing_here { sleep } else { Sleep::Not };
-        if !self.retired.is_empty() && !self.budget.covers(DESCRIPTORS_MAX) {
-            self.close_the_retired();
+        let mut sleep = if nothing_here { sleep } else { Sleep::Not };
+        if !self.retired.is_empty() {
+            // What is closed now is nothing to be woken for.
+            sleep = self.close_before_sleeping(sleep);
         }
-        // What is closed now is nothing to be woken for.
-        let sleep = self.close_before_sleeping(sleep);
         let sleep = self.sleep_within(sleep);
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
-        for completion in home.drain(..) {
-            self.bring_home(completion, woken);
-        }
+        take_each(&mut home, |Completion { token, outcome, last }| match outcome {
+            // What nearly all of them are.
+            Outcome::Arrived(result) if !last => {
+                let key = self.owners[token.slot as usize].channel as usize;
+                self.arrived(key, result, false, woken);
+            }
+            outcome => self.bring_home(token, outcome, last, woken),
+        });
         self.home = home;
         if sleep != Sleep::Not {
             self.sleeps = self.sleeps.wrapping_add(1);
@@ -1625,7 +1653,9 @@ impl Core {
                 self.close_the_retired_until(Until::Awake);
             }
         }
-        self.look_at_the_clock(woken);
+        if !self.waits_for_no_moment() {
+            self.look_at_the_clock(woken);
+        }
         result.map(|()| any)
     }
 
@@ -1640,7 +1670,19 @@ impl Core {
     }
 
     /// When something is due, of what the table itself waits for.
+    #[inline]
     fn first_moment(&self) -> Option<Instant> {
+        if self.waits_for_no_moment() { None } else { self.first_of_the_moments() }
+    }
+
+    #[inline]
+    fn waits_for_no_moment(&self) -> bool {
+        let nothing_waits = self.retrying.is_empty() && self.closing.is_empty() && self.retired.is_empty();
+        nothing_waits && self.timers.is_empty()
+    }
+
+    #[inline(never)]
+    fn first_of_the_moments(&self) -> Option<Instant> {
         let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
         let closing = self.closing.iter().map(|(moment, _)| *moment).min();
         let retired = self.retired_since.map(|since| since + RETIRED_TIME_MAX);
@@ -1683,11 +1725,8 @@ impl Core {
         !self.dirty.is_empty() || !self.home.is_empty() || self.driver.wants_a_turn(self.first_moment())
     }
 
+    #[inline(never)]
     fn look_at_the_clock(&mut self, woken: &mut Woken) {
-        let nothing_waits = self.retrying.is_empty() && self.closing.is_empty() && self.retired.is_empty();
-        if nothing_waits && self.timers.first().is_none() {
-            return;
-        }
         let now = self.clock.now();
         if self.retired_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
             self.close_the_retired();
@@ -1719,8 +1758,8 @@ impl Core {
         self.advance_close(key);
     }
 
-    fn bring_home(&mut self, completion: Completion, woken: &mut Woken) {
-        let Completion { token, outcome, last } = completion;
+    #[inline(never)]
+    fn bring_home(&mut self, token: Token, outcome: Outcome, last: bool, woken: &mut Woken) {
         let Owner { channel, role } = self.owners[token.slot as usize];
         let key = channel as usize;
         let request = last.then(|| self.requests.remove(token));
@@ -1871,6 +1910,16 @@ fn close_retired(retired: impl Iterator<Item = Retired>, budget: &Budget) {
     closer::queue_all(elsewhere);
 }
 
+/// Takes out each of a list, in order. Mostly there is one, and to drain a list takes more than that.
+#[inline]
+pub(crate) fn take_each<T>(list: &mut Vec<T>, mut each: impl FnMut(T)) {
+    if list.len() > 1 {
+        list.drain(..).for_each(&mut each);
+    } else if let Some(one) = list.pop() {
+        each(one);
+    }
+}
+
 fn keep_shell(spare: &mut Vec<Shell>, shell: Shell) {
     if spare.len() < SPARE_SHELLS_MAX {
         spare.push(shell);
@@ -1979,14 +2028,14 @@ mod tests {
                 core.set_many(key);
             }
             let mut woken = Woken::default();
-            assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+            assert!(core.poll_receive(key, Asker::Other(Waker::noop()), &mut woken).is_pending());
             turns(&mut core);
             testing::send_packet(&far, b"farewell", &[]).unwrap();
             drop(far);
             core.turn(Sleep::Forever, &mut woken).unwrap();
             assert_eq!(core.take_arrived(key).unwrap().unwrap().bytes(), b"farewell");
             if !many {
-                assert!(core.poll_receive(key, Waker::noop(), &mut woken).is_pending());
+                assert!(core.poll_receive(key, Asker::Other(Waker::noop()), &mut woken).is_pending());
             }
             turns(&mut core);
             assert!(matches!(core.take_arrived(key), Some(Err(ReceiveError::Closed))));

@@ -187,6 +187,14 @@ pub(crate) struct Arrival {
     pub(crate) hung_up: bool,
 }
 
+impl Arrival {
+    /// A message with bytes in it, all of which have come: neither the end nor anything that looks like it.
+    #[inline]
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.nothing && !self.bytes_lost && !self.control_lost && !self.message.bytes().is_empty()
+    }
+}
+
 /// The requests that are away: each in a slot that keeps what the kernel may touch until the token is home.
 #[derive(Default)]
 pub(crate) struct Requests {

@@ -35,6 +35,11 @@ impl Timers {
         self.waiting.remove(&(alarm.0, alarm.1))
     }
 
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// When the first goes off.
     pub(crate) fn first(&self) -> Option<Instant> {
         self.waiting.first_key_value().map(|((moment, _), _)| *moment)

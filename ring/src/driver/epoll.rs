@@ -11,7 +11,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
-use crate::envelope::{self, Room};
+use crate::envelope::{self, Room, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
@@ -529,32 +529,36 @@ pub(super) fn receive_at_most(ground: &Ground, fd: &Fd, room: Room, bytes_max: u
         return Now::Starved;
     }
     let room = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
-    let (taken, mut message) = match ground.pool.take() {
-        Some(number) => {
-            let mut lease = ground.pool.lend(number, 0..bytes_max);
-            match envelope::receive(fd.as_fd(), lease.bytes_mut(), room) {
-                Ok(mut taken) => {
-                    lease.narrow(0..taken.length);
-                    let control = std::mem::take(&mut taken.control);
-                    (taken, Received::lent(lease, control))
-                }
-                Err(error) => return failed(error),
-            }
+    let Some(number) = ground.pool.take() else { return receive_apart(ground, fd, room, bytes_max) };
+    let mut lease = ground.pool.lend(number, 0..bytes_max);
+    match envelope::receive(fd.as_fd(), lease.bytes_mut(), room) {
+        Ok(mut taken) => {
+            lease.narrow(0..taken.length);
+            let control = std::mem::take(&mut taken.control);
+            arrived(ground, Received::lent(lease, control), room, &taken)
         }
-        None => {
-            let mut bytes = vec![0; bytes_max];
-            match envelope::receive(fd.as_fd(), &mut bytes, room) {
-                Ok(mut taken) => {
-                    bytes.truncate(taken.length);
-                    // It may wait for long, and is counted by its length.
-                    bytes.shrink_to_fit();
-                    let control = std::mem::take(&mut taken.control);
-                    (taken, Received::owned(bytes, control))
-                }
-                Err(error) => return failed(error),
-            }
+        Err(error) => failed(error),
+    }
+}
+
+/// The same, into memory of its own.
+#[inline(never)]
+fn receive_apart(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize) -> Now {
+    let mut bytes = vec![0; bytes_max];
+    match envelope::receive(fd.as_fd(), &mut bytes, room) {
+        Ok(mut taken) => {
+            bytes.truncate(taken.length);
+            // It may wait for long, and is counted by its length.
+            bytes.shrink_to_fit();
+            let control = std::mem::take(&mut taken.control);
+            arrived(ground, Received::owned(bytes, control), room, &taken)
         }
-    };
+        Err(error) => failed(error),
+    }
+}
+
+#[inline]
+fn arrived(ground: &Ground, mut message: Received, room: Room, taken: &Taken) -> Now {
     ground.budget.took(message.descriptors() + usize::from(room.pidfd));
     if taken.control_lost {
         // Others have opened descriptors meanwhile, or lowered the limit.
@@ -583,6 +587,7 @@ fn out_of_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(errno::ENOBUFS | errno::ENOMEM))
 }
 
+#[inline(never)]
 fn failed(error: io::Error) -> Now {
     match error.kind() {
         io::ErrorKind::WouldBlock => Now::Empty,

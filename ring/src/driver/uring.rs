@@ -84,8 +84,6 @@ pub(crate) struct Uring {
     looked_at: bool,
     /// The number of this turn, or between two of them of the next: what a look brings is part of that.
     turn: u32,
-    /// Completions being looked at.
-    reaped: Vec<cqueue::Entry>,
     /// Asked to come home, and not home yet.
     cancelled: HashSet<Token>,
     /// Entries for which the queue had no room, and could not be emptied. Whatever comes after them waits
@@ -131,7 +129,6 @@ impl Uring {
             lately: None,
             looked_at: false,
             turn: 1,
-            reaped: Vec::new(),
             cancelled: HashSet::new(),
             kept: VecDeque::new(),
             put_off: 0,
@@ -338,17 +335,15 @@ impl Uring {
         home: &mut Vec<Completion>,
     ) -> io::Result<()> {
         self.ground.budget.turn();
-        // Some had come home already when they were asked to, and nobody had looked.
-        self.cancelled.retain(|token| requests.find(*token).is_some());
         if !self.bell_armed && self.ground.place == SleepPlace::OwnTurn {
-            self.bell_armed = true;
-            let bell = types::Fd(self.bell.as_fd().as_raw_fd());
-            self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
+            self.watch_the_bell();
         }
-        self.push_what_was_kept();
-        self.feed_the_starved(requests, home);
-        self.begin_with_the_fresh(requests, home);
-        self.go_on_with_the_hot(requests, home);
+        if !self.nothing_is_out_of_the_ordinary() {
+            self.see_to_the_unusual(requests, home);
+        }
+        if !self.hot.is_empty() {
+            self.go_on_with_the_hot(requests, home);
+        }
         self.watch_the_unwatched(requests, home);
         let busy = self.busy.len();
 
@@ -387,10 +382,12 @@ impl Uring {
         if busy > 0 && !self.yielding.yields(!home.is_empty()) {
             self.go_on_with_the_busy(busy, requests, home);
         }
-        if consumed {
-            self.bring_home_the_silent(requests, home);
-        } else {
-            self.prompt = !self.silent.is_empty();
+        if !self.silent.is_empty() {
+            if consumed {
+                self.bring_home_the_silent(requests, home);
+            } else {
+                self.prompt = true;
+            }
         }
         let Entered::PutOff(error) = entered else { return Ok(()) };
         // It was put off for want of room among the completions, which have been reaped.
@@ -399,6 +396,30 @@ impl Uring {
         }
         std::thread::sleep(pause);
         if self.put_off < PUT_OFF_MAX { Ok(()) } else { Err(error) }
+    }
+
+    /// Whether this turn begins with nothing but streams that are watched, or are to be again: what nearly
+    /// all turns do. What else there may be stands apart, so that their code is short: after a sleep none of
+    /// it is in the processor's cache, and each line of it that a turn runs through has to be fetched.
+    #[inline]
+    fn nothing_is_out_of_the_ordinary(&self) -> bool {
+        self.cancelled.is_empty() && self.kept.is_empty() && self.starved.is_empty() && self.fresh.is_empty()
+    }
+
+    #[inline(never)]
+    fn see_to_the_unusual(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        // Some had come home already when they were asked to, and nobody had looked.
+        self.cancelled.retain(|token| requests.find(*token).is_some());
+        self.push_what_was_kept();
+        self.feed_the_starved(requests, home);
+        self.begin_with_the_fresh(requests, home);
+    }
+
+    #[inline(never)]
+    fn watch_the_bell(&mut self) {
+        self.bell_armed = true;
+        let bell = types::Fd(self.bell.as_fd().as_raw_fd());
+        self.push(opcode::PollAdd::new(bell, ready::READ).build().user_data(BELL));
     }
 
     /// Whether somebody looks at the socket that delivered last, again and again, until this is taken back.
@@ -579,9 +600,7 @@ impl Uring {
     }
 
     fn reap(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let mut reaped = std::mem::take(&mut self.reaped);
-        reaped.extend(self.ring.completion());
-        for completion in reaped.drain(..) {
+        while let Some(completion) = self.next_completion() {
             match completion.user_data() {
                 IGNORED => {}
                 BELL => {
@@ -589,24 +608,41 @@ impl Uring {
                     self.bell_armed = false;
                 }
                 ALARM => self.alarm.went_off(),
-                bits => self.bring_home(Token::from_bits(bits), &completion, requests, home),
+                bits => self.bring_home(Token::from_bits(bits), completion.result(), requests, home),
             }
         }
-        self.reaped = reaped;
     }
 
-    fn bring_home(
-        &mut self,
-        token: Token,
-        completion: &cqueue::Entry,
-        requests: &mut Requests,
-        home: &mut Vec<Completion>,
-    ) {
-        let result = check(completion.result());
+    #[inline]
+    fn next_completion(&mut self) -> Option<cqueue::Entry> {
+        self.ring.completion().next()
+    }
+
+    fn bring_home(&mut self, token: Token, result: i32, requests: &mut Requests, home: &mut Vec<Completion>) {
         let Some(request) = requests.find(token) else {
             unreachable!("a completion belongs to a request that is away");
         };
         let outcome = match request {
+            Request::Receive { fd, want, .. } if want.many && result >= 0 => {
+                let (fd, want) = (fd.clone(), *want);
+                self.stream(token, &fd, want, has_ended(result as usize), requests, home)
+            }
+            _ => self.single(token, check(result), requests),
+        };
+        if let Some(outcome) = outcome {
+            self.bring_home_for_good(token, outcome, requests, home);
+        }
+    }
+
+    /// What has become of anything but a stream that is readable.
+    #[inline(never)]
+    fn single(
+        &mut self,
+        token: Token,
+        result: io::Result<usize>,
+        requests: &mut Requests,
+    ) -> Option<Outcome> {
+        match requests.find(token)? {
             Request::Send { silent, .. } => {
                 *silent = false;
                 Some(Outcome::Sent(result))
@@ -615,17 +651,13 @@ impl Uring {
                 let (fd, want) = (fd.clone(), *want);
                 match result {
                     Err(error) => Some(Outcome::Arrived(Err(error))),
-                    Ok(mask) => {
-                        let hung_up = mask as u32 & ready::ENDED != 0;
-                        match want.many {
-                            true => self.stream(token, &fd, want, hung_up, requests, home),
-                            false => self.take(token, &fd, want, hung_up),
-                        }
-                    }
+                    Ok(mask) => self.take(token, &fd, want, has_ended(mask)),
                 }
             }
             Request::Ready { .. } => Some(Outcome::Ready(result.map(|mask| mask as u32))),
-            Request::Accept { .. } if self.cancelled.contains(&token) => Some(request.failed(cancelled())),
+            request @ Request::Accept { .. } if self.cancelled.contains(&token) => {
+                Some(request.failed(cancelled()))
+            }
             Request::Accept { fd } => match result.and_then(|_| sys::accept(fd.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.again(token, requests),
                 Err(error) if out_of_descriptors(&error) => {
@@ -634,13 +666,11 @@ impl Uring {
                 }
                 result => Some(Outcome::Accepted(result)),
             },
-        };
-        if let Some(outcome) = outcome {
-            self.bring_home_for_good(token, outcome, requests, home);
         }
     }
 
     /// Nothing of it is in the ring any more.
+    #[inline(never)]
     fn bring_home_for_good(
         &mut self,
         token: Token,
@@ -801,6 +831,7 @@ impl Uring {
 
     /// Nothing more comes of this stream. If its poll has come home there is nothing in the ring to be asked
     /// for it: the answer to that would be an enter of its own.
+    #[cold]
     fn end(&mut self, token: Token, unwatched: bool, result: io::Result<Arrival>) {
         self.ending.insert(token, result);
         match unwatched {
@@ -937,6 +968,11 @@ impl Uring {
             home.push(Completion { token, outcome: Outcome::Sent(Ok(length)), last: true });
         }
     }
+}
+
+/// Whether a poll has come home with the news that the peer is gone.
+fn has_ended(mask: usize) -> bool {
+    mask as u32 & ready::ENDED != 0
 }
 
 fn cancelled() -> io::Error {
