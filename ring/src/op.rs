@@ -80,7 +80,11 @@ const RETIRED_MAX: usize = 32;
 /// program a timer.
 const RETIRED_TIME_MAX: Duration = Duration::from_millis(20);
 
-/// So many of those that other threads close are given to them together, if no sleep comes before. With as
+/// So many sockets are given to the threads that close them as they come, until the reactor sleeps: who never
+/// does has no time for their being woken each time, and whoever lets go of a few may expect to see them gone.
+const ELSEWHERE_AT_ONCE_MAX: u8 = 8;
+
+/// So many of those that follow are given to them together, if no sleep comes before. With as
 /// many as may wait a thread that shares the CPU ran for a quarter of a millisecond in front of everybody.
 const ELSEWHERE_TOGETHER_MAX: usize = 8;
 
@@ -126,6 +130,8 @@ pub(crate) struct Core {
     driven: bool,
     /// How many were closed at once in this turn.
     closed_at_once: u8,
+    /// How many were given to other threads as they came since the last sleep.
+    given_at_once: u8,
     /// How often a turn was to sleep. Begins anew after the last number, where nothing is lost by two sockets
     /// that look of the same time.
     sleeps: u16,
@@ -374,6 +380,7 @@ impl Core {
             retired_since: None,
             driven: false,
             closed_at_once: 0,
+            given_at_once: 0,
             sleeps: 0,
             home: Vec::new(),
             spare_letters: Spare::default(),
@@ -628,7 +635,9 @@ impl Core {
 
     /// Leaves a socket that has been shut down to the threads, together with others where that can wait.
     fn close_elsewhere(&mut self, fd: OwnedFd) {
-        if self.driven && self.has_descriptors_to_spare() {
+        let many = self.given_at_once >= ELSEWHERE_AT_ONCE_MAX;
+        self.given_at_once += u8::from(!many);
+        if many && self.driven && self.has_descriptors_to_spare() {
             self.keep_for_now(Retired { fd, closing: Closing::Elsewhere, until: Until::Sleeping });
             let elsewhere = |retired: &&Retired| retired.closing == Closing::Elsewhere;
             if self.retired.iter().filter(elsewhere).count() >= ELSEWHERE_TOGETHER_MAX {
@@ -708,7 +717,7 @@ impl Core {
     /// was so before.
     pub(crate) fn set_driven(&mut self, driven: bool) -> bool {
         self.close_the_retired();
-        self.closed_at_once = 0;
+        (self.closed_at_once, self.given_at_once) = (0, 0);
         std::mem::replace(&mut self.driven, driven)
     }
 
@@ -1649,6 +1658,7 @@ impl Core {
         self.home = home;
         if sleep != Sleep::Not {
             self.sleeps = self.sleeps.wrapping_add(1);
+            self.given_at_once = 0;
             if !self.retired.is_empty() {
                 self.close_the_retired_until(Until::Awake);
             }

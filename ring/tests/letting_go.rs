@@ -17,7 +17,10 @@ const CLOSED_AT_ONCE_MAX: usize = 4;
 /// So many may wait: `RETIRED_MAX`.
 const WAITING_MAX: usize = 32;
 
-/// So many of those that other threads close are given to them together: `ELSEWHERE_TOGETHER_MAX`.
+/// So many are given to other threads as they come, until the reactor sleeps: `ELSEWHERE_AT_ONCE_MAX`.
+const ELSEWHERE_AT_ONCE_MAX: usize = 8;
+
+/// So many of those that follow are given to them together: `ELSEWHERE_TOGETHER_MAX`.
 const ELSEWHERE_TOGETHER_MAX: usize = 8;
 
 /// After so many turns a reactor has noticed that there are fewer descriptors: `TURNS_MAX` of its budget, and
@@ -110,6 +113,13 @@ on_each_driver! {
     /// Each time a thread is woken takes longer than what it does then.
     fn those_that_other_threads_close_are_given_to_them_together(reactor: &Reactor) {
         settle(reactor, async {
+            (0..ELSEWHERE_AT_ONCE_MAX).for_each(|_| {
+                let (end, _other) = doubtful(reactor);
+                let census = Census::take();
+                drop(end);
+                ring::closer_idle();
+                assert_eq!(Census::take().len(), census.len() - 1);
+            });
             for round in 0..2 {
                 let (mut ends, _others): (Vec<_>, Vec<_>) =
                     (0..ELSEWHERE_TOGETHER_MAX).map(|_| doubtful(reactor)).unzip();
@@ -127,6 +137,8 @@ on_each_driver! {
 
     fn or_before_the_reactor_sleeps(reactor: &Reactor) {
         settle(reactor, async {
+            (0..ELSEWHERE_AT_ONCE_MAX).for_each(|_| drop(doubtful(reactor)));
+            ring::closer_idle();
             let (socket, there) = doubtful(reactor);
             let census = Census::take();
             drop(socket);
@@ -139,11 +151,13 @@ on_each_driver! {
     }
 
     fn or_at_once_where_nobody_turns(reactor: &Reactor) {
-        let (socket, _there) = doubtful(reactor);
-        let census = Census::take();
-        drop(socket);
-        ring::closer_idle();
-        assert_eq!(Census::take().len(), census.len() - 1);
+        for _ in 0..=ELSEWHERE_AT_ONCE_MAX {
+            let (socket, _there) = doubtful(reactor);
+            let census = Census::take();
+            drop(socket);
+            ring::closer_idle();
+            assert_eq!(Census::take().len(), census.len() - 1);
+        }
     }
 
     fn what_has_seen_a_sleep_is_closed_where_it_is_dropped(reactor: &Reactor) {
