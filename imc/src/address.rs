@@ -12,7 +12,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use ring::{Message, Reactor, SendError, Sleep, Socket};
+use ring::{Message, Reactor, Sleep, Socket};
 
 use crate::{CONFIRM, CONNECT, ConfirmError, ConnectError, ConnectedSocket, WrapError, fitness};
 
@@ -61,7 +61,7 @@ impl SocketAddress {
     /// Connects: queues a request with the acceptor, and waits for room if its queue is full.
     ///
     /// Success does not mean that anybody has looked at the request, or will. The connection can be used at
-    /// once; what is sent waits in it.
+    /// once; what is sent waits in it. Connections asked for at the same time may be accepted in another order.
     ///
     /// Dropping the future withdraws the request: it is not sent, or arrives as a connection that has ended.
     ///
@@ -69,11 +69,9 @@ impl SocketAddress {
     /// See [`ConnectError`]. In all cases nothing was sent.
     pub async fn connect(&self) -> Result<ConnectedSocket, ConnectError> {
         let (near, request) = self.request()?;
-        // Mostly there is room, and then one system call does it, without a turn of the reactor.
-        match self.socket.try_send(request.clone()) {
-            Err(SendError::WouldBlock) => self.socket.send(request).await?,
-            result => result?,
-        }
+        // One goes at once, without a turn of the reactor. Many together leave together: one by one each of
+        // them would wake the acceptor.
+        self.socket.send_in_any_order(request).await?;
         Ok(near)
     }
 

@@ -4,7 +4,7 @@
 //! - Between the two nothing that the kernel may touch moves: it is in the request, in its slot.
 //! - A driver never calls up. It knows no waker and no future; it fills a list of completions.
 //! - At most one send and one receive are in flight for a socket, which whoever submits sees to: a ring
-//!   delivers several in another order than they were given.
+//!   delivers several in another order than they were given. (Sends that may overtake each other may be more.)
 
 use std::fmt;
 use std::io;

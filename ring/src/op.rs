@@ -146,6 +146,8 @@ pub(crate) struct Core {
     #[allow(clippy::vec_box)]
     spare_envelopes: Vec<Box<Envelope>>,
     hurried: bool,
+    /// The last turn before which a message went at once that others may overtake.
+    first_went: Option<u64>,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
 }
@@ -388,6 +390,7 @@ impl Core {
             spare_shells: Vec::new(),
             spare_envelopes: Vec::new(),
             hurried: false,
+            first_went: None,
             taken_here: 0,
         }
     }
@@ -804,6 +807,63 @@ impl Core {
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         AtOnce::Queued(waiter)
+    }
+
+    /// Sends a message that others may overtake: the first of a turn at once, and those after it together, in
+    /// the next turn. Whoever is to receive them may run on this CPU, and would in between if each were sent
+    /// by itself.
+    pub(crate) fn send_in_any_order(&mut self, key: usize, message: Message) -> AtOnce {
+        let lane = &self.channels[key].lane;
+        if !lane.is_idle() || lane.broken || !succeeds_whole(self.channels[key].kind) {
+            return AtOnce::Queued(self.send(key, message, false, true));
+        }
+        let mut envelope = self.envelope(message);
+        envelope.seal();
+        let turn = self.stats.turns;
+        if self.first_went.replace(turn) != Some(turn) {
+            if self.driver.send_now(&self.channels[key].fd, &envelope).is_ok() {
+                self.count_sent(&envelope);
+                self.keep_envelope(envelope);
+                return AtOnce::Gone;
+            }
+            return AtOnce::Queued(Some(self.queue_waited(key, envelope)));
+        }
+        let request = |fd| Request::Send { fd, envelope, silent: true, prompt: true };
+        AtOnce::Queued(Some(self.ask(key, request)))
+    }
+
+    /// Queues what could not go, for the next turn to find out why, and to wait or to tell.
+    fn queue_waited(&mut self, key: usize, envelope: Box<Envelope>) -> usize {
+        let waiter = self.wait(key);
+        self.queue_for(key, waiter, envelope);
+        waiter
+    }
+
+    fn queue_for(&mut self, key: usize, waiter: usize, envelope: Box<Envelope>) {
+        let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
+        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
+        self.mark_dirty(key);
+    }
+
+    /// A message that others may overtake has gone, or could not: then it waits in the lane for what it wants.
+    fn sent_in_any_order(
+        &mut self,
+        key: usize,
+        waiter: usize,
+        envelope: Box<Envelope>,
+        result: io::Result<usize>,
+        woken: &mut Woken,
+    ) {
+        let channel = &self.channels[key];
+        if result.is_ok() {
+            self.count_sent(&envelope);
+            self.keep_envelope(envelope);
+        } else if !channel.closed && !self.waiters[waiter].is_abandoned() {
+            self.waiters[waiter].state = WaiterState::Waiting(None);
+            return self.queue_for(key, waiter, envelope);
+        }
+        let result = result.map(drop).map_err(SendError::from_kernel);
+        self.tell(waiter, Done::Sent(result), false, woken);
     }
 
     /// Sends a last message that holds this very socket, now if it can.
@@ -1796,6 +1856,15 @@ impl Core {
                 drop(request);
                 self.channels[key].lane.unblock = None;
                 self.try_blocked(key, woken);
+                self.advance_if_closed(key);
+            }
+            (Role::Waiter(waiter), Outcome::Sent(result)) => {
+                let Some(Request::Send { envelope, fd, .. }) = request else {
+                    unreachable!("a send comes home once")
+                };
+                drop(fd);
+                self.channels[key].others -= 1;
+                self.sent_in_any_order(key, waiter as usize, envelope, result, woken);
                 self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Ready(result)) => {

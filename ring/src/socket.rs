@@ -316,6 +316,38 @@ impl Socket {
         Sending { reactor: self.reactor.clone(), state }
     }
 
+    /// Sends a message that may overtake others, and be overtaken: the first of a turn at once, and all that
+    /// follow before the next turn together, which with io_uring is one system call for all of them.
+    ///
+    /// For many short messages to one receiver, each of which is complete by itself. A full queue is awaited.
+    /// Dropping the future may take the message back, or not.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// # Executor::new(&reactor).block_on(async {
+    /// let (one, other) = (near.send_in_any_order("one"), near.send_in_any_order("other"));
+    /// one.await?;
+    /// other.await?;
+    /// assert_eq!(far.receive().await?.bytes().len() + far.receive().await?.bytes().len(), 8);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send_in_any_order(&self, message: impl Into<Message>) -> Sending {
+        let message = message.into();
+        let state = match self.refuse(&message) {
+            Some(error) => SendingState::Refused(Some(error)),
+            None => match self.reactor.with(|core, _| core.send_in_any_order(self.channel, message)) {
+                AtOnce::Gone => SendingState::Gone,
+                AtOnce::Queued(waiter) => SendingState::Waiting(waiter.expect("a waiter was asked for")),
+            },
+        };
+        Sending { reactor: self.reactor.clone(), state }
+    }
+
     /// Sends now or says why not, without waiting.
     ///
     /// # Errors

@@ -66,6 +66,77 @@ on_each_driver! {
         assert_eq!(bytes(&far).unwrap(), b"second");
     }
 
+    fn of_those_that_may_overtake_the_first_goes_at_once_and_the_others_together(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        for _ in 0..2 {
+            let sendings: Vec<_> = (0..40_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+            assert_eq!(bytes(&far).unwrap(), [0]);
+            assert!(bytes(&far).is_none(), "each by itself");
+            turn(reactor);
+            let mut arrived: Vec<_> = std::iter::from_fn(|| bytes(&far)).collect();
+            arrived.sort();
+            assert!(arrived.into_iter().eq((1..40).map(|number| vec![number])));
+            sendings.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+        }
+    }
+
+    fn what_they_carried_is_closed_when_they_have_gone(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let (others, sendings): (Vec<_>, Vec<_>) = (0..3)
+            .map(|_| {
+                let (other, carried) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+                let message = Message::from("take it").with_descriptor(Fd::made_here(carried));
+                (other, near.send_in_any_order(message))
+            })
+            .unzip();
+        sendings.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+        while receive_packet(&far).is_ok() {}
+        assert!(others.iter().all(Socket::is_hung_up));
+    }
+
+    fn those_for_which_a_queue_has_no_room_wait_for_it(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        while near.try_send("filler").is_ok() {}
+        let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+        turn(reactor);
+        let mut arrived = Vec::new();
+        let all = std::future::poll_fn(|_| {
+            arrived.extend(std::iter::from_fn(|| bytes(&far)).filter(|bytes| bytes != b"filler"));
+            if arrived.len() == 3 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let mut all = std::pin::pin!(all);
+        while all.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            turn(reactor);
+        }
+        sendings.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+    }
+
+    fn those_that_are_dropped_leave_nothing_behind(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        for full in [false, true] {
+            while full && near.try_send("filler").is_ok() {}
+            for turns in 0..3 {
+                let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+                (0..turns).for_each(|_| turn(reactor));
+                drop(sendings);
+                turn(reactor);
+            }
+            while bytes(&far).is_some() {}
+        }
+        settle(reactor, near.send("after them")).unwrap();
+        assert_eq!(std::iter::from_fn(|| bytes(&far)).last().unwrap(), b"after them");
+        assert!(near.into_fd().is_ok(), "something is still away");
+    }
+
+    fn each_of_them_is_told_that_nobody_is_there(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        drop(far);
+        let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+        for sending in sendings {
+            assert!(matches!(settle(reactor, sending), Err(SendError::Gone)));
+        }
+    }
+
     fn it_waits_for_a_full_queue(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         while near.try_send("filler").is_ok() {}
