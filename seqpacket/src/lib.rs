@@ -184,7 +184,7 @@ pub use plain::{
     PLAIN_CALLS_A_TURN_MAX, PlainCall, PlainContinuation, PlainIncoming, PlainMailbox, PlainNext,
     PlainObject, PlainViolations, plain_object,
 };
-pub use returned::{RETURNED_PAIRS_MAX, ReturnTrust, Returns};
+pub use returned::{RETURNED_PAIRS_IDLE_MAX, RETURNED_PAIRS_MAX, ReturnTrust, Returns};
 pub use rooms::{HUGE_PAGES_A_TURN_MAX, ROOM_KEPT_BYTES_MIN, ROOM_KEPT_MAX};
 pub use served::{SESSION_FRAMES_A_TURN_MAX, SESSION_PACKETS_A_TURN_MAX};
 pub use shared::{SharedMailbox, SharedPlainMailbox, shared_object, shared_plain_object};

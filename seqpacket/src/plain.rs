@@ -128,7 +128,9 @@ impl PlainObject {
 
     /// From now on expects each answer to bring the far end of its pair home, as its last descriptor, and
     /// makes a later call of this object with the same pair: nothing is made and nothing is torn down for a
-    /// call. Up to [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX) pairs are kept.
+    /// call. As many pairs as were under way together are kept, up to
+    /// [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX), and fewer again when
+    /// [fewer](crate::RETURNED_PAIRS_IDLE_MAX) are needed.
     ///
     /// Both sides must have agreed on it: the mailbox
     /// [returns continuations](PlainMailbox::return_continuations). Where one does not come home, or not as

@@ -12,8 +12,16 @@ use std::os::fd::OwnedFd;
 use ring::{Credentials, Descriptors};
 
 /// How many pairs of one object are kept at home: two descriptors each. What comes home beyond them is
-/// closed.
-pub const RETURNED_PAIRS_MAX: usize = 16;
+/// closed. So many as that only if so many were under way together, and for as long as they are: see
+/// [`RETURNED_PAIRS_IDLE_MAX`].
+pub const RETURNED_PAIRS_MAX: usize = 64;
+
+/// How many pairs of one object stay at home although no call has needed them lately. Of those beyond, which
+/// none of the last 256 calls has needed, one is closed with each call.
+pub const RETURNED_PAIRS_IDLE_MAX: usize = 16;
+
+/// In so many calls it shows how many pairs are needed.
+const LATELY_CALLS: u32 = 256;
 
 /// From whom a plain object takes a far end back. What others return is not used again.
 ///
@@ -75,8 +83,35 @@ pub(crate) enum Look {
 pub(crate) struct Returned<Near> {
     trust: ReturnTrust,
     first: Cell<Option<Credentials>>,
+    /// The last that came home is the next to be used, so that those nobody needs are the first.
     home: RefCell<Vec<Pair<Near>>>,
+    idle: Cell<Idle>,
     counts: Cell<Returns>,
+}
+
+/// How many pairs nobody has needed.
+#[derive(Clone, Copy, Default)]
+struct Idle {
+    /// Calls since this was reckoned last.
+    calls: u32,
+    /// The fewest that were left at home by one of them.
+    fewest: usize,
+    /// Of those reckoned last, how many are still to be closed.
+    to_close: usize,
+}
+
+impl Idle {
+    /// A call has left so many at home. Whether one of them is to be closed.
+    fn left(&mut self, count: usize) -> bool {
+        self.fewest = if self.calls == 0 { count } else { self.fewest.min(count) };
+        self.calls += 1;
+        if self.calls == LATELY_CALLS {
+            *self = Idle { to_close: self.fewest.saturating_sub(RETURNED_PAIRS_IDLE_MAX), ..Idle::default() };
+        }
+        let one = self.to_close > 0 && count > RETURNED_PAIRS_IDLE_MAX;
+        self.to_close -= usize::from(one);
+        one
+    }
 }
 
 impl<Near> Returned<Near> {
@@ -84,7 +119,8 @@ impl<Near> Returned<Near> {
         Returned {
             trust,
             first: Cell::new(None),
-            home: RefCell::new(Vec::new()),
+            home: RefCell::default(),
+            idle: Cell::default(),
             counts: Cell::new(Returns::default()),
         }
     }
@@ -106,6 +142,7 @@ impl<Near> Returned<Near> {
             match look(&pair.near) {
                 Look::Quiet => {
                     self.count(|counts| counts.reused += 1);
+                    drop(self.take_idle());
                     return Some(pair);
                 }
                 // Somebody has kept a copy, and used it. Of what is said from now on nobody can tell; see
@@ -114,6 +151,14 @@ impl<Near> Returned<Near> {
                 Look::OfAnotherProcess => {}
             }
         }
+    }
+
+    /// One that nobody has needed lately, to be closed before anything is sent.
+    fn take_idle(&self) -> Option<Pair<Near>> {
+        let (mut home, mut idle) = (self.home.borrow_mut(), self.idle.get());
+        let one = idle.left(home.len());
+        self.idle.set(idle);
+        one.then(|| home.remove(0))
     }
 
     /// An answer with these descriptors has come in at the near end: takes the far end out of them. Gives the
@@ -175,26 +220,33 @@ impl<Near> Returned<Near> {
     }
 }
 
-/// How many far ends an answerer remembers to have seen.
-const KNOWN_MAX: usize = 64;
+/// How many far ends an answerer remembers to have seen: what four callers have under way with as many pairs
+/// as are kept.
+const KNOWN_MAX: usize = 4 * RETURNED_PAIRS_MAX;
 
 /// Far ends that have come before, and need not be asked again what they are: one question instead of three.
+///
+/// Each has one place, by its cookie (the kernel counts them up), and the next that has the same place takes
+/// it: nobody searches. The memory is asked for when the first one comes.
 #[derive(Default)]
 pub(crate) struct Known(RefCell<Vec<u64>>);
 
 impl Known {
     pub(crate) fn has(&self, cookie: u64) -> bool {
-        self.0.borrow().contains(&cookie)
+        self.0.borrow().get(Known::place(cookie)).is_some_and(|seen| *seen == cookie)
     }
 
     pub(crate) fn add(&self, cookie: u64) {
         let mut known = self.0.borrow_mut();
-        // Seen again, it is among the last once more.
-        known.retain(|seen| *seen != cookie);
-        if known.len() >= KNOWN_MAX {
-            known.remove(0);
+        if known.is_empty() {
+            // No socket has the cookie 0: it says that none was given yet.
+            known.resize(KNOWN_MAX, 0);
         }
-        known.push(cookie);
+        known[Known::place(cookie)] = cookie;
+    }
+
+    fn place(cookie: u64) -> usize {
+        (cookie % KNOWN_MAX as u64) as usize
     }
 }
 
@@ -234,10 +286,33 @@ mod tests {
     }
 
     #[test]
-    fn the_last_sixty_four_are_known() {
+    fn the_last_two_hundred_and_fifty_six_are_known() {
         let known = Known::default();
-        (0..65).for_each(|cookie| known.add(cookie));
-        assert!(!known.has(0));
-        assert!((1..65).all(|cookie| known.has(cookie)));
+        assert!((1..=257).all(|cookie| !known.has(cookie)));
+        (1..=257).for_each(|cookie| known.add(cookie));
+        assert!(!known.has(1));
+        assert!((2..=257).all(|cookie| known.has(cookie)));
+    }
+
+    #[test]
+    fn what_lately_nobody_has_needed_is_closed_one_by_one_but_for_sixteen() {
+        let mut idle = Idle::default();
+        // Forty are needed at some time, so twenty-four never.
+        let mut home = 64;
+        for call in 0..LATELY_CALLS - 1 {
+            assert!(!idle.left(if call == 100 { 24 } else { home }));
+        }
+        for _ in 0..8 {
+            assert!(idle.left(home));
+            home -= 1;
+        }
+        (8..LATELY_CALLS - 1).for_each(|_| assert!(!idle.left(home)));
+        // Now nobody needs any: the rest goes, but for those that always stay.
+        let closed = (0..LATELY_CALLS - 1).filter(|_| {
+            let one = idle.left(home);
+            home -= usize::from(one);
+            one
+        });
+        assert_eq!((closed.count(), home), (40, RETURNED_PAIRS_IDLE_MAX));
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use ring::{Executor, Reactor, WaitPolicy};
 use seqpacket::blocking::{Outgoing, PlainObject};
 use seqpacket::{
-    CallError, Part, PlainContinuation, PlainMailbox, RETURNED_PAIRS_MAX, ReturnTrust, Returns, plain_data,
+    CallError, Part, PlainContinuation, PlainMailbox, RETURNED_PAIRS_IDLE_MAX, RETURNED_PAIRS_MAX,
+    ReturnTrust, Returns, plain_data,
 };
 use support::{message_of, null};
 use testing::{Census, Helper, Packet, fork, helper, in_own_process, on_each_driver, only, start_helper};
@@ -123,6 +124,19 @@ on_each_driver! {
         drop(object);
         ring::closer_idle();
         assert_eq!(Census::take().len(), before - 1);
+    }
+
+    fn pairs_that_nobody_needs_any_more_are_closed_but_for_sixteen(_reactor: &Reactor) {
+        let (_server, object) = served();
+        let before = Census::take().len();
+        let calls: Vec<_> = (0..40_u8).map(|n| object.begin(vec![n]).unwrap()).collect();
+        calls.into_iter().for_each(|call| drop(call.finish().unwrap()));
+        assert_eq!(Census::take().len(), before + 2 * 40);
+        echoes(&object, 1_000);
+        ring::closer_idle();
+        // The one that serves, and those that stay beside it.
+        assert_eq!(Census::take().len(), before + 2 * (RETURNED_PAIRS_IDLE_MAX + 1));
+        assert_eq!(object.returns().reused, 1_000);
     }
 
     fn a_large_answer_has_a_pair_that_serves_once(_reactor: &Reactor) {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
 use seqpacket::{
-    CallError, Part, PlainContinuation, PlainMailbox, PlainObject, RETURNED_PAIRS_MAX, ReturnTrust,
-    SharedPlainMailbox, plain_object,
+    CallError, Part, PlainContinuation, PlainMailbox, PlainObject, RETURNED_PAIRS_IDLE_MAX,
+    RETURNED_PAIRS_MAX, ReturnTrust, SharedPlainMailbox, plain_object,
 };
 use support::*;
 use testing::{Census, Packet, helper, on_each_driver, settle, start_helper};
@@ -196,7 +196,7 @@ on_each_driver! {
         assert!(executor.block_on(object.call("hello")).is_ok());
     }
 
-    fn many_calls_at_a_time_bring_many_pairs_home_and_sixteen_stay(reactor: &Reactor) {
+    fn many_calls_at_a_time_bring_many_pairs_home_and_so_many_stay(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = returning(reactor);
         executor.spawn(returning_echo(mailbox));
@@ -216,6 +216,31 @@ on_each_driver! {
             // And what is made ahead.
             Census::take().len() <= before + 2 * RETURNED_PAIRS_MAX + 2 * seqpacket::PAIRS_DEFAULT
         });
+    }
+
+    fn pairs_that_nobody_needs_any_more_are_closed_but_for_sixteen(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = returning(reactor);
+        executor.spawn(returning_echo(mailbox));
+        let calls: Vec<_> = (0..40_u32).map(|n| object.call(seqpacket::plain_data(&n))).collect();
+        executor.block_on(async {
+            for call in calls {
+                call.await.unwrap();
+            }
+        });
+        let most = Census::take().len();
+        executor.block_on(async {
+            for n in 0..1_000_u32 {
+                object.call(seqpacket::plain_data(&n)).await.unwrap();
+            }
+        });
+        // The one that serves, and those that stay beside it.
+        let closed = 2 * (40 - (RETURNED_PAIRS_IDLE_MAX + 1));
+        until(&executor, "what is too many is closed", || {
+            executor.block_on(reactor.sleep(Duration::from_millis(2)));
+            Census::take().len() <= most - closed
+        });
+        assert_eq!((object.returns().returned, object.returns().reused), (1_040, 1_000));
     }
 
     /// The answer is the point; with descriptors of its own it could not do without them.

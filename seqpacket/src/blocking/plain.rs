@@ -96,8 +96,9 @@ impl PlainObject {
 
     /// From now on expects each answer to bring the far end of its pair home, and makes a later call with the
     /// same pair: see [`PlainObject::with_returned_pairs`](crate::PlainObject::with_returned_pairs), also for
-    /// whom to trust with it. Up to [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX) pairs are kept, for
-    /// this handle; a [duplicate](PlainObject::try_clone) keeps its own.
+    /// whom to trust with it. As many pairs as were under way together are kept, up to
+    /// [`RETURNED_PAIRS_MAX`](crate::RETURNED_PAIRS_MAX), for this handle; a
+    /// [duplicate](PlainObject::try_clone) keeps its own.
     ///
     /// A forked child makes pairs of its own. But it has copies of those that were at home when it was
     /// forked: while it lives and has not called here or dropped this, a call of its parent with one of them
