@@ -511,6 +511,17 @@ pub(crate) enum Now {
     Failed(io::Error),
 }
 
+impl Now {
+    /// The same, with what the driver was told before.
+    #[cfg(uring)]
+    pub(super) fn told_of_the_end(self, hung_up: bool) -> Now {
+        match self {
+            Now::Arrived(arrival) => Now::Arrived(Arrival { hung_up, ..arrival }),
+            other => other,
+        }
+    }
+}
+
 /// Receives one message with a plain system call, into a buffer of the pool or, with none free, into one of
 /// its own.
 ///

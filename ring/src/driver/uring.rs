@@ -20,7 +20,7 @@ use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
 use crate::message::Message;
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Token, Want};
+use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, errno, ready};
 
 /// Entries of the submission queue; more in one turn are submitted in several enters.
@@ -766,32 +766,8 @@ impl Uring {
         let mut nothing = false;
         let mut taken = 0;
         while share.is_left(self.turn, want) {
-            let result = match receive_now(&self.ground, fd, want.room) {
-                // The end of file is believed when it is said twice, or when the other end was closed before;
-                // and then there is nothing more to come.
-                Now::Arrived(arrival) if arrival.nothing && (nothing || hung_up) => {
-                    let unwatched = share.unwatched;
-                    return self.end(token, unwatched, Ok(Arrival { hung_up, ..arrival }));
-                }
-                Now::Arrived(arrival) => {
-                    nothing = arrival.nothing;
-                    if nothing && want.strange {
-                        // As in `op.rs`, whose turn comes too late: the second one is taken here.
-                        sys::name_senders_again(fd.as_fd());
-                    }
-                    share.took(arrival.message.bytes().len());
-                    self.lately = Some(token);
-                    Ok(arrival)
-                }
-                // A reset stands in front of what is queued.
-                Now::Failed(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    share.took(0);
-                    Err(error)
-                }
-                Now::Failed(error) => {
-                    let unwatched = share.unwatched;
-                    return self.end(token, unwatched, Err(error));
-                }
+            let arrival = match receive_now(&self.ground, fd, want.room) {
+                Now::Arrived(arrival) if !arrival.nothing => arrival,
                 Now::Empty => {
                     // Behind several another may come the next time, too.
                     if taken == 1 {
@@ -799,18 +775,21 @@ impl Uring {
                     }
                     return;
                 }
-                Now::Starved => {
-                    if !std::mem::replace(&mut share.starved, true) {
-                        self.starved.push(token);
-                    }
-                    return;
+                found => {
+                    let found = found.told_of_the_end(hung_up);
+                    let ends = nothing || hung_up;
+                    let Some(result) = self.take_no_message(token, fd, want, share, found, ends) else {
+                        return;
+                    };
+                    nothing |= result.is_ok();
+                    home.push(Completion { token, outcome: Outcome::Arrived(result), last: false });
+                    continue;
                 }
             };
-            let is_message = result.is_ok() && !nothing;
-            home.push(Completion { token, outcome: Outcome::Arrived(result), last: false });
-            if !is_message {
-                continue;
-            }
+            nothing = false;
+            share.took(arrival.message.bytes().len());
+            self.lately = Some(token);
+            home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
             taken += 1;
             if taken > 1 {
                 share.behind.found(true);
@@ -827,6 +806,47 @@ impl Uring {
         if !std::mem::replace(&mut share.hot, true) {
             self.busy.push(token);
         }
+    }
+
+    /// Something that may be the end of a stream, or why there is nothing. What is to be told of it, if the
+    /// stream goes on.
+    #[inline(never)]
+    fn take_no_message(
+        &mut self,
+        token: Token,
+        fd: &Fd,
+        want: Want,
+        share: &mut Share,
+        found: Now,
+        ends: bool,
+    ) -> Option<io::Result<Arrival>> {
+        match found {
+            // The end of file is believed when it is said twice, or when the other end was closed before; and
+            // then there is nothing more to come.
+            Now::Arrived(arrival) if ends => self.end(token, share.unwatched, Ok(arrival)),
+            Now::Arrived(arrival) => {
+                if want.strange {
+                    // As in `op.rs`, whose turn comes too late: the second one is taken here.
+                    sys::name_senders_again(fd.as_fd());
+                }
+                share.took(0);
+                self.lately = Some(token);
+                return Some(Ok(arrival));
+            }
+            // A reset stands in front of what is queued.
+            Now::Failed(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                share.took(0);
+                return Some(Err(error));
+            }
+            Now::Failed(error) => self.end(token, share.unwatched, Err(error)),
+            Now::Starved => {
+                if !std::mem::replace(&mut share.starved, true) {
+                    self.starved.push(token);
+                }
+            }
+            Now::Empty => {}
+        }
+        None
     }
 
     /// Nothing more comes of this stream. If its poll has come home there is nothing in the ring to be asked
