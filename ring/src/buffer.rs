@@ -96,6 +96,7 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         let start = self.pool.address(self.number);
         // SAFETY: within the buffer. Kept honest by `descriptors.rs::buffers_come_back`.

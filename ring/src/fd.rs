@@ -199,12 +199,20 @@ impl Descriptors {
         self.0.reserve_exact(more);
     }
 
+    /// Whether the list has memory of its own, to be given back.
+    #[inline]
+    pub(crate) fn has_spilled(&self) -> bool {
+        self.0.spilled()
+    }
+
     /// How many there are.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Whether there is none.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1370,6 +1370,38 @@ impl Core {
         taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
     }
 
+    /// As `poll_receive_of_many`, and the message is read where it lies. `None` if it is still there.
+    #[inline]
+    pub(crate) fn poll_read_of_many(
+        &mut self,
+        key: usize,
+        asker: Asker<'_>,
+        read: impl FnOnce(&[u8]) -> bool,
+        woken: &mut Woken,
+    ) -> Poll<Option<bool>> {
+        let inbox = &mut self.channels[key].inbox;
+        let bytes = match inbox.arrived.front() {
+            Some(Ok(received)) if received.is_bytes_alone() && read(received.bytes()) => {
+                received.bytes().len()
+            }
+            None if !inbox.ended => {
+                self.wait_for_message(key, asker, woken);
+                return Poll::Pending;
+            }
+            _ => return Poll::Ready(None),
+        };
+        if let Some(Ok(received)) = inbox.arrived.pop_front() {
+            received.let_go();
+        }
+        self.spare_arrivals.keep(&mut inbox.arrived);
+        self.has_taken(key, bytes);
+        let more = self.has_arrived(key);
+        if !more {
+            self.wait_for_message(key, asker, woken);
+        }
+        Poll::Ready(Some(more))
+    }
+
     /// As `poll_receive`, but looks into the queue itself where that may spare a turn: on one CPU whoever
     /// answers has often run before the send has returned. Not again and again: others wait for a turn.
     pub(crate) fn poll_receive_here(
@@ -1407,21 +1439,28 @@ impl Core {
     pub(crate) fn take_arrived(&mut self, key: usize) -> Option<Result<Received, ReceiveError>> {
         let inbox = &mut self.channels[key].inbox;
         if let Some(result) = self.spare_arrivals.pop_front(&mut inbox.arrived) {
-            if let Ok(received) = &result {
-                inbox.bytes -= received.bytes().len();
-            }
-            let low = inbox.arrived.len() <= BACKLOG_MESSAGES_MAX / 2 && inbox.bytes <= BACKLOG_BYTES_MAX / 2;
-            if inbox.stopped && low {
-                inbox.stopped = false;
-                self.rearm(key);
-            }
+            let bytes = result.as_ref().map_or(0, |received| received.bytes().len());
+            self.has_taken(key, bytes);
             return Some(result);
         }
         let end = || if self.driver.is_child() { ReceiveError::Forked } else { ReceiveError::Closed };
         inbox.ended.then(|| Err(end()))
     }
 
+    /// A message of so many bytes is not kept here any more.
+    #[inline]
+    fn has_taken(&mut self, key: usize, bytes: usize) {
+        let inbox = &mut self.channels[key].inbox;
+        inbox.bytes -= bytes;
+        let low = inbox.arrived.len() <= BACKLOG_MESSAGES_MAX / 2 && inbox.bytes <= BACKLOG_BYTES_MAX / 2;
+        if inbox.stopped && low {
+            inbox.stopped = false;
+            self.rearm(key);
+        }
+    }
+
     /// Whether a message or the end is here.
+    #[inline]
     pub(crate) fn has_arrived(&self, key: usize) -> bool {
         let inbox = &self.channels[key].inbox;
         !inbox.arrived.is_empty() || inbox.ended

@@ -598,6 +598,44 @@ impl Socket {
         self.reactor.with(|core, woken| core.poll_receive_of_many(self.channel, asker, woken))
     }
 
+    /// As [`poll_receive_of_many`](Socket::poll_receive_of_many), for a message that need not be kept: `read`
+    /// reads it where it lies, and says whether it is done with it. Then, `Some`, and whether more is here.
+    ///
+    /// `None` if the next message, or whatever else is next, has to be received: what `read` was not done
+    /// with is still there, what came with descriptors or not in one piece it was not shown, nor the end.
+    ///
+    /// ```
+    /// # use std::task::{Context, Poll, Waker};
+    /// # use ring::{Executor, Kind, Message, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// # let executor = Executor::new(&reactor);
+    /// # let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// # near.stream();
+    /// # executor.block_on(far.send(Message::from("one of many")))?;
+    /// # while !near.has_arrived() {
+    /// #     reactor.turn(ring::Wait::Not)?;
+    /// # }
+    /// let mut context = Context::from_waker(Waker::noop());
+    /// assert_eq!(near.poll_read_of_many(&mut context, |bytes| bytes == b"the first"), Poll::Ready(None));
+    /// let read = near.poll_read_of_many(&mut context, |bytes| bytes == b"one of many");
+    /// assert_eq!(read, Poll::Ready(Some(false)));
+    /// assert!(near.poll_read_of_many(&mut context, |_| true).is_pending());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If `read` uses this reactor, or anything on it.
+    #[inline]
+    pub fn poll_read_of_many(
+        &self,
+        context: &mut Context<'_>,
+        read: impl FnOnce(&[u8]) -> bool,
+    ) -> Poll<Option<bool>> {
+        let asker = self.reactor.asker(context);
+        self.reactor.with(|core, woken| core.poll_read_of_many(self.channel, asker, read, woken))
+    }
+
     /// As [`poll_receive`](Socket::poll_receive), where an answer may be there before anything is waited
     /// for: looks into the queue first, unless it is known to be empty, and then leaves it to the reactor. So
     /// up to 16 messages are taken without a turn; the next one waits for it.

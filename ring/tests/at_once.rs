@@ -2,12 +2,13 @@
 //! the queue before anything is waited for. Neither may change the order of anything.
 #![allow(clippy::unwrap_used)]
 
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use ring::{Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Socket, Wait};
+use ring::{Executor, Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
 
 fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
@@ -23,6 +24,11 @@ impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// Reads the next message where it lies, if it is this.
+fn read(socket: &Socket, expected: &[u8]) -> Poll<Option<bool>> {
+    socket.poll_read_of_many(&mut Context::from_waker(Waker::noop()), |bytes| bytes == expected)
 }
 
 /// What a look finds.
@@ -254,7 +260,7 @@ on_each_driver! {
         send_packet(&far, b"bye", &[]).unwrap();
         drop(far);
         assert_eq!(look(&near).unwrap(), b"bye");
-        let end = settle(reactor, std::future::poll_fn(|context| near.poll_receive_here(context)));
+        let end = settle(reactor, poll_fn(|context| near.poll_receive_here(context)));
         assert!(matches!(end, Err(ReceiveError::Closed)));
     }
 
@@ -291,6 +297,87 @@ on_each_driver! {
             let polled = near.poll_receive_of_many(&mut context);
             assert!(matches!(polled, Poll::Ready((Ok(_), false))));
         }
+    }
+
+    fn what_is_read_where_it_lies_is_gone(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        [b"1", b"2"].iter().for_each(|packet| send_packet(&far, *packet, &[]).unwrap());
+        turn(reactor);
+        turn(reactor);
+        assert_eq!(read(&near, b"1"), Poll::Ready(Some(true)));
+        assert_eq!(read(&near, b"2"), Poll::Ready(Some(false)));
+        assert!(read(&near, b"3").is_pending());
+    }
+
+    fn what_was_not_read_is_still_to_be_received(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        [b"1", b"2"].iter().for_each(|packet| send_packet(&far, *packet, &[]).unwrap());
+        turn(reactor);
+        turn(reactor);
+        assert_eq!(read(&near, b"another"), Poll::Ready(None));
+        assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"1");
+        assert_eq!(read(&near, b"2"), Poll::Ready(Some(false)));
+    }
+
+    fn what_brings_descriptors_is_not_shown_to_who_reads_bytes(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        let (end, _other) = std::io::pipe().unwrap();
+        send_packet(&far, b"a pipe", &[end.as_fd()]).unwrap();
+        turn(reactor);
+        let mut context = Context::from_waker(Waker::noop());
+        let read = near.poll_read_of_many(&mut context, |_| panic!("its descriptor would be lost"));
+        assert_eq!(read, Poll::Ready(None));
+        assert_eq!(settle(reactor, near.receive()).unwrap().descriptors(), 1);
+    }
+
+    fn the_end_is_not_shown_to_who_reads_bytes(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        send_packet(&far, b"bye", &[]).unwrap();
+        drop(far);
+        turn(reactor);
+        turn(reactor);
+        assert_eq!(read(&near, b"bye"), Poll::Ready(Some(true)));
+        assert_eq!(read(&near, b""), Poll::Ready(None));
+        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+    }
+
+    fn who_read_the_only_one_is_woken_by_the_next(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        near.stream();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut context = Context::from_waker(&waker);
+        assert!(near.poll_read_of_many(&mut context, |_| true).is_pending());
+        for round in 1..=3 {
+            send_packet(&far, b"one", &[]).unwrap();
+            turn(reactor);
+            assert_eq!(woken.0.load(Ordering::Relaxed), round);
+            let read = near.poll_read_of_many(&mut context, |bytes| bytes == b"one");
+            assert_eq!(read, Poll::Ready(Some(false)));
+        }
+    }
+
+    /// More than may lie here before anybody reads them.
+    fn a_stream_that_has_paused_goes_on_for_who_reads_where_it_lies(reactor: &Reactor) {
+        const MESSAGES: u32 = 300;
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.stream();
+        let far = Socket::wrap(reactor, far).unwrap();
+        (0..MESSAGES).for_each(|number| far.post(&[&number.to_ne_bytes(), &[0; 60_000]], Vec::new()));
+        let executor = Executor::new(reactor);
+        executor.settle();
+        assert!(far.unsent() > 0);
+        executor.block_on(async {
+            for number in 0..MESSAGES {
+                let is_next = |bytes: &[u8]| bytes[..4] == number.to_ne_bytes();
+                let read = poll_fn(|context| near.poll_read_of_many(context, is_next)).await;
+                assert!(read.is_some(), "{number}");
+            }
+        });
     }
 
     fn a_socket_is_quiet_until_something_is_on_its_way(reactor: &Reactor) {

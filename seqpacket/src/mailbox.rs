@@ -885,6 +885,7 @@ impl Shared {
     }
 
     /// A session that had no calls has some.
+    #[inline]
     pub(crate) fn take_turn(&self, key: usize) {
         let mut state = self.state.borrow_mut();
         state.turn.with_memory().push_back(key);

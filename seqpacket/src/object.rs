@@ -20,7 +20,7 @@ use crate::error::{CallError, Part};
 use crate::mailbox::{Mailbox, MailboxOptions};
 use crate::parcel::Parcel;
 use crate::parts::LARGE_STALL_MAX;
-use crate::session::{Attached, Attachment, Session};
+use crate::session::{Attached, Attachment, Glance, Session};
 use crate::stats::{Counters, Stats};
 use crate::trace::{CallSpan, end_of_call};
 use crate::wire::{
@@ -206,21 +206,24 @@ impl Object {
     ///
     /// The descriptors of the message are closed here once they are sent. The call is under way whether or
     /// not the future is polled; dropping the future withdraws it.
+    #[inline]
     pub fn call(&self, message: impl Into<Message>) -> Call {
-        self.call_in(message.into(), self.0.room, None)
+        self.call_in(&mut message.into(), self.0.room, None)
     }
 
     /// As [`call`](Object::call), with options.
+    #[inline]
     pub fn call_with(&self, message: impl Into<Message>, options: CallOptions) -> Call {
         let room = match self.room(options) {
             Ok(room) => room,
             Err(error) => return Call::failed(error),
         };
-        self.call_in(message.into(), room, options.deadline(&self.0.reactor))
+        self.call_in(&mut message.into(), room, options.deadline(&self.0.reactor))
     }
 
-    /// Calls with this room for the answer.
-    fn call_in(&self, mut message: Message, room: Size, deadline: Option<Instant>) -> Call {
+    /// Calls with this room for the answer. Takes the message unless it goes
+    /// [straight](Session::call_straight).
+    fn call_in(&self, message: &mut Message, room: Size, deadline: Option<Instant>) -> Call {
         if deadline.is_none()
             && message.descriptors().is_empty()
             && let Some(attached) = self.0.attached.borrow().clone()
@@ -228,7 +231,7 @@ impl Object {
         {
             return Call::new(attached, key);
         }
-        self.begin(deadline, |session| session.call(&mut message, room, deadline))
+        self.begin(deadline, |session| session.call(message, room, deadline))
     }
 
     /// Calls now or not at all.
@@ -430,14 +433,29 @@ impl Future for Call {
     type Output = Result<Answer, CallError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
-        let this = &mut *self;
-        let poll = match &mut this.state {
-            CallState::UnderWay(attached, key, ..) if attached.session().is_answered(*key) => {
-                let state = std::mem::replace(&mut this.state, CallState::Over);
+        let glance = match &self.state {
+            CallState::UnderWay(attached, key, _) => attached.session().glance(*key, context.waker()),
+            _ => Glance::Otherwise,
+        };
+        match glance {
+            Glance::Answered => {
+                let state = std::mem::replace(&mut self.state, CallState::Over);
                 let CallState::UnderWay(attached, key, span) = state else { unreachable!("looked at above") };
                 span.ended("answered");
-                return Poll::Ready(Ok(Answer(attached.session().take_answer(key))));
+                Poll::Ready(Ok(Answer(attached.session().take_answer(key))))
             }
+            Glance::Waits if self.deadline.is_none() => Poll::Pending,
+            Glance::Waits | Glance::Otherwise => self.poll_further(context),
+        }
+    }
+}
+
+impl Call {
+    /// Where a glance does not tell.
+    #[inline(never)]
+    fn poll_further(&mut self, context: &mut Context<'_>) -> Poll<Result<Answer, CallError>> {
+        let this = self;
+        let poll = match &mut this.state {
             CallState::UnderWay(attached, key, span) => {
                 let poll = attached.session().poll_unanswered(*key, context);
                 let deadline = &mut this.deadline;
@@ -460,9 +478,7 @@ impl Future for Call {
         }
         Poll::Pending
     }
-}
 
-impl Call {
     fn withdraw(&mut self, why: &'static str) {
         let state = std::mem::replace(&mut self.state, CallState::Over);
         if let CallState::UnderWay(attached, key, span) = state {

@@ -88,8 +88,13 @@ impl Parcel {
     pub(crate) fn copy(&mut self, bytes: &[u8]) {
         match &mut self.bytes {
             Bytes::Copied(place) => place.copy_from(bytes),
-            Bytes::Whole(_) | Bytes::Shared(..) => self.bytes = Bytes::Copied(ring::Bytes::from(bytes)),
+            Bytes::Whole(_) | Bytes::Shared(..) => self.become_copy(bytes),
         }
+    }
+
+    #[cold]
+    fn become_copy(&mut self, bytes: &[u8]) {
+        self.bytes = Bytes::Copied(ring::Bytes::from(bytes));
     }
 
     /// Lets go of what is left in it.
@@ -121,6 +126,7 @@ impl Parcel {
         }
     }
 
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Copied(bytes) => bytes,

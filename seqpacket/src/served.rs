@@ -255,6 +255,15 @@ enum Stage {
     Refused { missing: usize, said: u64, emptied: u64 },
 }
 
+/// What has been filed at once of the packet that is next.
+#[derive(Default)]
+struct Begun {
+    bytes: usize,
+    calls: usize,
+    /// The session had no calls before, and the mailbox does not know of these.
+    asks_for_turn: bool,
+}
+
 /// How much of a packet has been read.
 enum Filed {
     All,
@@ -315,42 +324,43 @@ impl Session {
     // -- what the client says ---------------------------------------------------------------------------
 
     /// Receives and files until the session ends.
+    #[inline]
     fn poll_over(&self, context: &mut Context<'_>) -> Poll<Over> {
+        let mut begun = Begun::default();
         if self.look_after_answers(context) {
-            return self.poll_small(context);
-        }
-        let unread = self.state.borrow_mut().unread.take();
-        let unread = match unread {
-            Some(unread) => *unread,
-            None => match self.unread_of(ready!(self.poll_next(context))) {
-                Ok(unread) => unread,
-                Err(over) => return Poll::Ready(over),
-            },
-        };
-        self.file_and_go_on(unread, 0, context)
-    }
-
-    /// Straight through, where nothing large is under way and no packet was left half read: takes the next,
-    /// and files the small calls that it begins with. They are nearly always all of it; the rest is filed as
-    /// anything else.
-    fn poll_small(&self, context: &mut Context<'_>) -> Poll<Over> {
-        let (received, more) = ready!(self.socket.poll_receive_of_many(context));
-        let (mut place, mut count) = (0, 0);
-        if let Ok(packet) = &received
-            && packet.descriptors() == 0
-        {
-            (place, count) = self.file_small_calls(packet.bytes());
-            if place == packet.bytes().len() {
-                if more {
+            // Straight through, where nothing large is under way and no packet was left half read: the next
+            // is read where it lies, as far as it begins with small calls. They are nearly always all of it.
+            let read = self.socket.poll_read_of_many(context, |packet| {
+                begun = self.file_small_calls(packet);
+                begun.bytes == packet.len()
+            });
+            if begun.asks_for_turn {
+                self.mailbox.upgrade().iter().for_each(|mailbox| mailbox.take_turn(self.client.key));
+            }
+            match read {
+                Poll::Ready(Some(false)) | Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(true)) => {
                     context.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
-                return Poll::Pending;
+                Poll::Ready(None) => {}
             }
         }
-        match self.unread_of(Some(received)) {
+        self.poll_further(begun, context)
+    }
+
+    /// Receives and files what is not as most packets are, of which so much is filed already.
+    #[inline(never)]
+    fn poll_further(&self, begun: Begun, context: &mut Context<'_>) -> Poll<Over> {
+        let unread = self.state.borrow_mut().unread.take();
+        let unread = match unread {
+            Some(unread) => Ok(*unread),
+            None => self.unread_of(ready!(self.poll_next(context))),
+        };
+        match unread {
             Ok(mut unread) => {
-                unread.place.read = place;
-                self.file_and_go_on(unread, count, context)
+                unread.place.read = unread.place.read.max(begun.bytes);
+                self.file_and_go_on(unread, begun.calls, context)
             }
             Err(over) => Poll::Ready(over),
         }
@@ -393,6 +403,7 @@ impl Session {
 
     /// Sends the next part of a large answer, and gives back what answers took that have left. Says whether
     /// nothing large is under way and nothing left of an earlier packet.
+    #[inline]
     fn look_after_answers(&self, context: &mut Context<'_>) -> bool {
         let mut state = self.state.borrow_mut();
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
@@ -484,42 +495,36 @@ impl Session {
     }
 
     /// Files the small calls that a packet without descriptors begins with, for as long as there is nothing
-    /// to be said against them. Says how many bytes and calls those are; what follows was not looked at.
-    fn file_small_calls(&self, packet: &[u8]) -> (usize, usize) {
-        let mut borrowed = self.state.borrow_mut();
-        let state = &mut *borrowed;
+    /// to be said against them. What follows was not looked at.
+    #[inline]
+    fn file_small_calls(&self, packet: &[u8]) -> Begun {
+        let state = &mut *self.state.borrow_mut();
         if state.over || state.leaving || state.client_leaving || packet.len() > PACKET_BYTES_MAX {
-            return (0, 0);
+            return Begun::default();
         }
         let hello = &self.terms.hello;
-        let mut spares = self.terms.spares();
-        let Spares { calls, boxes, queue, .. } = &mut *spares;
+        let Spares { calls, boxes, queue, .. } = &mut *self.terms.spares();
         let (mut rest, mut count) = (packet, 0);
         while count < SESSION_FRAMES_A_TURN_MAX
             && let Some(call) = wire::small_call(rest, hello)
         {
             // What is wrong, and whether room is left when answers have been settled, is found out by whoever
             // files frames of any kind.
-            if state.calls.contains(call.number) {
+            let Some(cost) = state.account.reserve_small_call(call.payload.len(), call.answer) else { break };
+            if !state.calls.try_insert(calls, call.number, Entry::new(cost)) {
+                state.account.release(cost);
                 break;
             }
-            let Some(cost) = state.account.reserve_small_call(call.payload.len(), call.answer) else { break };
-            state.calls.insert(calls, call.number, Entry::new(cost));
             let mut brought = boxes.lend(call.number, call.answer, None);
             brought.parcel.copy(call.payload);
             queue.lend(&mut state.queue).push_back(brought);
             (rest, count) = (call.rest, count + 1);
         }
-        drop(spares);
         let bytes = packet.len() - rest.len();
         self.counters.calls_arrived(count, bytes);
-        let first = count > 0 && !state.in_turn;
-        state.in_turn |= first;
-        drop(borrowed);
-        if first && let Some(mailbox) = self.mailbox.upgrade() {
-            mailbox.take_turn(self.client.key);
-        }
-        (bytes, count)
+        let asks_for_turn = count > 0 && !state.in_turn;
+        state.in_turn |= asks_for_turn;
+        Begun { bytes, calls: count, asks_for_turn }
     }
 
     /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames
@@ -1009,19 +1014,24 @@ impl Session {
 
     /// Straight through, for an answer of bytes alone that fits a frame and the room, to a small call that is
     /// still wanted. If anything is otherwise it says so, and has done nothing.
+    #[inline]
     fn answer_in_a_frame(&self, number: u32, room: Size, bytes: &[u8]) -> bool {
+        let fits = bytes.len() <= room.bytes().min(self.terms.hello.payload_bytes_max() as usize);
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
-        let is_wanted = state.calls.find(number).is_some_and(Entry::is_small_and_wanted);
-        let fits = bytes.len() <= room.bytes().min(self.terms.hello.payload_bytes_max() as usize);
-        let Ok(size) = Size::of_bytes(bytes.len()) else { return false };
-        if !is_wanted || !fits || state.over || self.reactor().is_forked() {
+        if !fits || state.over || self.reactor().is_forked() {
             return false;
         }
-        let header = Header::answer_to(number, size).encode();
-        state.end(number, header.len() + bytes.len(), &self.terms);
+        let Spares { calls, unsettled, .. } = &mut *self.terms.spares();
+        // With nothing in it that is to be dropped.
+        let cost = |entry: &Entry| entry.is_small_and_wanted().then_some(entry.cost);
+        let Some(cost) = state.calls.forget_if(calls, number, cost) else { return false };
+        let header = wire::small_answer_header(number, bytes.len());
+        let length = header.len() + bytes.len();
+        state.said += length as u64;
+        unsettled.lend(&mut state.unsettled).push_back((state.said, cost));
         drop(borrowed);
-        self.counters.answered_in(header.len() + bytes.len());
+        self.counters.answered_in(length);
         self.socket.post_bytes(&header, bytes);
         true
     }
@@ -1258,16 +1268,6 @@ impl State {
             }
         }
         terms.spares().unsettled.keep(&mut self.unsettled);
-    }
-
-    /// A final frame of so many bytes is said, and a call ends with it that leaves nothing to be dropped.
-    #[inline]
-    fn end(&mut self, number: u32, bytes: usize, terms: &Terms) {
-        let Some(cost) = self.calls.find(number).map(|entry| entry.cost) else { return };
-        self.said += bytes as u64;
-        let mut spares = terms.spares();
-        self.calls.forget(&mut spares.calls, number);
-        spares.unsettled.lend(&mut self.unsettled).push_back((self.said, cost));
     }
 
     /// A final frame ends here in what was said. Gives what is to be dropped when nothing is borrowed.

@@ -180,6 +180,16 @@ struct Straight {
     bytes: usize,
 }
 
+/// What there is to be told of a call at once.
+pub(crate) enum Glance {
+    /// It has ended with an answer, which nobody has taken.
+    Answered,
+    /// Nothing has come, and the waker is kept.
+    Waits,
+    /// Ask [further](Session::poll_unanswered).
+    Otherwise,
+}
+
 /// Whether a call can be sent.
 enum Verdict {
     /// So.
@@ -262,10 +272,19 @@ impl Session {
         }
     }
 
-    /// Whether the call has ended with an answer, which nobody has taken.
+    /// Looks at a call, of which mostly nothing is to be told but whether the answer is here.
     #[inline]
-    pub(crate) fn is_answered(&self, key: usize) -> bool {
-        self.state.borrow().calls[key].is_answered()
+    pub(crate) fn glance(&self, key: usize, waker: &Waker) -> Glance {
+        let slot = &mut self.state.borrow_mut().calls[key];
+        match (&slot.stage, &slot.waker) {
+            (Stage::Answered, _) => Glance::Answered,
+            (Stage::Sent(_), None) => {
+                slot.waker = Some(waker.clone());
+                Glance::Waits
+            }
+            (Stage::Sent(_), Some(known)) if known.will_wake(waker) => Glance::Waits,
+            _ => Glance::Otherwise,
+        }
     }
 
     /// Takes the answer, with which the number is free.
@@ -275,7 +294,7 @@ impl Session {
         self.state.borrow_mut().calls.take_answer(key)
     }
 
-    /// How a call ends that has [no answer](Session::is_answered) here.
+    /// How a call ends of which a [glance](Session::glance) does not tell.
     pub(crate) fn poll_unanswered(
         &self,
         key: usize,
@@ -456,33 +475,35 @@ impl Session {
         Ok(())
     }
 
-    /// Files what a packet says, then sends what there is room for now.
-    fn file(&self, packet: Received, cut: bool) -> Result<(), Malformed> {
+    /// Files what a packet says, of which so much is filed already, then sends what there is room for now.
+    /// Says whether all there is to do after that is to receive.
+    fn file(&self, packet: Received, cut: bool, filed: Straight) -> Result<bool, Malformed> {
         let mut woken = Woken::default();
         let mut state = self.state.borrow_mut();
-        let straight = state.file_straight(packet.bytes(), &mut woken);
+        let straight = match filed.frames {
+            0 => state.file_straight(packet.bytes(), &mut woken),
+            _ => filed,
+        };
         if straight.bytes < packet.bytes().len() || packet.descriptors() > 0 || straight.frames == 0 {
             drop(state);
             return self.file_rest(packet, cut, straight, woken);
         }
-        state.counters.received(straight.frames, straight.bytes, 0);
-        if !state.queued.is_empty() {
-            woken.extend(state.advance(&self.options));
-        }
+        state.counters.answers_arrived(straight.frames, straight.bytes);
+        woken.extend(state.advance(&self.options));
+        let quiet = state.is_quiet();
         drop(state);
-        wake_if_any(woken);
-        Ok(())
+        wake(woken);
+        Ok(quiet)
     }
 
     /// Files a packet from where something else begins than the answers that most packets hold.
-    #[inline(never)]
     fn file_rest(
         &self,
         mut packet: Received,
         cut: bool,
         straight: Straight,
         mut woken: Woken,
-    ) -> Result<(), Malformed> {
+    ) -> Result<bool, Malformed> {
         let mut descriptors = Parcel::of_descriptors(packet.take_list());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
@@ -492,6 +513,7 @@ impl Session {
         let mut state = self.state.borrow_mut();
         let mut result = Ok(());
         let Straight { mut frames, bytes } = straight;
+        state.counters.answers(frames);
         let came = descriptors.descriptors();
         for frame in wire::frames_from(packet.bytes(), wire::Place::after(bytes, arrived)) {
             frames += 1;
@@ -508,9 +530,10 @@ impl Session {
         if result.is_ok() {
             woken.extend(state.advance(&self.options));
         }
+        let quiet = state.is_quiet();
         drop(state);
         wake(woken);
-        result
+        result.map(|()| quiet)
     }
 
     /// The session is over: everybody is told, once.
@@ -908,7 +931,6 @@ impl State {
         account.release(cost);
         self.awaited -= awaited;
         self.under_way -= straight.frames;
-        self.counters.answers(straight.frames);
         straight
     }
 
@@ -1229,7 +1251,8 @@ impl Serving {
         Serving { session, step: Step::Connecting(connecting) }
     }
 
-    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<End> {
+    #[inline(never)]
+    fn poll_end(&mut self, filed: Straight, context: &mut Context<'_>) -> Poll<End> {
         let Serving { session, step } = self;
         loop {
             match step {
@@ -1262,7 +1285,7 @@ impl Serving {
                     }
                     *step = Step::Attached(Rc::clone(socket));
                 }
-                Step::Attached(socket) => return session.poll_end(socket, context),
+                Step::Attached(socket) => return session.poll_end(filed, socket, context),
             }
         }
     }
@@ -1272,7 +1295,12 @@ impl Future for Serving {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let end = ready!(self.poll_end(context));
+        let filed = match &self.step {
+            Step::Attached(socket) => self.session.poll_straight(socket, context),
+            Step::Connecting(_) | Step::AwaitingHello(_) => Some(Straight::default()),
+        };
+        let Some(filed) = filed else { return Poll::Pending };
+        let end = ready!(self.poll_end(filed, context));
         if let (End::Malformed | End::Stalled, Step::AwaitingHello(socket) | Step::Attached(socket)) =
             (end, &self.step)
         {
@@ -1284,8 +1312,39 @@ impl Future for Serving {
 }
 
 impl Session {
-    /// Receives and files until the session ends.
-    fn poll_end(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
+    /// Straight through, where nothing is to be done but to receive, and packets hold what most do: they are
+    /// read where they lie. `None` if that was all, and more is waited for. Otherwise somebody has to
+    /// [look](Session::poll_end) at everything, and so much is filed of the packet that is next.
+    #[inline]
+    fn poll_straight(&self, socket: &Socket, context: &mut Context<'_>) -> Option<Straight> {
+        loop {
+            let (mut straight, mut woken, mut quiet) = (Straight::default(), Woken::default(), false);
+            let waker = context.waker();
+            let read = socket.poll_read_of_many(context, |packet| {
+                let state = &mut *self.state.borrow_mut();
+                if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    return false;
+                }
+                straight = state.file_straight(packet, &mut woken);
+                quiet = state.is_quiet();
+                let whole = straight.bytes == packet.len();
+                if whole {
+                    state.counters.answers_arrived(straight.frames, straight.bytes);
+                }
+                whole
+            });
+            wake_if_any(woken);
+            match read {
+                Poll::Ready(Some(false)) if quiet => return None,
+                Poll::Ready(Some(true)) if quiet => {}
+                Poll::Ready(Some(_)) => return Some(Straight::default()),
+                Poll::Ready(None) | Poll::Pending => return Some(straight),
+            }
+        }
+    }
+
+    /// Receives and files until the session ends. So much of the next packet is filed already.
+    fn poll_end(&self, mut filed: Straight, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
         // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for
         // long.
         while let Some(quiet) = self.look(context.waker()) {
@@ -1298,20 +1357,20 @@ impl Session {
                 Poll::Pending if quiet => return Poll::Pending,
                 Poll::Pending => return self.poll_stall(socket, context).map(|()| End::Stalled),
             };
-            let filed = match received {
-                Ok(packet) => self.file(packet, false),
-                Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true),
+            let filed = std::mem::take(&mut filed);
+            let result = match received {
+                Ok(packet) => self.file(packet, false, filed),
+                Err(ReceiveError::DescriptorsLost(packet)) => self.file(packet, true, filed),
                 Err(ReceiveError::Truncated(_)) => Err(Malformed::LONGER_THAN_A_PACKET),
                 Err(ReceiveError::Forked) => return Poll::Ready(End::Forked),
                 Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
                 Err(_) => return Poll::Ready(End::Gone),
             };
-            if let Err(malformed) = filed {
-                return Poll::Ready(self.blame(&malformed));
-            }
-            // Mostly nothing else is here, and nothing is to be done.
-            if !more && self.state.borrow().is_quiet() {
-                return Poll::Pending;
+            match result {
+                // Mostly nothing else is here, and nothing is to be done.
+                Ok(true) if !more => return Poll::Pending,
+                Ok(_) => {}
+                Err(malformed) => return Poll::Ready(self.blame(&malformed)),
             }
         }
         Poll::Ready(End::Gone)

@@ -395,6 +395,14 @@ impl Counters {
         counted.received.count(calls, bytes, 0);
     }
 
+    /// Answers have arrived in so many bytes, without descriptors.
+    #[inline]
+    pub(crate) fn answers_arrived(&self, answers: usize, bytes: usize) {
+        let counted = &mut *self.0.borrow_mut();
+        counted.answered += answers as u64;
+        counted.received.count(answers, bytes, 0);
+    }
+
     /// A call was answered in so many bytes, without descriptors.
     #[inline]
     pub(crate) fn answered_in(&self, bytes: usize) {

@@ -98,18 +98,59 @@ impl<T> Table<T> {
         Some(removed)
     }
 
-    /// As `remove`, and drops it where it is.
+    /// As `insert`, if nothing has the number. Says whether that was so.
     #[inline]
-    pub(crate) fn forget(&mut self, spare: &mut SpareRows<T>, number: u32) {
-        let Some(rows) = &mut self.0 else { return };
-        match rows.near.get_mut(number as usize) {
-            Some(place) if place.is_some() => {
-                *place = None;
-                rows.here -= 1;
-            }
-            _ => drop(rows.far.remove(number)),
+    pub(crate) fn try_insert(&mut self, spare: &mut SpareRows<T>, number: u32, thing: T) -> bool {
+        let near = match &mut self.0 {
+            Some(rows) => rows,
+            none => none.insert(spare.0.pop().unwrap_or_default()),
+        };
+        let Some(place) = near.near.get_mut(number as usize) else {
+            return self.try_insert_further(spare, number, thing);
+        };
+        if place.is_some() {
+            return false;
         }
+        // Nothing is dropped with what was there, and to find that out takes as long as the rest.
+        std::mem::forget(place.replace(thing));
+        near.here += 1;
+        true
+    }
+
+    /// Beyond the end of the row, or of all rows.
+    #[inline(never)]
+    fn try_insert_further(&mut self, spare: &mut SpareRows<T>, number: u32, thing: T) -> bool {
+        let vacant = !self.contains(number);
+        if vacant {
+            self.insert(spare, number, thing);
+        }
+        vacant
+    }
+
+    /// As `remove`, and drops it where it is.
+    pub(crate) fn forget(&mut self, spare: &mut SpareRows<T>, number: u32) {
+        drop(self.remove(spare, number));
+    }
+
+    /// As `remove`, where `read` has something to say of it: then nothing is to be dropped with it.
+    #[inline]
+    pub(crate) fn forget_if<R>(
+        &mut self,
+        spare: &mut SpareRows<T>,
+        number: u32,
+        read: impl FnOnce(&T) -> Option<R>,
+    ) -> Option<R> {
+        let rows = self.0.as_mut()?;
+        let Some(place) = rows.near.get_mut(number as usize) else {
+            let said = read(rows.far.find(number)?)?;
+            self.forget(spare, number);
+            return Some(said);
+        };
+        let said = read(place.as_ref()?)?;
+        std::mem::forget(place.take());
+        rows.here -= 1;
         self.rest(spare);
+        Some(said)
     }
 
     /// If nothing is left.

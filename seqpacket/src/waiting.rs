@@ -34,35 +34,25 @@ impl Place {
 
 impl Waiting {
     /// Keeps the waker. Gives back the one kept before, to be dropped when nothing is borrowed.
+    #[inline]
     pub(crate) fn keep(&mut self, place: &mut Place, waker: &Waker) -> Option<Waker> {
-        let Kept { alone, wakers, count } = &mut **self.0.get_or_insert_default();
-        let number = *place.0.get_or_insert_with(|| {
-            *count += 1;
-            *count
-        });
-        if wakers.is_empty() {
-            match alone {
-                Some((kept_for, kept)) if *kept_for == number => {
-                    let known = kept.will_wake(waker);
-                    return (!known).then(|| std::mem::replace(kept, waker.clone()));
-                }
-                Some(_) => {}
-                None => {
-                    *alone = Some((number, waker.clone()));
-                    return None;
-                }
+        let kept = &mut **self.0.get_or_insert_default();
+        let number = match place.0 {
+            Some(number) => number,
+            None => {
+                kept.count += 1;
+                *place.0.insert(kept.count)
             }
+        };
+        if kept.alone.is_none() && kept.wakers.is_empty() {
+            kept.alone = Some((number, waker.clone()));
+            return None;
         }
-        if let Some((number, waker)) = alone.take() {
-            wakers.insert(number, waker);
-        }
-        match wakers.find(number) {
-            Some(kept) if kept.will_wake(waker) => None,
-            _ => wakers.insert(number, waker.clone()),
-        }
+        kept.keep_beside(number, waker)
     }
 
     /// Gives up a place. Gives back its waker, to be dropped when nothing is borrowed.
+    #[inline]
     pub(crate) fn leave(&mut self, place: &Place) -> Option<Waker> {
         let (number, kept) = (place.0?, self.0.as_mut()?);
         match &kept.alone {
@@ -85,6 +75,7 @@ impl Waiting {
     }
 
     /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
+    #[inline]
     pub(crate) fn take_all(&mut self) -> Woken {
         let mut woken = Woken::default();
         if let Some(kept) = &mut self.0 {
@@ -94,6 +85,28 @@ impl Waiting {
             }
         }
         woken
+    }
+}
+
+impl Kept {
+    /// Where somebody waits already.
+    #[inline(never)]
+    fn keep_beside(&mut self, number: u64, waker: &Waker) -> Option<Waker> {
+        let Kept { alone, wakers, .. } = self;
+        if wakers.is_empty()
+            && let Some((kept_for, kept)) = alone
+            && *kept_for == number
+        {
+            let known = kept.will_wake(waker);
+            return (!known).then(|| std::mem::replace(kept, waker.clone()));
+        }
+        if let Some((number, waker)) = alone.take() {
+            wakers.insert(number, waker);
+        }
+        match wakers.find(number) {
+            Some(kept) if kept.will_wake(waker) => None,
+            _ => wakers.insert(number, waker.clone()),
+        }
     }
 }
 

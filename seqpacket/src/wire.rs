@@ -1285,6 +1285,19 @@ pub(crate) fn small_call_header(number: u32, bytes: usize, room: Size) -> [u8; H
     ])
 }
 
+/// The header of an answer of so many bytes, which fit a packet, without descriptors: [`Header::encode`] for
+/// what nearly all are.
+#[inline]
+pub(crate) fn small_answer_header(number: u32, bytes: usize) -> [u8; HEADER_BYTES] {
+    debug_assert!(bytes <= PAYLOAD_BYTES_MAX);
+    bytemuck::cast([
+        (bytes as u32).to_le_bytes(),
+        number.to_le_bytes(),
+        [Kind::Answer as u8, 0, 0, Flags::NONE.byte()],
+        [0; 4],
+    ])
+}
+
 /// The number and the payload of the answer that a packet begins with, if it is small and has no descriptors:
 /// what nearly all are, told by one look. `None` says nothing: [`frames_from`] reads what it is.
 #[inline]
