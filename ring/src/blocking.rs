@@ -350,6 +350,27 @@ impl Socket {
         }
     }
 
+    /// As [`try_send`](Socket::try_send), of a header and bytes that belong to it and no descriptors: what
+    /// most messages are, and so with nothing in it for the others.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was sent.
+    #[inline]
+    pub fn try_send_bytes<const HEAD: usize>(&self, head: &[u8; HEAD], rest: &[u8]) -> Result<(), SendError> {
+        if HEAD == 0 && rest.is_empty() {
+            return Err(SendError::Empty);
+        }
+        let slices = [IoSlice::new(head), IoSlice::new(rest)];
+        match envelope::send_parts(self.as_fd(), &slices, NO_DESCRIPTORS) {
+            Ok(sent) => {
+                assert_eq!(sent, HEAD + rest.len(), "a packet is sent whole or not at all");
+                Ok(())
+            }
+            // Once more, by whoever knows what each of these needs.
+            Err(_) => self.try_send(&[head, rest], NO_DESCRIPTORS),
+        }
+    }
+
     /// Waits until something can be received, or sent, and says which; neither when the deadline has passed.
     ///
     /// # Errors

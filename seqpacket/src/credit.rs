@@ -52,16 +52,22 @@ impl Account {
     /// room for the answer fit the packets of the session.
     #[inline]
     pub(crate) fn reserve_small_call(&mut self, message_bytes: usize, room: Size) -> Option<Cost> {
-        let bytes = HEADER_BYTES + message_bytes + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
-        let cost = Cost { calls: 1, bytes: bytes as u32, descriptors: 0, large_bytes: 0 };
-        let Windows { calls, bytes, .. } = self.free();
-        if cost.calls > calls || cost.bytes > bytes {
+        if !self.has_room_for_small_call(message_bytes, room) {
             return None;
         }
+        let cost = Cost::of_small_call(message_bytes, room);
         self.taken.calls += cost.calls;
         self.taken.bytes += cost.bytes;
         self.check();
         Some(cost)
+    }
+
+    /// Whether [`reserve_small_call`](Account::reserve_small_call) would take anything.
+    #[inline]
+    pub(crate) fn has_room_for_small_call(&self, message_bytes: usize, room: Size) -> bool {
+        let cost = Cost::of_small_call(message_bytes, room);
+        let Windows { calls, bytes, .. } = self.free();
+        cost.calls <= calls && cost.bytes <= bytes
     }
 
     /// Takes out what there is [room for](Account::room_for).
@@ -186,6 +192,13 @@ impl Cost {
             // `Size` bounds each by half of a u32.
             large_bytes: opening.total().unwrap_or(0) + large_room,
         }
+    }
+
+    /// A call of so many bytes alone. Both they and the room for the answer fit the packets of the session.
+    #[inline]
+    fn of_small_call(message_bytes: usize, room: Size) -> Cost {
+        let bytes = HEADER_BYTES + message_bytes + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
+        Cost { calls: 1, bytes: bytes as u32, descriptors: 0, large_bytes: 0 }
     }
 
     /// Both together, of calls that are under way beside each other.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use bytemuck::AnyBitPattern;
+use ring::Bytes;
 
 use crate::blocking::Object;
 use crate::error::CallError;
@@ -14,13 +15,14 @@ use crate::error::CallError;
 /// the thread wait.
 #[derive(Debug, Default)]
 pub struct Answer {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     descriptors: VecDeque<OwnedFd>,
 }
 
 impl Answer {
-    pub(super) fn new(bytes: Vec<u8>, descriptors: Vec<OwnedFd>) -> Answer {
-        Answer { bytes, descriptors: descriptors.into() }
+    #[inline]
+    pub(super) fn new(bytes: impl Into<Bytes>, descriptors: Vec<OwnedFd>) -> Answer {
+        Answer { bytes: bytes.into(), descriptors: descriptors.into() }
     }
 
     /// The bytes.
@@ -30,7 +32,7 @@ impl Answer {
 
     /// The bytes, to keep.
     pub fn into_bytes(mut self) -> Vec<u8> {
-        std::mem::take(&mut self.bytes)
+        std::mem::take(&mut self.bytes).into_vec()
     }
 
     /// The bytes as plain data.

@@ -22,7 +22,8 @@ use crate::error::{CallError, Part};
 use crate::object::ObjectOptions;
 use crate::parts::expect_part;
 use crate::wire::{
-    self, Arrived, Body, FromServer, Header, Hello, Kind, Malformed, Opening, RefusedReason, Size,
+    self, Arrived, Body, FromServer, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
+    PAYLOAD_BYTES_MAX, RefusedReason, Size,
 };
 
 /// An answer in parts is given memory as it arrives, and ahead of that no more than so much at a time: the
@@ -214,7 +215,6 @@ impl Caller {
     ) -> Result<Answer, CallError> {
         // A grant is answered with a descriptor.
         if descriptors.is_empty()
-            && let Asked::Call { .. } = asked
             && let Some(result) = self.call_alone(asked, bytes, deadline)
         {
             return result;
@@ -232,6 +232,7 @@ impl Caller {
         bytes: &[u8],
         deadline: Option<Instant>,
     ) -> Option<Result<Answer, CallError>> {
+        let Asked::Call { room, .. } = asked else { return None };
         self.notice_fork();
         let session = self.session.as_mut()?;
         if session.leaving || !self.calls.is_empty() || !session.packets.is_empty() {
@@ -239,23 +240,29 @@ impl Caller {
         }
         let key = self.calls.vacant_key();
         let number = u32::try_from(key).ok()?;
-        let opening = asked.opening(number, &session.hello, deadline);
-        let cost = Cost::of_call(&opening, &session.hello);
-        let expired = opening.time_left() == Some(Duration::ZERO);
-        let fits = session.hello.admits(&opening).is_ok() && session.account.room_for(cost).is_ok();
-        if expired || !fits || opening.total().is_some() {
-            return None;
-        }
-        session.socket.try_send(&[&opening.encode(), bytes], NO_DESCRIPTORS).ok()?;
+        let straight = deadline.is_none().then(|| session.small_call(asked, number, bytes.len())).flatten();
+        let opening = match straight {
+            Some(header) => {
+                session.socket.try_send_bytes(&header, bytes).ok()?;
+                None
+            }
+            None => {
+                let opening = asked.opening(number, &session.hello, deadline);
+                session.send_alone(&opening, bytes)?;
+                Some(opening)
+            }
+        };
         let heard = self.inbox.receive(&session.socket, deadline);
         if let Ok(packet) = &heard
             && let Some(payload) = wire::only_answer(packet.bytes(), packet.descriptors(), number)
-            && payload.len() <= opening.answer().bytes()
+            && payload.len() <= room.at_most_bytes(session.hello.message_bytes_max).bytes()
             && session.hello.packet_bytes_max as usize >= packet.bytes().len()
         {
-            return Some(Ok(Answer::new(payload.to_vec(), Vec::new())));
+            return Some(Ok(Answer::new(payload, Vec::new())));
         }
         // Something else was said, or nothing: from here on it is a call among others.
+        let opening = opening.unwrap_or_else(|| asked.opening(number, &session.hello, None));
+        let cost = Cost::of_call(&opening, &session.hello);
         session.account.try_reserve(cost).expect("there was room for it");
         session.awaited += opening.answer().descriptors();
         session.under_way += 1;
@@ -786,6 +793,32 @@ impl From<Malformed> for Ended {
 
 impl Session {
     // -- towards the server -----------------------------------------------------------------------------
+
+    /// The header of a call as most are, of bytes that fit a packet and with no more room for the answer, if
+    /// the windows have room for it. `None` says nothing: what [`Session::send_alone`] does is asked of any
+    /// call.
+    #[inline]
+    fn small_call(&self, asked: Asked, number: u32, bytes: usize) -> Option<[u8; HEADER_BYTES]> {
+        let Asked::Call { room, .. } = asked else { return None };
+        let fits = self.hello.packet_bytes_max as usize == PACKET_BYTES_MAX
+            && bytes <= PAYLOAD_BYTES_MAX
+            && room.bytes() <= PAYLOAD_BYTES_MAX
+            && self.account.has_room_for_small_call(bytes, room);
+        fits.then(|| wire::small_call_header(number, bytes, room))
+    }
+
+    /// Sends a call that fits a packet, if there is room for it and its time is not over. `None` if it was
+    /// not sent.
+    #[inline(never)]
+    fn send_alone(&self, opening: &Opening, bytes: &[u8]) -> Option<()> {
+        let expired = opening.time_left() == Some(Duration::ZERO);
+        let cost = Cost::of_call(opening, &self.hello);
+        let fits = self.hello.admits(opening).is_ok() && self.account.room_for(cost).is_ok();
+        if expired || !fits || opening.total().is_some() {
+            return None;
+        }
+        self.socket.try_send(&[&opening.encode(), bytes], NO_DESCRIPTORS).ok()
+    }
 
     /// Adds a frame to what waits to be sent.
     fn add(
