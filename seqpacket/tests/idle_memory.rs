@@ -7,7 +7,7 @@ mod support;
 use std::os::fd::{AsFd, OwnedFd};
 
 use ring::{DriverKind, Executor, Reactor};
-use seqpacket::{Mailbox, MailboxOptions, Object};
+use seqpacket::{Mailbox, MailboxOptions, Object, PlainObject, ReturnTrust};
 use support::*;
 use testing::{helper, on_each_driver, start_helper};
 
@@ -30,11 +30,16 @@ fn in_use() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
+/// What an idle thing may cost.
+fn most(reactor: &Reactor) -> usize {
+    let watch = if reactor.driver().kind() == DriverKind::Epoll { WATCH_BYTES_MAX } else { 0 };
+    IDLE_BYTES_MAX + watch
+}
+
 /// Makes many, each of which may cost as much as so many idle things.
 #[track_caller]
 fn each<T>(reactor: &Reactor, idle_things: usize, mut make: impl FnMut() -> T) -> Vec<T> {
-    let watch = if reactor.driver().kind() == DriverKind::Epoll { WATCH_BYTES_MAX } else { 0 };
-    let most = idle_things * (IDLE_BYTES_MAX + watch);
+    let most = idle_things * most(reactor);
     let mut all = Vec::with_capacity(BEFORE + COUNTED);
     all.extend((0..BEFORE).map(|_| make()));
     let before = in_use();
@@ -91,6 +96,38 @@ on_each_driver! {
             client
         });
         drop(clients);
+    }
+
+    /// With what its object costs: forty each.
+    fn a_pair_that_is_at_home(reactor: &Reactor) {
+        const PAIRS: usize = 40;
+        let executor = Executor::new(reactor);
+        let mut mailboxes = Vec::new();
+        let mut make = |objects: usize| -> Vec<PlainObject> {
+            let mut make = || {
+                let (object, mailbox) = testing::packet_pair();
+                let object = PlainObject::from_fd(reactor, object).unwrap();
+                let object = object.with_returned_pairs(ReturnTrust::FirstToAnswer);
+                let calls: Vec<_> = (0..PAIRS).map(|_| object.call("hello")).collect();
+                executor.settle();
+                for _ in 0..PAIRS {
+                    let far = testing::receive_packet(&mailbox).unwrap().descriptors.pop().unwrap();
+                    testing::send_packet(&far, b"yes", &[far.as_fd()]).unwrap();
+                }
+                calls.into_iter().for_each(|call| drop(executor.block_on(call).unwrap()));
+                assert_eq!(object.returns().returned, PAIRS as u64);
+                mailboxes.push(mailbox);
+                object
+            };
+            (0..objects).map(|_| make()).collect()
+        };
+        let first = make(BEFORE / PAIRS);
+        let before = in_use();
+        let counted = make(COUNTED / PAIRS);
+        let bytes = in_use().saturating_sub(before) / COUNTED;
+        println!("{bytes} bytes for each");
+        assert!(bytes <= most(reactor), "{bytes} bytes for each, and not {}", most(reactor));
+        drop((first, counted));
     }
 
     fn an_object_whose_session_rests(reactor: &Reactor) {
