@@ -61,7 +61,8 @@ impl SocketAddress {
     /// Connects: queues a request with the acceptor, and waits for room if its queue is full.
     ///
     /// Success does not mean that anybody has looked at the request, or will. The connection can be used at
-    /// once; what is sent waits in it. Connections asked for at the same time may be accepted in another order.
+    /// once; what is sent waits in it. Connections asked for at the same time may be accepted in another
+    /// order.
     ///
     /// Dropping the future withdraws the request: it is not sent, or arrives as a connection that has ended.
     ///

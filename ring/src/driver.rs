@@ -4,7 +4,8 @@
 //! - Between the two nothing that the kernel may touch moves: it is in the request, in its slot.
 //! - A driver never calls up. It knows no waker and no future; it fills a list of completions.
 //! - At most one send and one receive are in flight for a socket, which whoever submits sees to: a ring
-//!   delivers several in another order than they were given. (Sends that may overtake each other may be more.)
+//!   delivers several in another order than they were given. (Sends that may overtake each other may be
+//!   more.)
 
 use std::fmt;
 use std::io;
@@ -561,6 +562,14 @@ impl Driver {
             Driver::Script(script) => script.sends_now(),
             _ => true,
         }
+    }
+
+    /// Whether many sends leave with fewer system calls than each by itself.
+    pub(crate) fn sends_together(&self) -> bool {
+        #[cfg(uring)]
+        return matches!(self, Driver::Uring(_));
+        #[cfg(not(uring))]
+        false
     }
 
     /// Sends a sealed envelope now, past what is away.

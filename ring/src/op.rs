@@ -81,7 +81,8 @@ const RETIRED_MAX: usize = 32;
 const RETIRED_TIME_MAX: Duration = Duration::from_millis(20);
 
 /// So many sockets are given to the threads that close them as they come, until the reactor sleeps: who never
-/// does has no time for their being woken each time, and whoever lets go of a few may expect to see them gone.
+/// does has no time for their being woken each time, and whoever lets go of a few may expect to see them
+/// gone.
 const ELSEWHERE_AT_ONCE_MAX: u8 = 8;
 
 /// So many of those that follow are given to them together, if no sleep comes before. With as
@@ -820,7 +821,7 @@ impl Core {
         let mut envelope = self.envelope(message);
         envelope.seal();
         let turn = self.stats.turns;
-        if self.first_went.replace(turn) != Some(turn) {
+        if !self.driver.sends_together() || self.first_went.replace(turn) != Some(turn) {
             if self.driver.send_now(&self.channels[key].fd, &envelope).is_ok() {
                 self.count_sent(&envelope);
                 self.keep_envelope(envelope);
@@ -845,7 +846,7 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// A message that others may overtake has gone, or could not: then it waits in the lane for what it wants.
+    /// A message that others may overtake has gone, or could not: then it waits in the lane.
     fn sent_in_any_order(
         &mut self,
         key: usize,

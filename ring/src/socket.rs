@@ -316,8 +316,9 @@ impl Socket {
         Sending { reactor: self.reactor.clone(), state }
     }
 
-    /// Sends a message that may overtake others, and be overtaken: the first of a turn at once, and all that
-    /// follow before the next turn together, which with io_uring is one system call for all of them.
+    /// Sends a message that may overtake others, and be overtaken. On io_uring the first of a turn goes at
+    /// once, and all that follow before the next turn go together, with one system call for all of them; on
+    /// epoll each goes at once.
     ///
     /// For many short messages to one receiver, each of which is complete by itself. A full queue is awaited.
     /// Dropping the future may take the message back, or not.
