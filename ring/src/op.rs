@@ -80,9 +80,9 @@ const RETIRED_MAX: usize = 32;
 /// program a timer.
 const RETIRED_TIME_MAX: Duration = Duration::from_millis(20);
 
-/// So many sockets are given to the threads that close them as they come, until the reactor sleeps: who never
-/// does has no time for their being woken each time, and whoever lets go of a few may expect to see them
-/// gone.
+/// So many sockets are given to the threads that close them as they come: whoever lets go of a few may expect
+/// to see them gone. The count begins anew when none came between two sleeps. In a flood of them there is no
+/// time for the threads' being woken each time.
 const ELSEWHERE_AT_ONCE_MAX: u8 = 8;
 
 /// So many of those that follow are given to them together, if no sleep comes before. With as
@@ -131,8 +131,10 @@ pub(crate) struct Core {
     driven: bool,
     /// How many were closed at once in this turn.
     closed_at_once: u8,
-    /// How many were given to other threads as they came since the last sleep.
+    /// How many were given to other threads as they came.
     given_at_once: u8,
+    /// Some of them came since the last sleep.
+    given_awake: bool,
     /// How often a turn was to sleep. Begins anew after the last number, where nothing is lost by two sockets
     /// that look of the same time.
     sleeps: u16,
@@ -384,6 +386,7 @@ impl Core {
             driven: false,
             closed_at_once: 0,
             given_at_once: 0,
+            given_awake: false,
             sleeps: 0,
             home: Vec::new(),
             spare_letters: Spare::default(),
@@ -641,6 +644,7 @@ impl Core {
     fn close_elsewhere(&mut self, fd: OwnedFd) {
         let many = self.given_at_once >= ELSEWHERE_AT_ONCE_MAX;
         self.given_at_once += u8::from(!many);
+        self.given_awake = true;
         if many && self.driven && self.has_descriptors_to_spare() {
             self.keep_for_now(Retired { fd, closing: Closing::Elsewhere, until: Until::Sleeping });
             let elsewhere = |retired: &&Retired| retired.closing == Closing::Elsewhere;
@@ -1758,7 +1762,9 @@ impl Core {
         self.home = home;
         if sleep != Sleep::Not {
             self.sleeps = self.sleeps.wrapping_add(1);
-            self.given_at_once = 0;
+            if !std::mem::take(&mut self.given_awake) {
+                self.given_at_once = 0;
+            }
             if !self.retired.is_empty() {
                 self.close_the_retired_until(Until::Awake);
             }

@@ -17,7 +17,7 @@ const CLOSED_AT_ONCE_MAX: usize = 4;
 /// So many may wait: `RETIRED_MAX`.
 const WAITING_MAX: usize = 32;
 
-/// So many are given to other threads as they come, until the reactor sleeps: `ELSEWHERE_AT_ONCE_MAX`.
+/// So many are given to other threads as they come: `ELSEWHERE_AT_ONCE_MAX`.
 const ELSEWHERE_AT_ONCE_MAX: usize = 8;
 
 /// So many of those that follow are given to them together: `ELSEWHERE_TOGETHER_MAX`.
@@ -147,6 +147,22 @@ on_each_driver! {
             sleep_once(reactor).await;
             ring::closer_idle();
             assert_eq!(Census::take().len(), census.len() - 1);
+        });
+    }
+
+    fn whoever_lets_go_of_none_between_two_sleeps_begins_anew(reactor: &Reactor) {
+        settle(reactor, async {
+            for _ in 0..2 {
+                for _ in 0..ELSEWHERE_AT_ONCE_MAX {
+                    let (end, _other) = doubtful(reactor);
+                    let census = Census::take();
+                    drop(end);
+                    ring::closer_idle();
+                    assert_eq!(Census::take().len(), census.len() - 1);
+                }
+                sleep_once(reactor).await;
+                sleep_once(reactor).await;
+            }
         });
     }
 
