@@ -127,7 +127,7 @@ impl<T> Table<T> {
         vacant
     }
 
-    /// As `remove`, and drops it where it is.
+    /// As `remove`, and drops it.
     pub(crate) fn forget(&mut self, spare: &mut SpareRows<T>, number: u32) {
         drop(self.remove(spare, number));
     }
