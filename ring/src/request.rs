@@ -4,6 +4,7 @@
 //! its last completion has been reaped.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 use slab::Slab;
@@ -147,18 +148,20 @@ impl Glance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Token {
     pub(crate) slot: u32,
-    pub(crate) generation: u32,
+    /// Never zero, so that whoever has no token needs no word to say so: each socket has three places for one.
+    pub(crate) generation: NonZeroU32,
 }
 
 impl Token {
     #[cfg(uring)]
     pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
+        u64::from(self.generation.get()) << 32 | u64::from(self.slot)
     }
 
     #[cfg(uring)]
     pub(crate) fn from_bits(bits: u64) -> Token {
-        Token { slot: bits as u32, generation: (bits >> 32) as u32 }
+        let generation = NonZeroU32::new((bits >> 32) as u32).expect("the generation of a token");
+        Token { slot: bits as u32, generation }
     }
 }
 
@@ -198,20 +201,19 @@ impl Arrival {
 /// The requests that are away: each in a slot that keeps what the kernel may touch until the token is home.
 #[derive(Default)]
 pub(crate) struct Requests {
-    slots: Slab<(u32, Request)>,
+    slots: Slab<(NonZeroU32, Request)>,
     generation: u32,
 }
 
 impl Requests {
     /// Fills a slot.
     pub(crate) fn insert(&mut self, request: Request) -> Token {
-        self.generation = self.generation.wrapping_add(1);
         // The highest generation is the drivers' own: see their reserved numbers.
-        if self.generation == u32::MAX {
-            self.generation = 0;
-        }
-        let slot = self.slots.insert((self.generation, request));
-        Token { slot: u32::try_from(slot).expect("fewer than 2^32 requests"), generation: self.generation }
+        self.generation = if self.generation >= u32::MAX - 1 { 0 } else { self.generation };
+        let generation = NonZeroU32::MIN.saturating_add(self.generation);
+        self.generation = generation.get();
+        let slot = self.slots.insert((generation, request));
+        Token { slot: u32::try_from(slot).expect("fewer than 2^32 requests"), generation }
     }
 
     /// The request of a token that is still away.
@@ -252,7 +254,7 @@ impl Requests {
 
     /// All that are away.
     pub(crate) fn tokens(&self) -> Vec<Token> {
-        let token = |(slot, (generation, _)): (usize, &(u32, Request))| Token {
+        let token = |(slot, (generation, _)): (usize, &(NonZeroU32, Request))| Token {
             slot: slot as u32,
             generation: *generation,
         };

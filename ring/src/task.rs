@@ -26,14 +26,16 @@ pub(crate) struct Tasks {
     polled: Cell<Option<Polled>>,
 }
 
-struct Task {
-    /// Taken out while it is polled.
-    work: Option<Work>,
-    signal: Arc<Signal>,
-    /// It is in the round, called here.
-    called: bool,
-    /// It was to be polled while it was being polled, by a turn that it takes itself.
-    again: bool,
+/// As small as can be: each session has one.
+enum Task {
+    Waits(Work),
+    /// Its work has been taken out meanwhile.
+    Polled {
+        /// Of its signal, by which it is known.
+        address: *const (),
+        /// It was to be polled, by a turn that it takes itself.
+        again: bool,
+    },
 }
 
 struct Work {
@@ -112,8 +114,7 @@ impl Tasks {
         let entry = slots.vacant_entry();
         let queued = AtomicBool::new(false);
         let signal = Arc::new(Signal { slot: entry.key(), queued, ready: Arc::clone(&self.ready) });
-        let work = Work { future, waker: Waker::from(Arc::clone(&signal)) };
-        entry.insert(Task { work: Some(work), signal: Arc::clone(&signal), called: false, again: false });
+        entry.insert(Task::Waits(Work { future, waker: Waker::from(Arc::clone(&signal)) }));
         drop(slots);
         Signal::wake_by_ref(&signal);
         TaskId(signal)
@@ -123,7 +124,7 @@ impl Tasks {
     pub(crate) fn remove(&self, id: &TaskId) {
         let mut slots = self.slots.borrow_mut();
         let removed = match slots.get(id.0.slot) {
-            Some(task) if Arc::ptr_eq(&task.signal, &id.0) => slots.try_remove(id.0.slot),
+            Some(task) if task.is_of(&id.0) => slots.try_remove(id.0.slot),
             _ => None,
         };
         // Dropping it may run anybody's code.
@@ -158,11 +159,7 @@ impl Tasks {
     }
 
     fn call(&self, slot: usize) {
-        if let Some(task) = self.slots.borrow_mut().get_mut(slot)
-            && !mem::replace(&mut task.called, true)
-        {
-            self.round.borrow_mut().push_back(Called::Here(slot));
-        }
+        self.round.borrow_mut().push_back(Called::Here(slot));
         self.ready.bell.ring_for_the_host();
     }
 
@@ -188,11 +185,12 @@ impl Tasks {
         let mut slots = self.slots.borrow_mut();
         let mut finished = None;
         match slots.get_mut(slot) {
-            Some(task) if task.is_woken_by(&work.waker) => match poll {
+            Some(Task::Polled { address, again }) if ptr::eq(*address, work.waker.data()) => match poll {
                 Poll::Pending => {
-                    task.work = Some(work);
-                    if mem::take(&mut task.again) {
-                        drop(slots);
+                    let again = *again;
+                    slots[slot] = Task::Waits(work);
+                    drop(slots);
+                    if again {
                         self.call(slot);
                     }
                     return;
@@ -212,14 +210,8 @@ impl Tasks {
     fn take(&self, called: Called) -> Option<(usize, Work)> {
         let mut slots = self.slots.borrow_mut();
         let (slot, task) = match &called {
-            Called::Here(slot) => {
-                let task = slots.get_mut(*slot)?;
-                // If not it is another, in the place of the one that was called.
-                if !mem::take(&mut task.called) {
-                    return None;
-                }
-                (*slot, task)
-            }
+            // If its place has been given to another, that one is polled in vain.
+            Called::Here(slot) => (*slot, slots.get_mut(*slot)?),
             Called::Elsewhere(signal) => {
                 // Before the poll: a wake-up during it queues the task once more. A swap, because a wake-up
                 // that found it queued already has left it at that: what it was about has to be seen in this
@@ -227,12 +219,20 @@ impl Tasks {
                 // leave it at that for ever.
                 signal.queued.swap(false, Ordering::AcqRel);
                 // Its place may have been given to another.
-                let is_the_same = |task: &&mut Task| Arc::ptr_eq(&task.signal, signal);
-                (signal.slot, slots.get_mut(signal.slot).filter(is_the_same)?)
+                (signal.slot, slots.get_mut(signal.slot).filter(|task| task.is_of(signal))?)
             }
         };
-        task.again = task.work.is_none();
-        Some((slot, task.work.take()?))
+        let address = match task {
+            Task::Waits(work) => work.waker.data(),
+            Task::Polled { again, .. } => {
+                *again = true;
+                return None;
+            }
+        };
+        match mem::replace(task, Task::Polled { address, again: false }) {
+            Task::Waits(work) => Some((slot, work)),
+            Task::Polled { .. } => unreachable!("looked at above"),
+        }
     }
 
     /// Drops all tasks.
@@ -256,9 +256,13 @@ impl Drop for Tasks {
 }
 
 impl Task {
-    /// Whether this is its own waker.
-    fn is_woken_by(&self, waker: &Waker) -> bool {
-        ptr::eq(Arc::as_ptr(&self.signal).cast(), waker.data())
+    /// Whether this is its signal.
+    fn is_of(&self, signal: &Arc<Signal>) -> bool {
+        let address = match self {
+            Task::Waits(work) => work.waker.data(),
+            Task::Polled { address, .. } => *address,
+        };
+        ptr::eq(address, Arc::as_ptr(signal).cast())
     }
 }
 

@@ -155,7 +155,7 @@ impl Trial {
 }
 
 fn key(token: Token) -> (u32, u32) {
-    (token.slot, token.generation)
+    (token.slot, token.generation.get())
 }
 
 fn on(choice: DriverChoice) {
