@@ -367,7 +367,7 @@ impl Driver {
     /// Whether the next turn has something to look at, whatever the kernel says.
     pub(crate) fn goes_on(&self) -> bool {
         match self {
-            #[cfg(feature = "uring")]
+            #[cfg(uring)]
             Driver::Uring(uring) => uring.goes_on(),
             Driver::Epoll(epoll) => epoll.goes_on(),
             Driver::Child(_) => false,

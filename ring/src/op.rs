@@ -3,8 +3,9 @@
 //!
 //! A slot (`request.rs`) owns what the kernel may touch; this table owns who is to be told. Dropping a future
 //! moves nothing: a send that is away stays away and is forgotten when it comes home, a receive belongs to
-//! its socket. Nothing here runs user code: wakers are collected, and woken (or dropped) by whoever called,
-//! when nothing is borrowed any more.
+//! its socket. Nothing here runs user code, but for a protocol's reader of one message where it lies, which
+//! must not use the reactor: wakers are collected, and woken (or dropped) by whoever called, when nothing is
+//! borrowed any more.
 
 use std::io;
 use std::ops::Range;
@@ -332,6 +333,8 @@ enum WaiterState {
     Waiting(Option<Token>),
     Done(Done),
     Abandoned,
+    /// Whoever asked does not wait any more, and the message goes out all the same.
+    LetGo,
 }
 
 /// What a waiter is told.
@@ -785,6 +788,12 @@ impl Core {
     /// Whoever asked for this letter does not wait any more, and it goes out all the same. If it cannot, what
     /// follows would not make sense.
     pub(crate) fn let_go(&mut self, key: usize, woken: &mut Woken) {
+        let waiter = &mut self.waiters[key];
+        if let WaiterState::Waiting(Some(_)) = waiter.state {
+            // It is away by itself, and its token knows whom to tell.
+            waiter.state = WaiterState::LetGo;
+            return woken.drop.extend(waiter.sleeper.take());
+        }
         let waiter = self.waiters.remove(key);
         woken.drop.extend(waiter.sleeper);
         let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
@@ -864,8 +873,13 @@ impl Core {
             self.count_sent(&envelope);
             self.keep_envelope(envelope);
         } else if !channel.closed && !self.waiters[waiter].is_abandoned() {
+            let is_let_go = matches!(self.waiters[waiter].state, WaiterState::LetGo);
             self.waiters[waiter].state = WaiterState::Waiting(None);
-            return self.queue_for(key, waiter, envelope);
+            self.queue_for(key, waiter, envelope);
+            if is_let_go {
+                self.let_go(waiter, woken);
+            }
+            return;
         }
         let result = result.map(drop).map_err(SendError::from_kernel);
         self.tell(waiter, Done::Sent(result), false, woken);
@@ -1244,7 +1258,7 @@ impl Core {
     fn tell(&mut self, key: usize, done: Done, quiet: bool, woken: &mut Woken) {
         let waiter = &mut self.waiters[key];
         match waiter.state {
-            WaiterState::Abandoned => {
+            WaiterState::Abandoned | WaiterState::LetGo => {
                 let waiter = self.waiters.remove(key);
                 woken.drop.extend(waiter.sleeper);
                 if let Done::Accepted(Ok(fd)) = done {
@@ -1328,7 +1342,7 @@ impl Core {
                     self.advance_if_closed(owner);
                 }
             }
-            WaiterState::Abandoned => unreachable!("abandoned once"),
+            WaiterState::Abandoned | WaiterState::LetGo => unreachable!("abandoned once"),
         }
     }
 

@@ -321,7 +321,7 @@ impl Socket {
     /// epoll each goes at once.
     ///
     /// For many short messages to one receiver, each of which is complete by itself. A full queue is awaited.
-    /// Dropping the future may take the message back, or not.
+    /// Dropping the future may take the message back, or not; dropping the socket before a turn refuses it.
     ///
     /// ```
     /// # use ring::{Executor, Kind, Reactor, Socket};

@@ -321,6 +321,11 @@ pub(crate) fn signal_when_ready(fd: BorrowedFd<'_>, process: i32) -> io::Result<
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_ASYNC) }).map(drop)
 }
 
+/// Whether the kernel names senders (SO_PASSCRED), as it was told to by us or by somebody before us.
+pub(crate) fn names_senders(fd: BorrowedFd<'_>) -> bool {
+    socket_option(fd, SocketOption::PassCredentials).is_ok_and(|asked| asked != 0)
+}
+
 /// Has the kernel name senders (SO_PASSCRED) where another holder may have told it not to. On a stream nobody
 /// needs them.
 pub(crate) fn name_senders_again(fd: BorrowedFd<'_>) {

@@ -46,9 +46,10 @@ impl WaitPolicy {
     }
 }
 
-/// The longest look unless another is asked for. Being woken costs about as much, so that looking in vain at
-/// most doubles the price of a wait.
-pub const SPIN_DEFAULT: Duration = Duration::from_micros(50);
+/// The longest look unless another is asked for. Longer than it takes to wake a sleeper on another CPU (some
+/// 60 µs on a virtual machine): whoever looks for less never sees the answer of one who sleeps, and two who
+/// had both gone to sleep once, for something that came in between, would never look in time again.
+pub const SPIN_DEFAULT: Duration = Duration::from_micros(100);
 
 /// The longest look that can be asked for. Beyond it the machine does better with the CPU.
 pub const SPIN_MAX: Duration = Duration::from_millis(1);
@@ -66,7 +67,7 @@ pub(crate) const MISSES_MAX: u32 = 3;
 /// … of so many waits at first, doubled each time the next attempt is in vain too …
 pub(crate) const REST_FIRST: u32 = 16;
 
-/// … up to so many. At 50 µs each, what is lost to looking is then less than a thousandth of a wait.
+/// … up to so many. At 100 µs each, what is lost to looking is then less than a thousandth of a wait.
 pub(crate) const REST_LAST: u32 = 1024;
 
 /// Says how long to look before sleeping, from how it went so far.
@@ -202,7 +203,7 @@ mod tests {
     #[test]
     fn it_never_looks_longer_than_the_limit_nor_too_short() {
         let mut spinner = spinner();
-        spinner.hit(micros(49));
+        spinner.hit(micros(60));
         assert_eq!(spinner.look(), Some(SPIN_DEFAULT));
         for _ in 0..100 {
             spinner.hit(Duration::ZERO);

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use ring::{
-    DriverKind, Executor, Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Socket, Wait,
+    DriverKind, Executor, Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Sending, Socket,
+    Wait,
 };
 use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
 
@@ -119,6 +120,28 @@ on_each_driver! {
             turn(reactor);
         }
         sendings.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+    }
+
+    fn those_that_are_let_go_of_leave_all_the_same(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        for full in [false, true] {
+            while full && near.try_send("filler").is_ok() {}
+            for turns in 0..3 {
+                let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+                (0..turns).for_each(|_| turn(reactor));
+                sendings.into_iter().for_each(Sending::let_go);
+                turn(reactor);
+            }
+            let mut arrived = Vec::new();
+            while arrived.len() < 9 {
+                arrived.extend(std::iter::from_fn(|| bytes(&far)).filter(|bytes| bytes != b"filler"));
+                turn(reactor);
+            }
+            arrived.sort();
+            assert!(arrived.into_iter().eq((0..3).flat_map(|number| [vec![number], vec![number], vec![number]])));
+        }
+        turn(reactor);
+        assert!(near.into_fd().is_ok(), "something is still away");
     }
 
     fn those_that_are_dropped_leave_nothing_behind(reactor: &Reactor) {

@@ -113,6 +113,21 @@ on_each_driver! {
         }
     }
 
+    /// That nothing comes behind the end of a peer that has hung up is no use where this is not the end.
+    fn nor_is_that_of_a_peer_that_hangs_up(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, copy, far) = held(reactor, streams);
+            send_packet(&far, b"first", &[]).unwrap();
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"first");
+            set_socket_passcred(&copy, false).unwrap();
+            send_packet(&far, b"", &[]).unwrap();
+            send_packet(&far, b"last", &[]).unwrap();
+            drop(far);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"last");
+            assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+        }
+    }
+
     fn nor_for_those_who_take_one_at_a_time(reactor: &Reactor) {
         let (near, copy, far) = held(reactor, false);
         let mut scratch = vec![0; 64];

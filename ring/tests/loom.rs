@@ -449,6 +449,24 @@ fn what_takes_for_ever_does_not_keep_the_next_one() {
     });
 }
 
+/// Of two idle threads one is woken for both, and is kept by the first.
+#[test]
+fn what_takes_for_ever_does_not_keep_what_was_queued_with_it() {
+    in_every_order(|| {
+        let (crew, left) = (crew(), Arc::new(AtomicUsize::new(4)));
+        let odd = || {
+            let gate = Arc::new((Mutex::new(false), Condvar::new()));
+            [Odd::Waits(Arc::clone(&gate)), Odd::Lets(gate)]
+        };
+        for odd in odd() {
+            assert!(crew.queue(odd, || serves(crew, &left)).is_ok());
+        }
+        crew.wait_until_idle();
+        assert!(crew.queue_all(odd().into_iter(), || serves(crew, &left)).is_ok());
+        crew.wait_until_idle();
+    });
+}
+
 #[test]
 fn with_no_thread_to_be_had_it_comes_back() {
     in_every_order(|| {

@@ -138,7 +138,11 @@ impl<Near> Returned<Near> {
     pub(crate) fn take(&self, look: impl Fn(&Near) -> Look) -> Option<Pair<Near>> {
         loop {
             let last = self.home.borrow_mut().pop();
-            let pair = last?;
+            let Some(pair) = last else {
+                // All are needed, and one more.
+                self.idle.set(Idle { calls: 1, ..Idle::default() });
+                return None;
+            };
             match look(&pair.near) {
                 Look::Quiet => {
                     self.count(|counts| counts.reused += 1);
@@ -226,8 +230,9 @@ const KNOWN_MAX: usize = 4 * RETURNED_PAIRS_MAX;
 
 /// Far ends that have come before, and need not be asked again what they are: one question instead of three.
 ///
-/// Each has one place, by its cookie (the kernel counts them up), and the next that has the same place takes
-/// it: nobody searches. The memory is asked for when the first one comes.
+/// Each has one place, by its cookie, and the next that has the same place takes it: nobody searches. The
+/// kernel counts cookies up, on each processor from a multiple of 4,096 that is its own. The memory is asked
+/// for when the first one comes.
 #[derive(Default)]
 pub(crate) struct Known(RefCell<Vec<u64>>);
 
@@ -246,7 +251,7 @@ impl Known {
     }
 
     fn place(cookie: u64) -> usize {
-        (cookie % KNOWN_MAX as u64) as usize
+        ((cookie ^ cookie >> 12) % KNOWN_MAX as u64) as usize
     }
 }
 

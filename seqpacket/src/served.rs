@@ -1022,7 +1022,8 @@ impl Session {
         if !fits || state.over || self.reactor().is_forked() {
             return false;
         }
-        let Spares { calls, unsettled, .. } = &mut *self.terms.spares();
+        let mut spares = self.terms.spares();
+        let Spares { calls, unsettled, .. } = &mut *spares;
         // With nothing in it that is to be dropped.
         let cost = |entry: &Entry| entry.is_small_and_wanted().then_some(entry.cost);
         let Some(cost) = state.calls.forget_if(calls, number, cost) else { return false };
@@ -1030,6 +1031,8 @@ impl Session {
         let length = header.len() + bytes.len();
         state.said += length as u64;
         unsettled.lend(&mut state.unsettled).push_back((state.said, cost));
+        // To post may wake a host, whose waker is its own code.
+        drop(spares);
         drop(borrowed);
         self.counters.answered_in(length);
         self.socket.post_bytes(&header, bytes);

@@ -1347,7 +1347,13 @@ impl Session {
     fn poll_end(&self, mut filed: Straight, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
         // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for
         // long.
-        while let Some(quiet) = self.look(context.waker()) {
+        loop {
+            let quiet = match self.look(context.waker()) {
+                Some(quiet) => quiet,
+                // Of a packet that is filed in part the rest counts, too, whatever its beginning has ended.
+                None if filed.frames > 0 => true,
+                None => return Poll::Ready(End::Gone),
+            };
             if !quiet {
                 self.look_after_sends(socket, context);
             }
@@ -1373,7 +1379,6 @@ impl Session {
                 Err(malformed) => return Poll::Ready(self.blame(&malformed)),
             }
         }
-        Poll::Ready(End::Gone)
     }
 
     /// Ready when a large answer has stood still for too long.

@@ -451,8 +451,9 @@ impl Epoll {
                     }
                 }
                 Now::Arrived(mut arrival) => {
-                    arrival.hung_up =
+                    let hung_up =
                         fd.watch().get().is_some_and(|number| self.watches[number as usize].hung_up);
+                    arrival.hung_up = hung_up && arrival.nothing && tells_the_end(fd, want);
                     return Attempt::Home(Outcome::Arrived(Ok(arrival)));
                 }
                 Now::Starved => return Attempt::Starve,
@@ -520,6 +521,12 @@ impl Now {
             other => other,
         }
     }
+}
+
+/// Whether what looks like the end, of a peer that had hung up before, is the end: another holder may have
+/// told the kernel to name no senders, and then it may be an empty packet, in front of others.
+pub(super) fn tells_the_end(fd: &Fd, want: Want) -> bool {
+    !want.strange || sys::names_senders(fd.as_fd())
 }
 
 /// Receives one message with a plain system call, into a buffer of the pool or, with none free, into one of

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::types::{self, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 
-use super::epoll::{Now, Yielding, out_of_descriptors, receive_now};
+use super::epoll::{Now, Yielding, out_of_descriptors, receive_now, tells_the_end};
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS};
 use crate::fd::{Fd, Kind};
@@ -703,7 +703,10 @@ impl Uring {
             return Some(Outcome::Arrived(Err(cancelled())));
         }
         match receive_now(&self.ground, fd, want.room) {
-            Now::Arrived(arrival) => Some(Outcome::Arrived(Ok(Arrival { hung_up, ..arrival }))),
+            Now::Arrived(arrival) => {
+                let hung_up = hung_up && arrival.nothing && tells_the_end(fd, want);
+                Some(Outcome::Arrived(Ok(Arrival { hung_up, ..arrival })))
+            }
             Now::Failed(error) => Some(Outcome::Arrived(Err(error))),
             Now::Empty => {
                 self.poll(token, fd);
@@ -776,8 +779,9 @@ impl Uring {
                     return;
                 }
                 found => {
-                    let found = found.told_of_the_end(hung_up);
-                    let ends = nothing || hung_up;
+                    let ended = hung_up && tells_the_end(fd, want);
+                    let found = found.told_of_the_end(ended);
+                    let ends = nothing || ended;
                     let Some(result) = self.take_no_message(token, fd, want, share, found, ends) else {
                         return;
                     };
