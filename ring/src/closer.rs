@@ -137,15 +137,23 @@ pub(crate) fn queue(fd: OwnedFd) {
     drop(crew().queue(fd, start));
 }
 
-/// Leaves all of these to the threads, of which one is woken.
-pub(crate) fn queue_all(fds: impl Iterator<Item = OwnedFd>) {
+/// Leaves all of these to the threads, of which one is woken. Says whether there were any.
+pub(crate) fn queue_all(fds: impl Iterator<Item = OwnedFd>) -> bool {
     let mut fds = fds.peekable();
     if is_scripted() {
-        return fds.for_each(drop);
+        fds.for_each(drop);
+        return false;
     }
-    if fds.peek().is_some() {
+    let any = fds.peek().is_some();
+    if any {
         drop(crew().queue_all(fds, start));
     }
+    any
+}
+
+/// Calls another thread if anything still waits, which may stand behind what takes long. Says whether.
+pub(crate) fn urge() -> bool {
+    backlog() > 0 && crew().urge(start)
 }
 
 fn start() -> bool {

@@ -110,9 +110,9 @@ impl<T> Crew<T> {
         Ok(())
     }
 
-    /// Leaves all of these to the threads, of which one is woken here, and wakes the next: whoever waits for
-    /// this makes one system call for all of them, and nothing stands behind what takes long while a thread
-    /// is idle. If there is no thread, and none can be had, they are given back.
+    /// Leaves all of these to the threads, of which one is woken: what comes first is dropped first. What
+    /// waits behind something that takes long is another thread's as soon as anything else is queued, or
+    /// [`urge`](Crew::urge) is called. If there is no thread, and none can be had, they are given back.
     pub(crate) fn queue_all(
         &self,
         things: impl Iterator<Item = T>,
@@ -131,6 +131,20 @@ impl<T> Crew<T> {
         Ok(())
     }
 
+    /// Calls another thread for what still waits, if anything does. Says whether.
+    pub(crate) fn urge(&self, start: impl FnOnce() -> bool) -> bool {
+        let mut state = self.lock();
+        let waits = !state.waiting.is_empty();
+        if waits {
+            state.call_a_thread(start);
+        }
+        drop(state);
+        if waits {
+            self.filled.notify_one();
+        }
+        waits
+    }
+
     /// What each thread does again and again: waits for one thing and drops it.
     pub(crate) fn serve_one(&self, start: impl FnOnce() -> bool) {
         let mut state = self.lock();
@@ -146,12 +160,7 @@ impl<T> Crew<T> {
             // This one may take long, and nobody may come by to queue another.
             state.call_a_thread(start);
         }
-        // Of those that were queued together one has woken only us.
-        let another = !state.waiting.is_empty() && state.dropping < state.threads;
         drop(state);
-        if another {
-            self.filled.notify_one();
-        }
         drop(thing);
         let mut state = self.lock();
         state.dropping -= 1;

@@ -128,6 +128,8 @@ pub(crate) struct Core {
     retired: Vec<Retired>,
     /// Since when there are some.
     retired_since: Option<Instant>,
+    /// When the threads that close were last given several together, of which some may still wait.
+    given_since: Option<Instant>,
     /// An executor takes turns until something ends, and then sees to it that nothing stays open.
     driven: bool,
     /// How many were closed at once in this turn.
@@ -386,6 +388,7 @@ impl Core {
             closing: Vec::new(),
             retired: Vec::new(),
             retired_since: None,
+            given_since: None,
             driven: false,
             closed_at_once: 0,
             given_at_once: 0,
@@ -653,7 +656,8 @@ impl Core {
             let elsewhere = |retired: &&Retired| retired.closing == Closing::Elsewhere;
             if self.retired.iter().filter(elsewhere).count() >= ELSEWHERE_TOGETHER_MAX {
                 let together = self.retired.extract_if(.., |retired| elsewhere(&&*retired));
-                close_retired(together, &self.budget);
+                let given = close_retired(together, &self.budget);
+                self.note_given(given);
             }
         } else {
             closer::queue(fd);
@@ -697,14 +701,24 @@ impl Core {
             // Copies, in whose queues this process has nothing to look for.
             self.retired.drain(..).for_each(|retired| closer::close(retired.fd));
         }
-        close_retired(self.retired.drain(..), &self.budget);
+        let given = close_retired(self.retired.drain(..), &self.budget);
+        self.note_given(given);
+    }
+
+    /// One thread was woken for all of them.
+    fn note_given(&mut self, given: bool) {
+        if given {
+            self.given_since = Some(self.clock.now());
+        }
     }
 
     fn close_the_retired_until(&mut self, moment: Until) {
         if self.retired.iter().all(|retired| retired.until == moment) {
             return self.close_the_retired();
         }
-        close_retired(self.retired.extract_if(.., |retired| retired.until == moment), &self.budget);
+        let until = self.retired.extract_if(.., |retired| retired.until == moment);
+        let given = close_retired(until, &self.budget);
+        self.note_given(given);
     }
 
     /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
@@ -1762,6 +1776,9 @@ impl Core {
             // What is closed now is nothing to be woken for.
             sleep = self.close_before_sleeping(sleep);
         }
+        if self.given_since.is_some() && closer::backlog() == 0 {
+            self.given_since = None;
+        }
         let sleep = self.sleep_within(sleep);
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
@@ -1808,7 +1825,7 @@ impl Core {
     #[inline]
     fn waits_for_no_moment(&self) -> bool {
         let nothing_waits = self.retrying.is_empty() && self.closing.is_empty() && self.retired.is_empty();
-        nothing_waits && self.timers.is_empty()
+        nothing_waits && self.given_since.is_none() && self.timers.is_empty()
     }
 
     #[inline(never)]
@@ -1816,7 +1833,8 @@ impl Core {
         let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
         let closing = self.closing.iter().map(|(moment, _)| *moment).min();
         let retired = self.retired_since.map(|since| since + RETIRED_TIME_MAX);
-        [self.timers.first(), retry, closing, retired].into_iter().flatten().min()
+        let given = self.given_since.map(|since| since + RETIRED_TIME_MAX);
+        [self.timers.first(), retry, closing, retired, given].into_iter().flatten().min()
     }
 
     /// Whether a turn would find something: what a spinner asks. What it has found on the way is kept.
@@ -1858,6 +1876,10 @@ impl Core {
     #[inline(never)]
     fn look_at_the_clock(&mut self, woken: &mut Woken) {
         let now = self.clock.now();
+        if self.given_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
+            // What still waits may stand behind something that lingers, while threads are idle.
+            self.given_since = closer::urge().then_some(now);
+        }
         if self.retired_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
             self.close_the_retired();
         }
@@ -2037,7 +2059,8 @@ impl Channel {
     }
 }
 
-fn close_retired(retired: impl Iterator<Item = Retired>, budget: &Budget) {
+/// Says whether some were given to the threads.
+fn close_retired(retired: impl Iterator<Item = Retired>, budget: &Budget) -> bool {
     let elsewhere = retired.filter_map(|Retired { fd, closing, .. }| match closing {
         // The look into it installs what it finds: without room the kernel would close that on this thread.
         Closing::Here { credentials_asked } if budget.covers(DESCRIPTORS_MAX) => {
@@ -2046,7 +2069,7 @@ fn close_retired(retired: impl Iterator<Item = Retired>, budget: &Budget) {
         }
         Closing::Here { .. } | Closing::Elsewhere => Some(fd),
     });
-    closer::queue_all(elsewhere);
+    closer::queue_all(elsewhere)
 }
 
 /// Takes out each of a list, in order. Mostly there is one, and to drain a list takes more than that.

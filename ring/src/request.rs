@@ -148,7 +148,7 @@ impl Glance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Token {
     pub(crate) slot: u32,
-    /// Never zero, so that whoever has no token needs no word to say so: each socket has three places for one.
+    /// Never zero, so that whoever has no token needs no word to say so: a socket has three places for one.
     pub(crate) generation: NonZeroU32,
 }
 

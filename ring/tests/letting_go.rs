@@ -63,6 +63,11 @@ fn is_over(fd: &OwnedFd) -> bool {
     asked[0].revents().contains(PollFlags::HUP)
 }
 
+/// Without waiting for those that are being closed, as a census does.
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 /// A sleep that ends by itself.
 async fn sleep_once(reactor: &Reactor) {
     reactor.sleep(Duration::from_millis(1)).await;
@@ -147,6 +152,33 @@ on_each_driver! {
             sleep_once(reactor).await;
             ring::closer_idle();
             assert_eq!(Census::take().len(), census.len() - 1);
+        });
+    }
+
+    fn what_was_given_together_does_not_stand_behind_what_lingers(reactor: &Reactor) {
+        settle(reactor, async {
+            // Two threads are there, and idle.
+            let (nears, readers): (Vec<_>, Vec<_>) = (0..2)
+                .map(|_| testing::lingering_tcp())
+                .map(|Lingering { near, far }| (near, far))
+                .unzip();
+            nears.into_iter().for_each(ring::discard);
+            drop(readers);
+            ring::closer_idle();
+            (0..ELSEWHERE_AT_ONCE_MAX).for_each(|_| drop(doubtful(reactor)));
+            ring::closer_idle();
+            let Lingering { near, far: reader } = testing::lingering_tcp();
+            // Instead of the lingering one the other end of the second.
+            let before = open_descriptors();
+            let ((first, there), (second, _other)) = (doubtful(reactor), doubtful(reactor));
+            testing::send_packet(&there, b"close this", &[near.as_fd()]).unwrap();
+            drop((near, there, first, second));
+            while open_descriptors() > before {
+                sleep_once(reactor).await;
+            }
+            assert!(ring::closer_busy(), "the first has been closed");
+            drop(reader);
+            ring::closer_idle();
         });
     }
 

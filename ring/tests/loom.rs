@@ -449,7 +449,7 @@ fn what_takes_for_ever_does_not_keep_the_next_one() {
     });
 }
 
-/// Of two idle threads one is woken for both, and is kept by the first.
+/// Of two idle threads one is woken for both, and is kept by the first, until the other is called.
 #[test]
 fn what_takes_for_ever_does_not_keep_what_was_queued_with_it() {
     in_every_order(|| {
@@ -463,6 +463,7 @@ fn what_takes_for_ever_does_not_keep_what_was_queued_with_it() {
         }
         crew.wait_until_idle();
         assert!(crew.queue_all(odd().into_iter(), || serves(crew, &left)).is_ok());
+        crew.urge(|| serves(crew, &left));
         crew.wait_until_idle();
     });
 }
