@@ -104,9 +104,7 @@ impl<T> Crew<T> {
             return Err(thing);
         }
         state.waiting.push_back(thing);
-        self.waiting.store(state.waiting.len(), Ordering::Relaxed);
-        drop(state);
-        self.filled.notify_one();
+        self.wake_one(state);
         Ok(())
     }
 
@@ -125,10 +123,15 @@ impl<T> Crew<T> {
             return Err(things);
         }
         state.waiting.extend(things);
+        self.wake_one(state);
+        Ok(())
+    }
+
+    /// Something was queued.
+    fn wake_one(&self, state: MutexGuard<'_, State<T>>) {
         self.waiting.store(state.waiting.len(), Ordering::Relaxed);
         drop(state);
         self.filled.notify_one();
-        Ok(())
     }
 
     /// Calls another thread for what still waits, if anything does. Says whether.

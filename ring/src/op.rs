@@ -2043,8 +2043,7 @@ impl Channel {
     fn ask_for_credentials(&mut self) {
         let fd = self.fd.as_fd();
         // Of an end that was made here nobody else can have asked for them.
-        let before = !self.made_here
-            && sys::socket_option(fd, SocketOption::PassCredentials).is_ok_and(|asked| asked != 0);
+        let before = !self.made_here && sys::names_senders(fd);
         self.credentials = if before { Credentials::AskedBefore } else { Credentials::AskedHere };
         if !before {
             let _ = sys::set_socket_option(fd, SocketOption::PassCredentials, 1);

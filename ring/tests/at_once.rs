@@ -46,6 +46,10 @@ fn bytes(far: &OwnedFd) -> Option<Vec<u8>> {
     receive_packet(far).ok().map(|packet| packet.bytes)
 }
 
+fn three_in_any_order(near: &Socket) -> Vec<Sending> {
+    (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect()
+}
+
 on_each_driver! {
     fn what_is_sent_at_once_has_left_before_the_next_turn(reactor: &Reactor) {
         let (near, far) = pair(reactor);
@@ -108,7 +112,7 @@ on_each_driver! {
     fn those_for_which_a_queue_has_no_room_wait_for_it(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         while near.try_send("filler").is_ok() {}
-        let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+        let sendings = three_in_any_order(&near);
         turn(reactor);
         let mut arrived = Vec::new();
         let all = std::future::poll_fn(|_| {
@@ -127,7 +131,7 @@ on_each_driver! {
         for full in [false, true] {
             while full && near.try_send("filler").is_ok() {}
             for turns in 0..3 {
-                let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+                let sendings = three_in_any_order(&near);
                 (0..turns).for_each(|_| turn(reactor));
                 sendings.into_iter().for_each(Sending::let_go);
                 turn(reactor);
@@ -149,7 +153,7 @@ on_each_driver! {
         for full in [false, true] {
             while full && near.try_send("filler").is_ok() {}
             for turns in 0..3 {
-                let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+                let sendings = three_in_any_order(&near);
                 (0..turns).for_each(|_| turn(reactor));
                 drop(sendings);
                 turn(reactor);
@@ -164,7 +168,7 @@ on_each_driver! {
     fn each_of_them_is_told_that_nobody_is_there(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         drop(far);
-        let sendings: Vec<_> = (0..3_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+        let sendings = three_in_any_order(&near);
         for sending in sendings {
             assert!(matches!(settle(reactor, sending), Err(SendError::Gone)));
         }
