@@ -219,7 +219,8 @@ impl Socket {
     /// Says that this is one end of a connection, so that nobody waits for its name: where many private ones
     /// are dropped as soon as they came, they are shut down at once and closed together a moment later, when
     /// that costs less: after 20 ms or with the next turn, and before the [executor](crate::Executor) ends.
-    /// Known of those that were made [in pairs](Socket::pair).
+    /// Known of those that were made [in pairs](Socket::pair). And its first message is waited for without a
+    /// look whether it is there, which only a socket that is not connected would need.
     pub fn set_nameless(&self) {
         self.reactor.with(|core, _| core.set_nameless(self.channel));
     }
@@ -859,7 +860,8 @@ pub fn socket_cookie(fd: impl AsFd) -> io::Result<u64> {
     sys::socket_cookie(fd.as_fd())
 }
 
-/// A message on its way. Made by [`Socket::send`].
+/// A message on its way. Made by [`Socket::send`]; and by [`Socket::send_in_any_order`], whose messages may
+/// have gone already when this is dropped.
 #[must_use = "a send is queued already, but only awaiting it tells how it went; dropping takes it back"]
 pub struct Sending {
     reactor: Reactor,
