@@ -5,8 +5,11 @@
 
 mod support;
 
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +17,7 @@ use ring::{Config, Executor, Message, Reactor};
 use seqpacket::{CallError, CallOptions, Mailbox, Object, Part, PlainMailbox, PlainObject, blocking};
 use support::{message_of, null};
 use testing::{
-    Census, DescriptorLimit, Helper, helper, leave_descriptors, limit_descriptors, on_each_driver, settle,
-    start_helper,
+    Census, DescriptorLimit, Helper, helper, leave_descriptors, limit_descriptors, on_each_driver, start_helper,
 };
 
 /// For a call that cannot be served: however late, it ends by its deadline.
@@ -40,8 +42,67 @@ fn leaving(free: usize) -> DescriptorLimit {
     leave_descriptors(free)
 }
 
+/// What this process counted before its limit was lowered it believes for the rest of that turn: a call that
+/// was sent as soon as the limit was lowered lost its descriptors. So the command waits for another turn.
+struct Turns {
+    reactor: Reactor,
+    wakers: Sender<Waker>,
+    turned: Sender<()>,
+}
+
+/// Another thread's side of it.
+struct Turned {
+    wakers: Receiver<Waker>,
+    turned: Receiver<()>,
+}
+
+fn turns_of(reactor: &Reactor) -> (Turns, Turned) {
+    let (wakers, woken) = channel();
+    let (turned, told) = channel();
+    (Turns { reactor: reactor.clone(), wakers, turned }, Turned { wakers: woken, turned: told })
+}
+
+impl Turns {
+    /// Each time it is woken it tells when the next turn has begun.
+    async fn tell(self) {
+        loop {
+            self.woken().await;
+            let now = self.reactor.turns();
+            poll_fn(|context| {
+                if self.reactor.turns() > now {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                self.reactor.ask_for_turn();
+                Poll::Pending
+            })
+            .await;
+            self.turned.send(()).unwrap();
+        }
+    }
+
+    async fn woken(&self) {
+        let mut asked = false;
+        poll_fn(|context| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(());
+            }
+            self.wakers.send(context.waker().clone()).unwrap();
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Turned {
+    fn another(&self) {
+        self.wakers.recv().unwrap().wake();
+        self.turned.recv().unwrap();
+    }
+}
+
 /// Does what the other end of this asks: leaves so many descriptors to this process, or all.
-fn at_the_command_of(control: &OwnedFd) {
+fn at_the_command_of(control: &OwnedFd, turned: &Turned) {
     let mut limit = None;
     loop {
         let asked = testing::receive_packet(control).unwrap().bytes;
@@ -51,7 +112,10 @@ fn at_the_command_of(control: &OwnedFd) {
         match asked.as_str() {
             "" => return,
             "all" => {}
-            free => limit = Some(leaving(free.parse().unwrap())),
+            free => {
+                limit = Some(leaving(free.parse().unwrap()));
+                turned.another();
+            }
         }
         testing::send_packet(control, b"done", &[]).unwrap();
     }
@@ -64,8 +128,11 @@ helper! {
         let _few = (testing::helper_argument() == "few").then(|| limit_descriptors(FEW));
         let reactor = reactor_at_the_edge();
         let mailbox = Rc::new(Mailbox::from_fd(&reactor, bound).unwrap());
-        let commanded = thread::spawn(move || at_the_command_of(&control));
-        settle(&reactor, async {
+        let (turns, turned) = turns_of(&reactor);
+        let commanded = thread::spawn(move || at_the_command_of(&control, &turned));
+        let executor = Executor::new(&reactor);
+        executor.spawn(turns.tell());
+        executor.block_on(async {
             while let Some(call) = mailbox.next().await {
                 match call.bytes() {
                     b"lost?" => drop(call.answer(reactor.stats().descriptors_lost.to_string())),
@@ -87,8 +154,11 @@ helper! {
         let _few = (testing::helper_argument() == "few").then(|| limit_descriptors(FEW));
         let reactor = reactor_at_the_edge();
         let mailbox = Rc::new(PlainMailbox::from_fd(&reactor, bound).unwrap());
-        let commanded = thread::spawn(move || at_the_command_of(&control));
-        settle(&reactor, async {
+        let (turns, turned) = turns_of(&reactor);
+        let commanded = thread::spawn(move || at_the_command_of(&control, &turned));
+        let executor = Executor::new(&reactor);
+        executor.spawn(turns.tell());
+        executor.block_on(async {
             while let Some(call) = mailbox.next().await {
                 match call.bytes() {
                     b"lost?" => drop(call.answer(mailbox.violations().descriptors_lost.to_string())),
