@@ -2,20 +2,23 @@
 //! memory, which other processes do.
 //!
 //! Receive buffers are one allocation, lent by number. One is on the free list, or lent to somebody who has
-//! it filled and reads it, and gives it back by dropping the [`Lease`]. A [`Mapped`] file is seen as atomic
-//! words, because nothing keeps the other processes from writing while we look. Neither knows messages.
+//! it filled and reads it, and gives it back by dropping the [`Lease`]. A [`Landing`] is the memory of a
+//! message that comes in pieces, in which the kernel puts the next one where it belongs. A [`Mapped`] file is
+//! seen as atomic words, because nothing keeps the other processes from writing while we look. None of them
+//! knows what a message means.
 
 use std::alloc::{self, Layout};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::envelope::{self, Room, Taken};
 use crate::message::PACKET_BYTES_MAX;
 use crate::sys::{self, Access, seal};
 
@@ -76,7 +79,7 @@ impl Pool {
         assert!(range.end <= PACKET_BYTES_MAX);
         assert!(range.start <= range.end);
         self.lent.set(self.lent.get() + 1);
-        Lease { pool: Rc::clone(self), number, range }
+        Lease { pool: Rc::clone(self), number, landed: 0, range }
     }
 }
 
@@ -92,10 +95,22 @@ impl Drop for Pool {
 pub(crate) struct Lease {
     pool: Rc<Pool>,
     number: u16,
+    /// How many bytes of the message are not here but in a landing.
+    landed: u32,
     range: Range<usize>,
 }
 
 impl Lease {
+    /// Keeps the first so many bytes of a message, the rest of which has landed.
+    pub(crate) fn keep_head(&mut self, bytes: usize, landed: usize) {
+        self.narrow(0..bytes);
+        self.landed = u32::try_from(landed).expect("no more than a packet");
+    }
+
+    pub(crate) fn landed(&self) -> usize {
+        self.landed as usize
+    }
+
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         let start = self.pool.address(self.number);
@@ -128,6 +143,186 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.pool.lent.set(self.pool.lent.get() - 1);
         self.pool.put(self.number);
+    }
+}
+
+/// With how many bytes each message begins that is to be received into a [`Landing`].
+pub const LANDING_HEAD_BYTES: usize = 16;
+
+/// Memory for a message that arrives in pieces, into which a socket receives the next one where it belongs,
+/// so that it need not be copied, when [told to](crate::Socket::expect_piece).
+///
+/// Nothing of what has been received is seen here before somebody [takes](Landing::take_landed) it, who has
+/// been told of it by the [message](crate::Received::landed).
+///
+/// ```
+/// use ring::{Executor, Kind, LANDING_HEAD_BYTES, Landing, Reactor, Socket};
+///
+/// let reactor = Reactor::new()?;
+/// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+/// let far = Socket::wrap(&reactor, far)?;
+/// let landing = Landing::new(ring::room_for(1 << 20)?);
+///
+/// let head = b"piece 7 of many:";
+/// assert!(far.expect_piece(&landing, head, 3));
+/// Executor::new(&reactor).block_on(async {
+///     near.send([head.as_slice(), b"and"].concat()).await?;
+///     let message = far.receive().await?;
+///     assert_eq!((message.bytes(), message.landed()), (head.as_slice(), 3));
+///     assert_eq!((landing.len(), landing.take_landed(), landing.len()), (0, 3, 3));
+///     Ok::<(), Box<dyn std::error::Error>>(())
+/// })?;
+/// assert_eq!(landing.take_bytes(), b"and");
+/// # assert_eq!(head.len(), LANDING_HEAD_BYTES);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Landing(Rc<RefCell<Site>>);
+
+#[derive(Debug)]
+struct Site {
+    bytes: Vec<u8>,
+    expected: Option<Expected>,
+    /// So many bytes behind the others have been received, and nobody has taken them.
+    landed: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    head: [u8; LANDING_HEAD_BYTES],
+    length: usize,
+}
+
+impl Landing {
+    /// What is received comes behind these bytes. There is as much room as the vector has.
+    pub fn new(bytes: Vec<u8>) -> Landing {
+        Landing(Rc::new(RefCell::new(Site { bytes, expected: None, landed: 0 })))
+    }
+
+    /// See [`Socket::expect_piece`](crate::Socket::expect_piece).
+    pub(crate) fn expect(&self, head: &[u8; LANDING_HEAD_BYTES], length: usize) {
+        let mut site = self.0.borrow_mut();
+        assert!((1..=PACKET_BYTES_MAX - LANDING_HEAD_BYTES).contains(&length));
+        assert!(length <= site.bytes.capacity() - site.bytes.len(), "there is no capacity for it");
+        site.landed = 0;
+        site.expected = Some(Expected { head: *head, length });
+    }
+
+    /// What has landed belongs to the bytes from here on. Says how many there are.
+    pub fn take_landed(&self) -> usize {
+        let mut site = self.0.borrow_mut();
+        let Site { bytes, landed, .. } = &mut *site;
+        let landed = std::mem::take(landed);
+        assert!(landed <= bytes.capacity() - bytes.len());
+        // SAFETY: `receive_with` has counted what was written there, and nothing has been put there since.
+        // Kept honest by `buffer.rs::what_is_expected_lands_behind_what_is_there`.
+        unsafe { bytes.set_len(bytes.len() + landed) };
+        landed
+    }
+
+    /// Puts bytes behind those that are there. What has landed and was not taken is forgotten, and nothing is
+    /// expected any more.
+    pub fn push(&self, more: &[u8]) {
+        let mut site = self.0.borrow_mut();
+        site.forget();
+        site.bytes.extend_from_slice(more);
+    }
+
+    /// How many bytes are here.
+    pub fn len(&self) -> usize {
+        self.0.borrow().bytes.len()
+    }
+
+    /// Whether none are.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// For how many there is room, with those that are here.
+    pub fn capacity(&self) -> usize {
+        self.0.borrow().bytes.capacity()
+    }
+
+    /// Where the first byte is, for whoever counts pages.
+    pub fn address(&self) -> usize {
+        self.0.borrow().bytes.as_ptr() as usize
+    }
+
+    /// Keeps none of the bytes, and memory for so many.
+    pub fn clear(&self, bytes_max: usize) {
+        let mut site = self.0.borrow_mut();
+        site.forget();
+        site.bytes.clear();
+        site.bytes.shrink_to(bytes_max);
+    }
+
+    /// Takes the bytes, with their memory. Nothing lands here any more.
+    pub fn take_bytes(&self) -> Vec<u8> {
+        let mut site = self.0.borrow_mut();
+        site.forget();
+        std::mem::take(&mut site.bytes)
+    }
+
+    /// The next message is received elsewhere.
+    pub(crate) fn expect_nothing(&self) {
+        self.0.borrow_mut().expected = None;
+    }
+
+    /// Receives a message: into the buffer, or what was expected to its place. Says how many bytes landed.
+    pub(crate) fn receive(
+        &self,
+        fd: BorrowedFd<'_>,
+        buffer: &mut [u8],
+        room: Room,
+    ) -> io::Result<(Taken, usize)> {
+        let mut site = self.0.borrow_mut();
+        let Some(expected) = site.expected.filter(|expected| expected.end() <= buffer.len()) else {
+            site.expected = None;
+            return envelope::receive(fd, buffer, room).map(|taken| (taken, 0));
+        };
+        site.receive_with(expected, buffer, |[head, behind], piece| {
+            envelope::receive_around(fd, head, piece, behind, room)
+        })
+    }
+}
+
+impl Expected {
+    fn end(&self) -> usize {
+        LANDING_HEAD_BYTES + self.length
+    }
+}
+
+impl Site {
+    fn forget(&mut self) {
+        self.expected = None;
+        self.landed = 0;
+    }
+
+    /// `receive` writes to the first part of the buffer, to the piece and to the second part of the buffer,
+    /// in this order, and says how many bytes that were.
+    fn receive_with(
+        &mut self,
+        expected: Expected,
+        buffer: &mut [u8],
+        receive: impl FnOnce([&mut [u8]; 2], &mut [MaybeUninit<u8>]) -> io::Result<Taken>,
+    ) -> io::Result<(Taken, usize)> {
+        let piece = &mut self.bytes.spare_capacity_mut()[..expected.length];
+        let (head, rest) = buffer.split_at_mut(LANDING_HEAD_BYTES);
+        let (gap, behind) = rest.split_at_mut(expected.length);
+        let taken = receive([head, behind], piece)?;
+        // Whoever looks at it first may expect something else behind it: a second message that begins with
+        // the same head was taken for one of the first, which had been withdrawn in between.
+        self.expected = None;
+        let is_bare = taken.control.descriptors.is_empty() && !taken.control_lost && !taken.bytes_lost;
+        if taken.length == expected.end() && *head == expected.head && is_bare {
+            self.landed = expected.length;
+            return Ok((taken, expected.length));
+        }
+        let written = taken.length.saturating_sub(LANDING_HEAD_BYTES).min(expected.length);
+        // SAFETY: so many have been written. Kept honest by `buffer.rs::what_is_not_expected_is_moved_back`.
+        let written = unsafe { std::slice::from_raw_parts(piece.as_ptr().cast::<u8>(), written) };
+        gap[..written.len()].copy_from_slice(written);
+        Ok((taken, 0))
     }
 }
 
@@ -269,6 +464,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::envelope::Control;
 
     #[test]
     fn buffers_lie_beside_each_other() {
@@ -296,6 +492,85 @@ mod tests {
         assert_eq!(lease.bytes(), b"bytes");
         lease.narrow(5..5);
         assert_eq!(lease.bytes(), b"");
+    }
+
+    const HEAD: &[u8; LANDING_HEAD_BYTES] = b"this is expected";
+
+    /// What a kernel does with this message, and what is found in the buffer and in the landing then.
+    fn received(landing: &Landing, message: &[u8]) -> (Vec<u8>, usize) {
+        let mut buffer = [0; 64];
+        let mut site = landing.0.borrow_mut();
+        let expected = site.expected.unwrap();
+        let receive = |[head, behind]: [&mut [u8]; 2], piece: &mut [MaybeUninit<u8>]| {
+            let ends = [head.len(), head.len() + piece.len()].map(|end| end.min(message.len()));
+            head.iter_mut().zip(message).for_each(|(place, byte)| *place = *byte);
+            for (place, byte) in piece.iter_mut().zip(&message[ends[0]..]) {
+                place.write(*byte);
+            }
+            behind.iter_mut().zip(&message[ends[1]..]).for_each(|(place, byte)| *place = *byte);
+            let (bytes_lost, control_lost) = (false, false);
+            Ok(Taken { length: message.len(), control: Control::default(), bytes_lost, control_lost })
+        };
+        let (taken, landed) = site.receive_with(expected, &mut buffer, receive).unwrap();
+        (buffer[..taken.length - landed].to_vec(), landed)
+    }
+
+    fn landing_of(bytes: &[u8], capacity: usize) -> Landing {
+        let mut place = Vec::with_capacity(capacity);
+        place.extend_from_slice(bytes);
+        Landing::new(place)
+    }
+
+    #[test]
+    fn what_is_expected_lands_behind_what_is_there() {
+        let landing = landing_of(b"one ", 20);
+        landing.expect(HEAD, 4);
+        assert_eq!(received(&landing, &[HEAD.as_slice(), b"two "].concat()), (HEAD.to_vec(), 4));
+        assert_eq!(landing.len(), 4, "nobody has looked at it");
+        assert_eq!(landing.take_landed(), 4);
+        assert_eq!(landing.take_landed(), 0, "once");
+        landing.push(b"three");
+        assert_eq!(landing.take_bytes(), b"one two three");
+        assert_eq!((landing.capacity(), landing.is_empty()), (0, true), "the memory is not kept");
+    }
+
+    #[test]
+    fn what_is_not_expected_is_moved_back() {
+        let landing = landing_of(b"", 4);
+        let messages: [&[u8]; 7] = [
+            b"",
+            b"short",
+            b"as long as a hea",
+            b"this is expectes1234",
+            b"this is expected123",
+            b"this is expected12345",
+            b"something longer than all that is expected",
+        ];
+        for message in messages {
+            landing.expect(HEAD, 4);
+            assert_eq!(received(&landing, message), (message.to_vec(), 0));
+            assert_eq!(landing.take_landed(), 0);
+            assert!(landing.0.borrow().expected.is_none(), "it would have been the next of all");
+        }
+    }
+
+    #[test]
+    fn what_has_landed_and_nobody_took_is_not_shown() {
+        let landing = landing_of(b"", 8);
+        let message = [HEAD.as_slice(), b"1234"].concat();
+        for forget in [|landing: &Landing| landing.push(b"5"), |landing: &Landing| landing.clear(8)] {
+            landing.expect(HEAD, 4);
+            assert_eq!(received(&landing, &message).1, 4);
+            forget(&landing);
+            assert_eq!(landing.take_landed(), 0);
+        }
+        assert!(landing.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "capacity")]
+    fn no_more_is_expected_than_there_is_room_for() {
+        landing_of(b"12345", 8).expect(HEAD, 4);
     }
 
     #[test]

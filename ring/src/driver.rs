@@ -550,7 +550,12 @@ impl Driver {
         match self {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.receive_beside(fd, bytes, room),
-            _ => envelope::receive(fd.as_fd(), bytes, room),
+            _ => {
+                if let Some(landing) = fd.landing() {
+                    landing.expect_nothing();
+                }
+                envelope::receive(fd.as_fd(), bytes, room)
+            }
         }
     }
 

@@ -386,29 +386,52 @@ fn send_header(fd: BorrowedFd<'_>, header: &libc::msghdr) -> io::Result<usize> {
 
 /// Receives now, without waiting.
 pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
-    receive_with(fd, into, room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
+    receive_with(fd, &mut [vector_of(into)], room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
+}
+
+/// Receives now, without waiting, into three pieces of memory, one behind the other.
+pub(crate) fn receive_around(
+    fd: BorrowedFd<'_>,
+    before: &mut [u8],
+    piece: &mut [MaybeUninit<u8>],
+    behind: &mut [u8],
+    room: Room,
+) -> io::Result<Taken> {
+    let vectors = &mut [vector_of(before), vector_of(piece), vector_of(behind)];
+    receive_with(fd, vectors, room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
 }
 
 /// Receives, asleep in the kernel until there is something. Whoever has made the open description
 /// non-blocking, or given it a time limit, makes this say `WouldBlock`.
 pub(crate) fn receive_asleep(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
-    receive_with(fd, into, room, RECEIVE_FLAGS)
+    receive_with(fd, &mut [vector_of(into)], room, RECEIVE_FLAGS)
 }
 
-fn receive_with(fd: BorrowedFd<'_>, into: &mut [u8], room: Room, flags: libc::c_int) -> io::Result<Taken> {
+/// Memory of somebody's who has borrowed it to us for longer than this is used.
+fn vector_of<T>(into: &mut [T]) -> libc::iovec {
+    libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: mem::size_of_val(into) }
+}
+
+fn receive_with(
+    fd: BorrowedFd<'_>,
+    into: &mut [libc::iovec],
+    room: Room,
+    flags: libc::c_int,
+) -> io::Result<Taken> {
     // Not zeroed, which would take as long as the rest of this: only what the kernel has filled is read.
     let mut control = MaybeUninit::<[u64; CONTROL_WORDS_MAX]>::uninit();
     let control_bytes = room.bytes();
     assert!(control_bytes <= mem::size_of_val(&control));
-    let mut vector = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let bytes_max: usize = into.iter().map(|vector| vector.iov_len).sum();
     // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
     // `descriptors.rs::many_descriptors_arrive_in_order`.
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
-    header.msg_iov = &raw mut vector;
-    header.msg_iovlen = 1;
+    header.msg_iov = into.as_mut_ptr();
+    header.msg_iovlen = into.len() as _;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control_bytes as _;
-    // SAFETY: the header points at memory of this frame and of `into`, with their true lengths.
+    // SAFETY: the header points at memory of this frame, and at what its callers have borrowed for `into`,
+    // with their true lengths.
     // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
     if length < 0 {
@@ -422,7 +445,7 @@ fn receive_with(fd: BorrowedFd<'_>, into: &mut [u8], room: Room, flags: libc::c_
     // Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
     let control = unsafe { Control::claim(bytes) };
     Ok(Taken {
-        length: (length as usize).min(into.len()),
+        length: (length as usize).min(bytes_max),
         control,
         bytes_lost: header.msg_flags & libc::MSG_TRUNC != 0,
         control_lost: header.msg_flags & libc::MSG_CTRUNC != 0,

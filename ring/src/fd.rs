@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
+use crate::buffer::Landing;
 use crate::closer;
 use crate::sys;
 
@@ -38,10 +39,43 @@ pub struct Fd(Rc<Held>);
 
 struct Held {
     fd: Option<OwnedFd>,
+    notes: Notes,
+    /// Where pieces of something larger are received. A cell, since each idle socket has one.
+    landing: Cell<Option<Landing>>,
+}
+
+/// What is noted of a descriptor, in one word: each idle socket has it.
+pub(crate) struct Notes(Cell<u32>);
+
+impl Notes {
     /// Made here and seen by nobody who could make its closing slow.
-    ours: bool,
+    const OURS: u32 = 1 << 31;
+
+    fn new(ours: bool) -> Notes {
+        Notes(Cell::new(if ours { Notes::OURS } else { 0 }))
+    }
+
+    fn is_ours(&self) -> bool {
+        self.0.get() & Notes::OURS != 0
+    }
+
     /// Under which number the epoll driver watches it.
-    watch: Cell<Option<u32>>,
+    #[inline]
+    pub(crate) fn get(&self) -> Option<u32> {
+        (self.0.get() & !Notes::OURS).checked_sub(1)
+    }
+
+    pub(crate) fn take(&self) -> Option<u32> {
+        let watch = self.get();
+        self.set(None);
+        watch
+    }
+
+    pub(crate) fn set(&self, watch: Option<u32>) {
+        let number = watch.map_or(0, |number| number + 1);
+        assert!(number < Notes::OURS, "fewer than 2^31 descriptors");
+        self.0.set(self.0.get() & Notes::OURS | number);
+    }
 }
 
 impl Fd {
@@ -62,12 +96,25 @@ impl Fd {
 
     /// One that this crate made itself, which is closed where it stands.
     pub(crate) fn ours(fd: OwnedFd) -> Fd {
-        Fd(Rc::new(Held { fd: Some(fd), ours: true, watch: Cell::new(None) }))
+        Fd(Rc::new(Held::new(fd, true)))
     }
 
     /// Where the epoll driver notes under which number it watches this descriptor.
-    pub(crate) fn watch(&self) -> &Cell<Option<u32>> {
-        &self.0.watch
+    pub(crate) fn watch(&self) -> &Notes {
+        &self.0.notes
+    }
+
+    /// Where pieces of something larger are received from this descriptor, if anywhere.
+    #[inline]
+    pub(crate) fn landing(&self) -> Option<Landing> {
+        let landing = self.0.landing.take()?;
+        self.0.landing.set(Some(landing.clone()));
+        Some(landing)
+    }
+
+    pub(crate) fn set_landing(&self, landing: Option<Landing>) {
+        let old = self.0.landing.replace(landing);
+        drop(old);
     }
 
     /// What is left of a handle that nobody else has a clone of, to hold another descriptor: it is closed as
@@ -75,7 +122,7 @@ impl Fd {
     pub(crate) fn close(mut self) -> Option<Shell> {
         let held = Rc::get_mut(&mut self.0)?;
         held.close();
-        held.watch.set(None);
+        held.forget();
         Some(Shell(self))
     }
 
@@ -86,7 +133,7 @@ impl Fd {
     pub(crate) fn try_into_parts(mut self) -> Result<(OwnedFd, Shell), Fd> {
         let Some(held) = Rc::get_mut(&mut self.0) else { return Err(self) };
         let fd = held.fd.take().expect("held until dropped");
-        held.watch.set(None);
+        held.forget();
         Ok((fd, Shell(self)))
     }
 
@@ -110,14 +157,14 @@ impl Shell {
     pub(crate) fn hold(mut self, fd: OwnedFd) -> Fd {
         let held = Rc::get_mut(&mut self.0.0).expect("a shell has one owner");
         held.fd = Some(fd);
-        held.ours = true;
+        held.notes = Notes::new(true);
         self.0
     }
 }
 
 impl From<OwnedFd> for Fd {
     fn from(fd: OwnedFd) -> Fd {
-        Fd(Rc::new(Held { fd: Some(fd), ours: false, watch: Cell::new(None) }))
+        Fd(Rc::new(Held::new(fd, false)))
     }
 }
 
@@ -134,9 +181,19 @@ impl fmt::Debug for Fd {
 }
 
 impl Held {
+    fn new(fd: OwnedFd, ours: bool) -> Held {
+        Held { fd: Some(fd), notes: Notes::new(ours), landing: Cell::new(None) }
+    }
+
+    /// What was noted of a descriptor that is gone.
+    fn forget(&mut self) {
+        self.notes.set(None);
+        self.landing.set(None);
+    }
+
     fn close(&mut self) {
         match self.fd.take() {
-            Some(fd) if self.ours => drop(fd),
+            Some(fd) if self.notes.is_ours() => drop(fd),
             Some(fd) => discard(fd),
             None => {}
         }

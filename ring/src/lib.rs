@@ -93,6 +93,7 @@ mod timer;
 mod wait;
 
 pub use beside::LARGE_PACKET_BYTES_MAX;
+pub use buffer::{LANDING_HEAD_BYTES, Landing};
 #[doc(hidden)]
 pub use closer::{closer_busy, closer_idle};
 pub use datagram::Datagrams;

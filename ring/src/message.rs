@@ -276,6 +276,20 @@ impl Received {
         Received { payload: Payload::Owned(bytes), control }
     }
 
+    /// How many of its bytes are not [here](Received::bytes), but have been received behind those of the
+    /// [`Landing`](crate::Landing) of its socket: none but where somebody has asked for that.
+    pub fn landed(&self) -> usize {
+        match &self.payload {
+            Payload::Lent(lease) => lease.landed(),
+            Payload::Owned(_) => 0,
+        }
+    }
+
+    /// How many bytes it has, here and there.
+    pub(crate) fn length(&self) -> usize {
+        self.bytes().len() + self.landed()
+    }
+
     /// The bytes.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
@@ -352,10 +366,10 @@ impl Received {
         }
     }
 
-    /// Whether nothing came with its bytes that is to be taken.
+    /// Whether nothing came with its bytes that is to be taken, and all of them are here.
     #[inline]
     pub(crate) fn is_bytes_alone(&self) -> bool {
-        self.control.descriptors.is_empty() && self.control.pidfd.is_none()
+        self.control.descriptors.is_empty() && self.control.pidfd.is_none() && self.landed() == 0
     }
 
     /// Whether it came without credentials and without descriptors.
@@ -365,7 +379,9 @@ impl Received {
 
     /// Copies the bytes out of the receive buffer, which goes back to the pool.
     pub(crate) fn detach(&mut self) {
-        if let Payload::Lent(lease) = &self.payload {
+        if let Payload::Lent(lease) = &self.payload
+            && lease.landed() == 0
+        {
             self.payload = Payload::Owned(lease.bytes().to_vec());
         }
     }
@@ -374,7 +390,7 @@ impl Received {
 impl fmt::Debug for Received {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Received")
-            .field("bytes", &self.bytes().len())
+            .field("bytes", &self.length())
             .field("descriptors", &self.descriptors())
             .field("credentials", &self.credentials())
             .finish()

@@ -1499,6 +1499,11 @@ impl Core {
         !inbox.arrived.is_empty() || inbox.ended
     }
 
+    /// Whether all that was taken out of the queue of a socket has been received here.
+    pub(crate) fn is_drained(&self, key: usize) -> bool {
+        self.channels[key].inbox.arrived.is_empty() && self.home.is_empty()
+    }
+
     /// Whether neither a message nor the end is here, nor on its way here.
     pub(crate) fn is_quiet(&mut self, key: usize) -> bool {
         if self.driver.is_child() {
@@ -1708,7 +1713,7 @@ impl Core {
             Err(ReceiveError::DescriptorsLost(message))
         } else {
             self.stats.messages_received += 1;
-            self.stats.bytes_received += message.bytes().len() as u64;
+            self.stats.bytes_received += message.length() as u64;
             Ok(message)
         }
     }

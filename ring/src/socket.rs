@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::beside::Glance;
+use crate::buffer::{LANDING_HEAD_BYTES, Landing};
 use crate::driver::STARVED_RETRY;
 use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
@@ -754,6 +755,32 @@ impl Socket {
             core.set_many(self.channel);
             core.arm(self.channel);
         });
+    }
+
+    /// If the next message begins with this head, has so many bytes behind it, no descriptors and nothing
+    /// else, those bytes are received into the [landing](Landing), behind what is there: it arrives as its
+    /// head, and says how many have [landed](Received::landed). Any other arrives as ever, and then nothing
+    /// is expected any more. What has landed before and was not taken is forgotten.
+    ///
+    /// Says whether it is expected: not while a message is here already that nobody has received, since what
+    /// comes behind that is not the next. The socket keeps the landing until it is told of another or
+    /// [none](Socket::expect_no_piece). See there for an example.
+    ///
+    /// # Panics
+    /// If the landing has no room for so many bytes, if there are none, or if they are more than a packet
+    /// with its head has.
+    pub fn expect_piece(&self, landing: &Landing, head: &[u8; LANDING_HEAD_BYTES], length: usize) -> bool {
+        let is_next = self.reactor.with(|core, _| core.is_drained(self.channel));
+        if is_next {
+            landing.expect(head, length);
+            self.fd.as_ref().expect("present until dropped").set_landing(Some(landing.clone()));
+        }
+        is_next
+    }
+
+    /// The next message arrives as ever, and no landing is kept.
+    pub fn expect_no_piece(&self) {
+        self.fd.as_ref().expect("present until dropped").set_landing(None);
     }
 
     /// Sends here and receives the one message that answers there, both submitted together. Dropping the

@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::large;
 use crate::parcel::Parcel;
 use crate::parts::Assembly;
+use crate::rooms::Piece;
 use crate::wire::{self, Arrived, Frame, FromServer, Header, Kind};
 
 /// The largest message put together here: enough for every border, and no test of patience.
@@ -110,7 +111,7 @@ pub fn read_parts(bytes: &[u8]) {
     let now = Instant::now();
     let Ok(mut assembly) = Assembly::begin(total as u32, Parcel::default(), now) else { return };
     for part in rest.chunks(part_bytes_max.min(total)) {
-        if !matches!(assembly.add(part, part_bytes_max, now), Ok(false)) {
+        if !matches!(assembly.add(Piece::Here(part), part_bytes_max, now), Ok(false)) {
             return;
         }
     }
@@ -127,8 +128,8 @@ pub fn check_parts(bytes: &[u8]) {
     let mut arrived = 0;
     for part in rest.chunks(part_bytes_max) {
         let expected = (total - arrived).min(part_bytes_max);
-        let whole = wanted.add(part, part_bytes_max, now);
-        assert_eq!(whole, unwanted.add(part, part_bytes_max, now));
+        let whole = wanted.add(Piece::Here(part), part_bytes_max, now);
+        assert_eq!(whole, unwanted.add(Piece::Here(part), part_bytes_max, now));
         match whole {
             Err(_) => {
                 assert_ne!(part.len(), expected);

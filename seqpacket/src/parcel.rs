@@ -59,6 +59,14 @@ impl Packet {
             Packet::Shared(packet) => packet.bytes(),
         }
     }
+
+    /// How many bytes of it are elsewhere: [`Received::landed`].
+    pub(crate) fn landed(&self) -> usize {
+        match self {
+            Packet::Small(packet) => packet.landed(),
+            Packet::Shared(packet) => packet.landed(),
+        }
+    }
 }
 
 impl Parcel {

@@ -13,10 +13,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ring::{Reactor, SendError, Sending, Sleep, Socket};
+use ring::{LANDING_HEAD_BYTES, Reactor, SendError, Sending, Sleep, Socket};
 
 use crate::parcel::Parcel;
-use crate::rooms::{HugePages, Room};
+use crate::rooms::{HugePages, Piece, Room};
 use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 
 /// How many packets with a part of a large message wait in a session's own queue: a small call or answer
@@ -226,6 +226,8 @@ impl Outgoing {
     }
 }
 
+const _: () = assert!(HEADER_BYTES == LANDING_HEAD_BYTES);
+
 /// A large message that is arriving.
 #[derive(Debug)]
 pub(crate) struct Assembly {
@@ -268,10 +270,21 @@ impl Assembly {
         self.room.as_ref().is_some_and(|room| room.begins_huge_page(more))
     }
 
+    /// Has the socket receive the next part in the room, if its pages are there: what would begin a huge page
+    /// has to wait for its turn in a packet of its own.
+    pub(crate) fn await_part(&self, number: u32, part_bytes_max: usize, socket: &Socket) {
+        let length = self.missing.min(part_bytes_max);
+        if let Some(room) = &self.room
+            && !room.begins_huge_page(length)
+        {
+            socket.expect_piece(room.place(), &Header::part(number, length as u32).encode(), length);
+        }
+    }
+
     /// Adds the next part. Says whether it was the last.
     pub(crate) fn add(
         &mut self,
-        part: &[u8],
+        part: Piece<'_>,
         part_bytes_max: usize,
         now: Instant,
     ) -> Result<bool, Malformed> {
@@ -610,8 +623,10 @@ mod tests {
         for (total, parts) in [(1, 1), (99, 1), (100, 1), (101, 2), (200, 2), (201, 3)] {
             let bytes: Vec<u8> = (0..total).map(|at| at as u8).collect();
             let mut assembly = assembly(total);
-            let whole: Vec<bool> =
-                bytes.chunks(PART).map(|part| assembly.add(part, PART, now()).unwrap()).collect();
+            let whole: Vec<bool> = bytes
+                .chunks(PART)
+                .map(|part| assembly.add(Piece::Here(part), PART, now()).unwrap())
+                .collect();
             assert_eq!(whole.iter().position(|whole| *whole), Some(parts - 1), "{total}");
             assert_eq!(assembly.into_parcel().into_bytes(), bytes);
         }
@@ -635,14 +650,14 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_counted_and_not_kept() {
         let mut of_no_use = Assembly::of_no_use(150, now());
-        assert_eq!(of_no_use.add(&[7; 100], PART, now()), Ok(false));
-        assert_eq!(of_no_use.add(&[7; 50], PART, now()), Ok(true));
+        assert_eq!(of_no_use.add(Piece::Here(&[7; 100]), PART, now()), Ok(false));
+        assert_eq!(of_no_use.add(Piece::Here(&[7; 50]), PART, now()), Ok(true));
         assert!(of_no_use.into_parcel().bytes().is_empty());
         let mut given_up = assembly(150);
-        given_up.add(&[7; 100], PART, now()).unwrap();
+        given_up.add(Piece::Here(&[7; 100]), PART, now()).unwrap();
         assert_eq!(given_up.give_up().0.unwrap().into_bytes(), [7; 100]);
         assert_eq!(given_up.missing(), 50);
-        assert_eq!(given_up.add(&[7; 50], PART, now()), Ok(true));
+        assert_eq!(given_up.add(Piece::Here(&[7; 50]), PART, now()), Ok(true));
     }
 
     #[test]
@@ -768,7 +783,7 @@ mod tests {
                 let part = vec![place as u8; length];
                 let left = total - list.len();
                 let fits = length == PART && left > PART || length == left && left <= PART;
-                prop_assert_eq!(assembly.add(&part, PART, now()).is_ok(), fits);
+                prop_assert_eq!(assembly.add(Piece::Here(&part), PART, now()).is_ok(), fits);
                 if !fits {
                     break;
                 }

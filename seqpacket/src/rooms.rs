@@ -7,7 +7,7 @@
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use ring::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, Reactor};
+use ring::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, Landing, Reactor};
 
 use crate::numbered::Numbered;
 use crate::parts::{Claim, OutOfMemory, Watch};
@@ -33,7 +33,7 @@ pub const HUGE_PAGES_A_TURN_MAX: usize = 1;
 /// Memory for one large message.
 #[derive(Debug)]
 pub(crate) struct Room {
-    bytes: Vec<u8>,
+    place: Landing,
     /// How much of it has ever been written: its pages are there.
     used: usize,
 }
@@ -42,33 +42,68 @@ impl Room {
     /// For so many bytes, none of which is used before something is written there.
     pub(crate) fn new(bytes: usize) -> Result<Room, OutOfMemory> {
         let bytes = ring::room_for(bytes).map_err(|_| OutOfMemory)?;
-        Ok(Room { bytes, used: 0 })
+        Ok(Room { place: Landing::new(bytes), used: 0 })
     }
 
-    pub(crate) fn push(&mut self, part: &[u8]) {
-        self.bytes.extend_from_slice(part);
-        self.used = self.used.max(self.bytes.len());
+    /// Where parts can be received.
+    pub(crate) fn place(&self) -> &Landing {
+        &self.place
+    }
+
+    pub(crate) fn push(&mut self, piece: Piece<'_>) {
+        match piece {
+            Piece::Here(part) => self.place.push(part),
+            Piece::Landed(length) => {
+                let landed = self.place.take_landed();
+                assert_eq!(landed, length, "a part lands in the room of its own message");
+            }
+        }
+        self.used = self.used.max(self.place.len());
     }
 
     /// Whether a part of so many bytes would begin a huge page.
     pub(crate) fn begins_huge_page(&self, more: usize) -> bool {
-        let end = self.bytes.len() + more;
-        if self.bytes.capacity() < HUGE_ROOM_BYTES_MIN || end <= self.used {
+        let end = self.place.len() + more;
+        if self.place.capacity() < HUGE_ROOM_BYTES_MIN || end <= self.used {
             return false;
         }
-        let page_of = |offset: usize| (self.bytes.as_ptr() as usize + offset) / HUGE_PAGE_BYTES;
+        let page_of = |offset: usize| (self.place.address() + offset) / HUGE_PAGE_BYTES;
         self.used == 0 || page_of(end - 1) != page_of(self.used - 1)
     }
 
     pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+        self.place.take_bytes()
     }
 
     /// As new, for so many bytes, which is no more than it has.
     fn empty(&mut self, bytes: usize) {
-        self.bytes.clear();
-        self.bytes.shrink_to(bytes);
-        self.used = self.used.min(self.bytes.capacity());
+        self.place.clear(bytes);
+        self.used = self.used.min(self.place.capacity());
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // The socket may keep the landing for longer, and must not keep the memory.
+        drop(self.place.take_bytes());
+    }
+}
+
+/// The bytes of one part.
+#[derive(Clone, Copy)]
+pub(crate) enum Piece<'a> {
+    /// In the packet they came in.
+    Here(&'a [u8]),
+    /// So many, in the room of their message.
+    Landed(usize),
+}
+
+impl Piece<'_> {
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Piece::Here(part) => part.len(),
+            Piece::Landed(length) => length,
+        }
     }
 }
 
@@ -212,9 +247,9 @@ mod tests {
         for at in (0..bytes).step_by(part.len()) {
             let part = &part[..part.len().min(bytes - at)];
             begun += usize::from(room.begins_huge_page(part.len()));
-            room.push(part);
+            room.push(Piece::Here(part));
         }
-        assert_eq!(room.bytes.len(), bytes);
+        assert_eq!(room.place.len(), bytes);
         begun
     }
 
@@ -268,7 +303,7 @@ mod tests {
         assert!(take(&mut kept, 6 * MIB + 1).is_none());
         assert!(take(&mut kept, 2 * MIB).is_none(), "half of it would be given back");
         let (room, claim) = take(&mut kept, 3 * MIB).unwrap();
-        assert!((3 * MIB..4 * MIB).contains(&room.bytes.capacity()), "{}", room.bytes.capacity());
+        assert!((3 * MIB..4 * MIB).contains(&room.place.capacity()), "{}", room.place.capacity());
         assert_eq!((claim.bytes(), kept.bytes()), (3 * MIB, 11 * MIB));
         assert_eq!(memory.held_by(1), 3 * MIB, "what is kept is nobody's");
         assert_eq!(take(&mut kept, 5 * MIB).unwrap().1.bytes(), 5 * MIB);

@@ -22,7 +22,7 @@ use crate::error::AnswerError;
 use crate::mailbox::Shared;
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Caller, Claim, Left, Memory, Outbox, Watch, expect_part};
-use crate::rooms::{Kept, Room, Ticket};
+use crate::rooms::{Kept, Piece, Room, Ticket};
 use crate::stats::{Counters, SessionStats};
 use crate::table::{SpareRows, Table};
 use crate::trace;
@@ -217,6 +217,8 @@ struct Large {
     kept: Kept,
     /// While a part waits until it may begin a huge page.
     ticket: Ticket,
+    /// Which call began last, or has had the last part.
+    latest: u32,
 }
 
 /// One call under way.
@@ -435,12 +437,21 @@ impl Session {
         let State { calls, arriving, large: Some(large), .. } = state else { return Poll::Pending };
         if *arriving == 0 && large.outbox.is_empty() && large.kept.is_empty() {
             state.large = None;
+            self.socket.expect_no_piece();
             return Poll::Pending;
         }
-        let Large { outbox, reading, writing, .. } = &mut **large;
+        let Large { outbox, reading, writing, latest, .. } = &mut **large;
         if *arriving == 0 {
             reading.rest();
         } else {
+            // Everything before it has been filed. Of several that arrive at once nobody knows whose part is
+            // the next.
+            if *arriving == 1
+                && let Some(Stage::Arriving { assembly, .. }) = calls.find(*latest).map(|entry| &entry.stage)
+            {
+                let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+                assembly.await_part(*latest, part_bytes_max, &self.socket);
+            }
             let stands_since = || {
                 let arriving = calls.iter().filter_map(|(_, entry)| match &entry.stage {
                     Stage::Arriving { assembly, .. } => Some(assembly.moved()),
@@ -530,6 +541,9 @@ impl Session {
     /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames
     /// have been filed already.
     fn file(&self, unread: Unread, filed: usize, context: &mut Context<'_>) -> Result<Filed, Over> {
+        if unread.packet.landed() > 0 {
+            return self.file_landed(&unread.packet);
+        }
         let Unread { packet, mut descriptors, place } = unread;
         let (begin, came) = (place.read, descriptors.descriptors());
         let mut left = Some(place);
@@ -568,6 +582,15 @@ impl Session {
         }
         self.ask_for_turn();
         result
+    }
+
+    /// Files a packet that is a part and nothing else, and has been received where it belongs.
+    fn file_landed(&self, packet: &Packet) -> Result<Filed, Over> {
+        let number = wire::part_landed(packet.bytes());
+        self.counters.received(1, packet.bytes().len() + packet.landed(), 0);
+        self.part(number, Piece::Landed(packet.landed()))?;
+        self.ask_for_turn();
+        Ok(Filed::All)
     }
 
     /// Whether this is a part that would begin a huge page, and has to wait for the turn in which it may.
@@ -640,7 +663,7 @@ impl Session {
                 self.begin(number, Cost::of_grant())?;
                 self.grant(number, opening.answer());
             }
-            FromClient::Part { number, payload } => self.part(number, payload)?,
+            FromClient::Part { number, payload } => self.part(number, Piece::Here(payload))?,
             FromClient::Cancel { number } => self.cancel(number),
             FromClient::Lost { number } => self.lost(number)?,
             FromClient::Goodbye => {
@@ -724,7 +747,7 @@ impl Session {
         };
         let mut state = self.state.borrow_mut();
         state.arriving += 1;
-        state.large.get_or_insert_default();
+        state.large.get_or_insert_default().latest = number;
         let Some(entry) = state.calls.find_mut(number) else { unreachable!("just begun") };
         let (assembly, refused) = match begun {
             Ok((assembly, claim)) => {
@@ -849,13 +872,14 @@ impl Session {
         true
     }
 
-    fn part(&self, number: u32, payload: &[u8]) -> Result<(), Over> {
+    fn part(&self, number: u32, payload: Piece<'_>) -> Result<(), Over> {
         let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
         let state = &mut *self.state.borrow_mut();
         let unexpected = Malformed::Number { kind: Kind::Part, number };
         let Some(entry) = state.calls.find_mut(number) else { return Err(self.blame(&unexpected)) };
         match &mut entry.stage {
             Stage::Arriving { assembly, .. } => {
+                state.large.get_or_insert_default().latest = number;
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
                 if added.map_err(|malformed| self.blame(&malformed))?
                     && let Stage::Arriving { assembly, mut brought } =

@@ -20,6 +20,7 @@ use crate::error::{CallError, Part};
 use crate::object::{CALLS_QUEUED_MAX, ObjectOptions};
 use crate::parcel::{Packet, Parcel};
 use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
+use crate::rooms::Piece;
 use crate::slots::{Asked, Elsewhere, Outgoing, Slots, Stage, UnderWay};
 use crate::stats::Counters;
 use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
@@ -102,6 +103,8 @@ struct Large {
     outbox: Outbox,
     /// For answers that are arriving.
     watch: Watch,
+    /// Which of them began last, or has had the last part.
+    latest: u32,
 }
 
 #[derive(Default)]
@@ -504,6 +507,9 @@ impl Session {
         straight: Straight,
         mut woken: Woken,
     ) -> Result<bool, Malformed> {
+        if packet.landed() > 0 {
+            return self.file_landed(&packet);
+        }
         let mut descriptors = Parcel::of_descriptors(packet.take_list());
         let arrived = match cut {
             false => Arrived::Whole(descriptors.descriptors()),
@@ -527,6 +533,22 @@ impl Session {
         }
         state.counters.received(frames, packet.bytes().len(), came);
         // Whoever breaks the protocol is not sent anything more.
+        if result.is_ok() {
+            woken.extend(state.advance(&self.options));
+        }
+        let quiet = state.is_quiet();
+        drop(state);
+        wake(woken);
+        result.map(|()| quiet)
+    }
+
+    /// Files a packet that is a part and nothing else, and has been received where it belongs.
+    fn file_landed(&self, packet: &Received) -> Result<bool, Malformed> {
+        let mut woken = Woken::default();
+        let mut state = self.state.borrow_mut();
+        let number = wire::part_landed(packet.bytes());
+        state.counters.received(1, packet.bytes().len() + packet.landed(), 0);
+        let result = state.part(number, Piece::Landed(packet.landed()), &mut woken);
         if result.is_ok() {
             woken.extend(state.advance(&self.options));
         }
@@ -826,13 +848,21 @@ impl State {
 
     /// Ready when a large answer has stood still for too long.
     fn poll_watch(&mut self, socket: &Socket, stall: Duration, context: &mut Context<'_>) -> Poll<()> {
-        let State { large: Some(large), calls, arriving, .. } = self else { return Poll::Pending };
+        let State { large: Some(large), calls, arriving, phase, .. } = self else { return Poll::Pending };
         if *arriving == 0 {
             large.watch.rest();
             if large.queued.is_empty() && large.outbox.is_empty() {
                 self.large = None;
+                socket.expect_no_piece();
             }
             return Poll::Pending;
+        }
+        // Everything before it has been filed. Of several at once nobody knows whose part is the next.
+        if *arriving == 1
+            && let Phase::Open { hello, .. } = phase
+            && let Some(assembly) = calls.find(large.latest as usize).and_then(|slot| slot.arriving.as_ref())
+        {
+            assembly.await_part(large.latest, hello.payload_bytes_max() as usize, socket);
         }
         let stands_since = || {
             let arriving = calls.iter().filter_map(|(_, slot)| slot.arriving.as_ref());
@@ -1000,7 +1030,7 @@ impl State {
             }
             FromServer::Goodbye if self.leaving => return Err(Malformed::AfterGoodbye(Kind::Goodbye)),
             FromServer::Goodbye => self.leaving = true,
-            FromServer::Part { number, payload } => self.part(number, payload, woken)?,
+            FromServer::Part { number, payload } => self.part(number, Piece::Here(payload), woken)?,
             FromServer::Elsewhere { number, missing } => {
                 let under_way = self.awaiting_all(number, Kind::Elsewhere)?;
                 let near = self.near_end(under_way, missing, descriptors)?;
@@ -1076,7 +1106,7 @@ impl State {
         };
         slot.arriving = Some(Box::new(assembly));
         self.arriving += 1;
-        self.large.get_or_insert_default();
+        self.large.get_or_insert_default().latest = number;
         if let Some(error) = error {
             slot.stage = Stage::Failed(under_way, Box::new(error));
             woken.extend(slot.waker.take());
@@ -1084,7 +1114,7 @@ impl State {
         }
     }
 
-    fn part(&mut self, number: u32, payload: &[u8], woken: &mut Woken) -> Result<(), Malformed> {
+    fn part(&mut self, number: u32, payload: Piece<'_>, woken: &mut Woken) -> Result<(), Malformed> {
         let under_way = self.under_way(number, Kind::Part)?;
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames come later") };
         let slot = &mut self.calls[number as usize];
@@ -1092,6 +1122,7 @@ impl State {
             return Err(Malformed::Number { kind: Kind::Part, number });
         };
         let part_bytes_max = hello.payload_bytes_max() as usize;
+        self.large.get_or_insert_default().latest = number;
         if !arriving.add(payload, part_bytes_max, socket.reactor().now())? {
             return Ok(());
         }

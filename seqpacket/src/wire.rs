@@ -1298,6 +1298,13 @@ pub(crate) fn small_answer_header(number: u32, bytes: usize) -> [u8; HEADER_BYTE
     ])
 }
 
+/// Of which call a part is that has been received where it belongs: its packet is the header that was
+/// expected, word for word.
+pub(crate) fn part_landed(packet: &[u8]) -> u32 {
+    let header = packet.first_chunk().and_then(|header| Header::parse(header).ok());
+    header.expect("only what was expected lands").number
+}
+
 /// The number and the payload of the answer that a packet begins with, if it is small and has no descriptors:
 /// what nearly all are, told by one look. `None` says nothing: [`frames_from`] reads what it is.
 #[inline]

@@ -743,6 +743,111 @@ on_each_driver! {
         drop(object);
     }
 
+    /// Parts are received where they belong if nothing else comes first, and put there if it does.
+    fn a_large_call_is_the_same_whatever_stands_between_its_parts(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), mebibytes(0)).unwrap();
+        let session = RawClient::attach(&executor, object.share().unwrap());
+        let large = bytes(3 * PAYLOAD_BYTES_MAX + 5);
+        let parts = parts_of(1, &large);
+        let opening = large_call(1, large.len(), 0, 64);
+        let packets = [
+            // What comes with the opening is in the packet already.
+            [opening, call(2, b"with the opening", 64)].concat(),
+            parts[0].clone(),
+            parts[1].clone(),
+            call(3, b"looks like no part", 64),
+            parts[2].clone(),
+            [call(4, b"before the last", 64), parts[3].clone(), call(5, b"behind it", 64)].concat(),
+        ];
+        for packet in packets {
+            session.say(&packet, &[]);
+            executor.settle();
+        }
+        let taken = |mailbox: &Mailbox| executor.block_on(mailbox.next()).unwrap();
+        for small in ["with the opening", "looks like no part", "before the last"] {
+            assert_eq!(taken(&mailbox).bytes(), small.as_bytes());
+        }
+        assert!(taken(&mailbox).bytes() == large);
+        assert_eq!(taken(&mailbox).bytes(), b"behind it");
+    }
+
+    /// The second begins with the same header as the rest of the first would have.
+    fn a_part_of_a_second_call_of_the_same_number_is_not_taken_for_one_of_the_first(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), mebibytes(0)).unwrap();
+        let session = RawClient::attach(&executor, object.share().unwrap());
+        let (first, second) = (vec![1; 3 * PAYLOAD_BYTES_MAX], bytes(2 * PAYLOAD_BYTES_MAX));
+        session.say(&large_call(1, first.len(), 0, 64), &[]);
+        session.say(&parts_of(1, &first)[0], &[]);
+        executor.settle();
+        session.say(&bare(Header::cancel(1)), &[]);
+        session.say(&large_call(1, second.len(), 0, 64), &[]);
+        for part in parts_of(1, &second) {
+            session.say(&part, &[]);
+        }
+        assert!(executor.block_on(mailbox.next()).unwrap().bytes() == second);
+    }
+
+    /// It is in its place already, and nobody has looked at it.
+    fn a_part_of_a_call_that_gives_way_is_counted_and_not_kept(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let options = MailboxOptions { large_bytes_together: 3 * MIB, ..MailboxOptions::default() };
+        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let attach = || RawClient::attach(&executor, object.share().unwrap());
+        let (modest, greedy) = (attach(), attach());
+        let large = vec![1; 3 * MIB];
+        let parts = parts_of(1, &large);
+        assert!(greedy.say(&large_call(1, large.len(), 0, 64), &[]));
+        assert!(greedy.say(&parts[0], &[]));
+        executor.settle();
+        assert!(modest.say(&large_call(1, MIB, 0, 64), &[]));
+        assert!(greedy.say(&parts[1], &[]));
+        testing::turn(reactor);
+        executor.settle();
+        assert_eq!(greedy.hear_from(&executor).bytes, refused(1, RefusedReason::OutOfMemory));
+        // The next call in the same memory, if it is kept.
+        let next = bytes(MIB);
+        greedy.say_all(&[bare(Header::cancel(1)), large_call(1, next.len(), 0, 64)]);
+        for part in parts_of(1, &next) {
+            until(&executor, "there is room", || greedy.say(&part, &[]));
+        }
+        assert!(executor.block_on(mailbox.next()).unwrap().bytes() == next);
+        assert_eq!(mailbox.violations(), Default::default());
+    }
+
+    /// It is in its place already, and nobody has looked at it.
+    fn a_part_of_an_answer_that_is_withdrawn_is_counted_and_not_kept(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (server, object) = RawServer::new(reactor);
+        let call = object.call_with("much?", room(MIB));
+        executor.settle();
+        let session = server.attach(&executor, Hello::default());
+        assert_eq!(kinds_of_next(&session, &executor), [(Kind::Call, 0)]);
+        let parts = parts_of(0, &bytes(MIB));
+        assert!(session.say(&large_answer(0, MIB), &[]));
+        assert!(session.say(&parts[0], &[]));
+        executor.settle();
+        let received = reactor.stats().bytes_received;
+        assert!(session.say(&parts[1], &[]));
+        testing::wait_until("it has landed", || {
+            testing::turn(reactor);
+            reactor.stats().bytes_received > received
+        });
+        drop(call);
+        assert_eq!(kinds_of_next(&session, &executor), [(Kind::Cancel, 0)]);
+        assert!(session.say(&refused(0, RefusedReason::Cancelled), &[]));
+        executor.settle();
+        let again = object.call_with("again", room(MIB));
+        assert_eq!(kinds_of_next(&session, &executor), [(Kind::Call, 0)]);
+        let small = bytes(PAYLOAD_BYTES_MAX + 1);
+        assert!(session.say(&large_answer(0, small.len()), &[]));
+        for part in parts_of(0, &small) {
+            assert!(session.say(&part, &[]));
+        }
+        assert!(executor.block_on(again).unwrap().bytes() == small);
+    }
+
     fn servers_that_break_the_rules_of_large_messages_are_left(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let full = PAYLOAD_BYTES_MAX as u32;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
+use crate::buffer::Landing;
 use crate::envelope::{self, Room, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
@@ -438,7 +439,7 @@ impl Epoll {
         while share.is_left(self.turn, want) {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if want.many && !arrival.nothing => {
-                    share.took(arrival.message.bytes().len());
+                    share.took(arrival.message.length());
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     taken += 1;
                     if taken > 1 {
@@ -536,22 +537,38 @@ pub(super) fn tells_the_end(fd: &Fd, want: Want) -> bool {
 /// wants: those for which there is no room the kernel closes during the call, and if the last reference to a
 /// socket that lingers is among them this thread waits with it. What is too much is sorted out afterwards.
 pub(super) fn receive_now(ground: &Ground, fd: &Fd, room: Room) -> Now {
-    receive_at_most(ground, fd, room, PACKET_BYTES_MAX)
+    receive(ground, fd, room, PACKET_BYTES_MAX, fd.landing().as_ref())
 }
 
-/// The same, and of a stream no more than so many bytes.
+/// The same, and of a stream no more than so many bytes. Nothing lands: for whoever keeps what it has
+/// received for longer than until the turn ends.
+#[cfg(feature = "script")]
 pub(super) fn receive_at_most(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize) -> Now {
+    receive(ground, fd, room, bytes_max, None)
+}
+
+fn receive(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize, landing: Option<&Landing>) -> Now {
     let wanted = usize::from(room.descriptors) + usize::from(room.pidfd);
     let granted = ground.budget.room(wanted);
     if granted == 0 && wanted > 0 {
         return Now::Starved;
     }
     let room = Room { descriptors: granted.min(DESCRIPTORS_MAX) as u16, pidfd: room.pidfd };
-    let Some(number) = ground.pool.take() else { return receive_apart(ground, fd, room, bytes_max) };
+    let Some(number) = ground.pool.take() else {
+        // What comes now is the next, and has not landed.
+        if let Some(landing) = landing {
+            landing.expect_nothing();
+        }
+        return receive_apart(ground, fd, room, bytes_max);
+    };
     let mut lease = ground.pool.lend(number, 0..bytes_max);
-    match envelope::receive(fd.as_fd(), lease.bytes_mut(), room) {
-        Ok(mut taken) => {
-            lease.narrow(0..taken.length);
+    let received = match landing {
+        Some(landing) => landing.receive(fd.as_fd(), lease.bytes_mut(), room),
+        None => envelope::receive(fd.as_fd(), lease.bytes_mut(), room).map(|taken| (taken, 0)),
+    };
+    match received {
+        Ok((mut taken, landed)) => {
+            lease.keep_head(taken.length - landed, landed);
             let control = std::mem::take(&mut taken.control);
             arrived(ground, Received::lent(lease, control), room, &taken)
         }

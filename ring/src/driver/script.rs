@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::epoll::{Now, out_of_descriptors, receive_at_most, receive_now};
+use super::epoll::{Now, out_of_descriptors, receive_at_most};
 use super::faults::{Fault, Faults, Happened, Sabotage};
 use super::{Ground, STARVED_RETRY, Sleep};
 use crate::clock::Clock;
@@ -378,7 +378,7 @@ impl Script {
             return Now::Arrived(nothing());
         }
         self.fate.stir();
-        match receive_now(&self.ground, fd, room) {
+        match receive_at_most(&self.ground, fd, room, PACKET_BYTES_MAX) {
             Now::Arrived(arrival) => Now::Arrived(self.cut(None, arrival, faults)),
             other => other,
         }

@@ -439,7 +439,7 @@ impl Uring {
         {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if !arrival.nothing => {
-                    share.took(arrival.message.bytes().len());
+                    share.took(arrival.message.length());
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     return true;
                 }
@@ -791,7 +791,7 @@ impl Uring {
                 }
             };
             nothing = false;
-            share.took(arrival.message.bytes().len());
+            share.took(arrival.message.length());
             self.lately = Some(token);
             home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
             taken += 1;
