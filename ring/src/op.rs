@@ -1829,12 +1829,21 @@ impl Core {
 
     #[inline]
     fn waits_for_no_moment(&self) -> bool {
+        self.timers.is_empty() && self.has_only_timers()
+    }
+
+    /// Nothing that the table itself waits for.
+    #[inline]
+    fn has_only_timers(&self) -> bool {
         let nothing_waits = self.retrying.is_empty() && self.closing.is_empty() && self.retired.is_empty();
-        nothing_waits && self.given_since.is_none() && self.timers.is_empty()
+        nothing_waits && self.given_since.is_none()
     }
 
     #[inline(never)]
     fn first_of_the_moments(&self) -> Option<Instant> {
+        if self.has_only_timers() {
+            return self.timers.first();
+        }
         let retry = self.retrying.iter().map(|(moment, _)| *moment).min();
         let closing = self.closing.iter().map(|(moment, _)| *moment).min();
         let retired = self.retired_since.map(|since| since + RETIRED_TIME_MAX);
@@ -1881,6 +1890,14 @@ impl Core {
     #[inline(never)]
     fn look_at_the_clock(&mut self, woken: &mut Woken) {
         let now = self.clock.now();
+        if !self.has_only_timers() {
+            self.see_to_what_is_due(now, woken);
+        }
+        self.timers.expire(now, &mut woken.wake);
+    }
+
+    #[inline(never)]
+    fn see_to_what_is_due(&mut self, now: Instant, woken: &mut Woken) {
         if self.given_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
             // What still waits may stand behind something that lingers, while threads are idle.
             self.given_since = closer::urge().then_some(now);
@@ -1888,7 +1905,6 @@ impl Core {
         if self.retired_since.is_some_and(|since| since + RETIRED_TIME_MAX <= now) {
             self.close_the_retired();
         }
-        self.timers.expire(now, &mut woken.wake);
         let due: Vec<_> = self.retrying.extract_if(.., |(moment, _)| *moment <= now).collect();
         for (_, key) in due {
             self.try_blocked(key, woken);
