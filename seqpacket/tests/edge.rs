@@ -17,7 +17,8 @@ use ring::{Config, Executor, Message, Reactor};
 use seqpacket::{CallError, CallOptions, Mailbox, Object, Part, PlainMailbox, PlainObject, blocking};
 use support::{message_of, null};
 use testing::{
-    Census, DescriptorLimit, Helper, helper, leave_descriptors, limit_descriptors, on_each_driver, start_helper,
+    Census, DescriptorLimit, Helper, helper, leave_descriptors, limit_descriptors, on_each_driver,
+    start_helper,
 };
 
 /// For a call that cannot be served: however late, it ends by its deadline.
