@@ -28,8 +28,30 @@ pub(crate) struct Envelope {
     /// The control message, as `u64` for its alignment. The list of descriptors *is* this.
     control: Vec<u64>,
     descriptors: Fds,
+    /// Of one post among others: what its descriptors were attached to, which goes without saying if they
+    /// cannot be sent.
+    carrier: Option<Carrier>,
+    /// What is said in its place.
+    instead: Vec<u8>,
     /// How much of a stream's bytes the kernel has taken.
     sent: usize,
+}
+
+/// The bytes that came with descriptors, and what is done about them if those cannot be sent.
+struct Carrier {
+    bytes: Range<usize>,
+    /// Under which number somebody is told.
+    told: Option<u64>,
+}
+
+/// What becomes of a post that cannot be sent with its descriptors.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Otherwise<'a> {
+    /// This is said in its place, without any: 1 to 65,536 bytes.
+    Say(&'a [u8]),
+    /// It is left out, and whoever has posted it [is told](crate::Socket::take_failed) under this number.
+    Tell(u64),
 }
 
 impl Envelope {
@@ -41,8 +63,9 @@ impl Envelope {
         let header: libc::msghdr = unsafe { mem::zeroed() };
         let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
         let vectors = [nothing; 2];
-        let control = Vec::new();
-        Box::new(Envelope { header, vectors, bytes, piece: None, control, descriptors, sent: 0 })
+        let (control, instead) = (Vec::new(), Vec::new());
+        let (piece, carrier) = (None, None);
+        Box::new(Envelope { header, vectors, bytes, piece, control, descriptors, carrier, instead, sent: 0 })
     }
 
     /// These bytes and a piece of others. Not for streams, which may take a part of it.
@@ -70,6 +93,10 @@ impl Envelope {
         &self.descriptors
     }
 
+    pub(crate) fn has_descriptors(&self) -> bool {
+        !self.descriptors.is_empty()
+    }
+
     /// Adds to a message that has not been sealed yet.
     pub(crate) fn append(&mut self, part: &[u8]) {
         assert_eq!(self.sent, 0, "nothing is added to a message on its way");
@@ -77,15 +104,40 @@ impl Envelope {
     }
 
     /// Adds descriptors to a message that has none and has not been sealed yet.
-    pub(crate) fn attach(&mut self, descriptors: Vec<Fd>) {
+    pub(crate) fn attach(&mut self, descriptors: Fds) {
         assert!(self.descriptors.is_empty());
-        self.descriptors = Fds::from_vec(descriptors);
+        self.descriptors = descriptors;
     }
 
-    /// Replaces the contents: what is said instead when the descriptors could not be sent.
-    pub(crate) fn replace(&mut self, bytes: Vec<u8>) {
-        self.bytes = bytes;
-        self.piece = None;
+    /// Says what becomes of the last so many bytes if the descriptors, which are theirs, cannot be sent.
+    pub(crate) fn provide(&mut self, length: usize, otherwise: Otherwise<'_>) {
+        assert!(self.carrier.is_none(), "descriptors are of one post");
+        let told = match otherwise {
+            Otherwise::Say(instead) => {
+                self.instead.extend_from_slice(instead);
+                None
+            }
+            Otherwise::Tell(number) => Some(number),
+        };
+        self.carrier = Some(Carrier { bytes: self.bytes.len() - length..self.bytes.len(), told });
+    }
+
+    /// Whether somebody has said what becomes of it without its descriptors.
+    pub(crate) fn is_provided_for(&self) -> bool {
+        self.carrier.is_some()
+    }
+
+    /// The number under which somebody wants to be told if this is not sent.
+    pub(crate) fn told(&self) -> Option<u64> {
+        self.carrier.as_ref().and_then(|carrier| carrier.told)
+    }
+
+    /// Lets go of the descriptors, which could not be sent, and of what was said with them; and says what is
+    /// to be said instead. What else is in it stays.
+    pub(crate) fn go_without(&mut self) {
+        if let Some(Carrier { bytes, .. }) = self.carrier.take() {
+            self.bytes.splice(bytes, self.instead.drain(..));
+        }
         self.descriptors.clear();
         self.sent = 0;
     }
@@ -95,7 +147,11 @@ impl Envelope {
     pub(crate) fn clear(&mut self, mut left: impl FnMut(Shell)) {
         self.bytes.clear();
         self.piece = None;
-        self.descriptors.drain(..).filter_map(Fd::close).for_each(&mut left);
+        if self.has_descriptors() || self.carrier.is_some() {
+            self.descriptors.drain(..).filter_map(Fd::close).for_each(&mut left);
+            self.carrier = None;
+            self.instead.clear();
+        }
         self.sent = 0;
     }
 

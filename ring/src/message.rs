@@ -204,6 +204,12 @@ impl Message {
         (self.bytes, self.descriptors.into_vec())
     }
 
+    /// Takes the descriptors out.
+    #[inline]
+    pub(crate) fn take_descriptors(&mut self) -> Fds {
+        std::mem::take(&mut self.descriptors)
+    }
+
     /// As it goes into an envelope.
     pub(crate) fn into_contents(self) -> (Bytes, Fds) {
         (self.bytes, self.descriptors)
@@ -366,10 +372,28 @@ impl Received {
         }
     }
 
+    /// Whether nothing came but bytes, all of which are here, and descriptors.
+    #[inline]
+    pub(crate) fn is_all_here(&self) -> bool {
+        self.control.pidfd.is_none() && self.landed() == 0
+    }
+
+    /// The bytes where they lie, but for those that have [landed](Received::landed), and the descriptors to
+    /// take.
+    #[inline]
+    pub fn lying(&mut self) -> (&[u8], &mut Descriptors) {
+        let Received { payload, control } = self;
+        let bytes = match payload {
+            Payload::Lent(lease) => lease.bytes(),
+            Payload::Owned(bytes) => bytes,
+        };
+        (bytes, &mut control.descriptors)
+    }
+
     /// Whether nothing came with its bytes that is to be taken, and all of them are here.
     #[inline]
     pub(crate) fn is_bytes_alone(&self) -> bool {
-        self.control.descriptors.is_empty() && self.control.pidfd.is_none() && self.landed() == 0
+        self.control.descriptors.is_empty() && self.is_all_here()
     }
 
     /// Whether it came without credentials and without descriptors.

@@ -22,10 +22,10 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
-use crate::envelope::{Envelope, Room};
+use crate::envelope::{Envelope, Otherwise, Room};
 use crate::error::{ReceiveError, SendError};
-use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
-use crate::message::{Message, PACKET_BYTES_MAX, Received};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Descriptors, Fd, Kind, Shell, discard};
+use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
 use crate::request::{
     Arrival, BURST_BYTES_MAX, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want,
 };
@@ -138,6 +138,9 @@ pub(crate) struct Core {
     given_at_once: u8,
     /// Some of them came since the last sleep.
     given_awake: bool,
+    /// Posts that could not be sent, of which somebody wants to be told: of which channel, and under which
+    /// number.
+    failed: Vec<(usize, u64, SendError)>,
     /// How often a turn was to sleep. Begins anew after the last number, where nothing is lost by two sockets
     /// that look of the same time.
     sleeps: u16,
@@ -286,8 +289,6 @@ struct Slip {
     silent: bool,
     /// More may be appended while it waits.
     open: bool,
-    /// Said instead if the descriptors could not be sent.
-    instead: Option<Box<[u8]>>,
 }
 
 #[derive(Default)]
@@ -297,6 +298,8 @@ struct Inbox {
     bytes: usize,
     /// Somebody asked for a message that has not come.
     wanted: bool,
+    /// There are posts that have failed, of which somebody is to be told.
+    failed: bool,
     sleeper: Option<Sleeper>,
     ended: bool,
     /// Asked home so that the descriptor can be given away: not armed again unless somebody receives.
@@ -393,6 +396,7 @@ impl Core {
             closed_at_once: 0,
             given_at_once: 0,
             given_awake: false,
+            failed: Vec::new(),
             sleeps: 0,
             home: Vec::new(),
             spare_letters: Spare::default(),
@@ -547,6 +551,7 @@ impl Core {
     /// Takes an idle channel apart without closing its descriptor.
     pub(crate) fn take_apart(&mut self, channel: usize, woken: &mut Woken) -> Fd {
         assert!(self.is_idle(channel));
+        self.forget_failed(channel);
         let channel = self.channels.remove(channel);
         woken.drop.extend(channel.inbox.sleeper);
         self.driver.forget(&channel.fd);
@@ -561,6 +566,7 @@ impl Core {
     /// home. Says whether the driver should be asked to submit at once, so that no receive of ours takes what
     /// is meant for others.
     pub(crate) fn close(&mut self, key: usize, woken: &mut Woken) -> bool {
+        self.forget_failed(key);
         let channel = &mut self.channels[key];
         channel.closed = true;
         woken.drop.extend(channel.inbox.sleeper.take());
@@ -752,10 +758,7 @@ impl Core {
     pub(crate) fn send(&mut self, key: usize, message: Message, silent: bool, waited: bool) -> Option<usize> {
         let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
-        let letter = Letter {
-            envelope: self.envelope(message),
-            slip: Slip { waiter, silent, open: false, instead: None },
-        };
+        let letter = Letter { envelope: self.envelope(message), slip: Slip { waiter, silent, open: false } };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
         self.mark_dirty(key);
         waiter
@@ -793,7 +796,7 @@ impl Core {
     ) -> usize {
         let waiter = self.wait(key);
         let envelope = Envelope::with_piece(bytes, whole, piece);
-        let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
+        let slip = Slip { waiter: Some(waiter), silent: false, open: false };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         waiter
@@ -831,7 +834,7 @@ impl Core {
             return AtOnce::Gone;
         }
         let waiter = waited.then(|| self.wait(key));
-        let slip = Slip { waiter, silent: true, open: false, instead: None };
+        let slip = Slip { waiter, silent: true, open: false };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         AtOnce::Queued(waiter)
@@ -868,7 +871,7 @@ impl Core {
     }
 
     fn queue_for(&mut self, key: usize, waiter: usize, envelope: Box<Envelope>) {
-        let slip = Slip { waiter: Some(waiter), silent: false, open: false, instead: None };
+        let slip = Slip { waiter: Some(waiter), silent: false, open: false };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
     }
@@ -911,36 +914,61 @@ impl Core {
 
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
     #[inline]
-    pub(crate) fn post(
+    pub(crate) fn post(&mut self, key: usize, parts: &[&[u8]], descriptors: Fds) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let envelope = self.post_parts(key, parts, length, !descriptors.is_empty());
+        if !descriptors.is_empty() {
+            envelope.attach(descriptors);
+        }
+    }
+
+    /// As `post`, a head and a message, which loses its descriptors by that; and what becomes of both if the
+    /// descriptors cannot be sent.
+    pub(crate) fn post_with(
         &mut self,
         key: usize,
-        parts: &[&[u8]],
-        descriptors: Vec<Fd>,
-        instead: Option<Vec<u8>>,
+        head: &[u8],
+        message: &mut Message,
+        otherwise: Otherwise<'_>,
     ) {
+        let length = head.len() + message.bytes().len();
+        let envelope = self.post_parts(key, &[head, message.bytes()], length, true);
+        envelope.attach(message.take_descriptors());
+        envelope.provide(length, otherwise);
+    }
+
+    /// As `post`, in a packet of its own; and what is said in its place if it cannot be sent.
+    pub(crate) fn post_or(&mut self, key: usize, parts: &[&[u8]], descriptors: Fds, instead: &[u8]) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
+        assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever posts keeps to the packet");
+        let letter = self.post_apart(key, parts);
+        letter.envelope.attach(descriptors);
+        letter.envelope.provide(length, Otherwise::Say(instead));
+        letter.slip.open = false;
+        self.mark_dirty(key);
+    }
+
+    /// Queues parts of so many bytes together, and gives the packet that they are in. Descriptors belong to
+    /// one post of a packet only, or nobody could say whose they are: one that has any is only of use to a
+    /// post that has `none`.
+    #[inline]
+    fn post_parts(&mut self, key: usize, parts: &[&[u8]], length: usize, has_some: bool) -> &mut Envelope {
         assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
         assert!(length > 0, "an empty post could not be told from the end of file");
-        let lane = &mut self.channels[key].lane;
-        // Descriptors belong to one post of a packet only, or nobody could say whose they are.
-        if let Some(Letter { envelope, slip }) = lane.waiting.back_mut()
-            && slip.open
-            && envelope.length() + length <= PACKET_BYTES_MAX
-            && (descriptors.is_empty() || envelope.descriptors().is_empty())
-            && instead.is_none()
-        {
-            parts.iter().for_each(|part| envelope.append(part));
-            if !descriptors.is_empty() {
-                envelope.attach(descriptors);
-            }
-            self.stats.posts_joined += 1;
-            if lane.dirty {
-                return;
-            }
-        } else {
-            self.post_apart(key, parts, descriptors, instead);
-        }
         self.mark_dirty(key);
+        let joins = self.channels[key].lane.waiting.back_mut().is_some_and(|Letter { envelope, slip }| {
+            let fits = envelope.length() + length <= PACKET_BYTES_MAX;
+            slip.open && fits && !(has_some && envelope.has_descriptors())
+        });
+        if !joins {
+            return &mut self.post_apart(key, parts).envelope;
+        }
+        self.stats.posts_joined += 1;
+        let Some(Letter { envelope, .. }) = self.channels[key].lane.waiting.back_mut() else {
+            unreachable!("looked at above")
+        };
+        parts.iter().for_each(|part| envelope.append(part));
+        envelope
     }
 
     /// As `post`, bytes alone: what nearly all posts are, and so with nothing in it for the others.
@@ -958,24 +986,20 @@ impl Core {
             envelope.append(rest);
             self.stats.posts_joined += 1;
         } else {
-            self.post_apart(key, &[head, rest], Vec::new(), None);
+            self.post_apart(key, &[head, rest]);
         }
         self.mark_dirty(key);
     }
 
-    fn post_apart(&mut self, key: usize, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
+    /// Queues parts in a packet of their own, to which more may be added.
+    fn post_apart(&mut self, key: usize, parts: &[&[u8]]) -> &mut Letter {
         let Channel { kind, lane, .. } = &mut self.channels[key];
         let silent = succeeds_whole(*kind);
         let waiting = self.spare_letters.lend(&mut lane.waiting);
         let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
         parts.iter().for_each(|part| envelope.append(part));
-        if !descriptors.is_empty() {
-            envelope.attach(descriptors);
-        }
-        // With something to say instead, the packet is this post's alone.
-        let open = instead.is_none();
-        let instead = instead.map(Vec::into_boxed_slice);
-        waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open, instead } });
+        waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open: true } });
+        waiting.back_mut().expect("just put there")
     }
 
     /// Sends now or not at all, keeping to the order of what is queued.
@@ -999,7 +1023,7 @@ impl Core {
         };
         if envelope.advance(sent) {
             // A stream took a part; the rest must follow before anything else.
-            let slip = Slip { waiter: None, silent: false, open: false, instead: None };
+            let slip = Slip { waiter: None, silent: false, open: false };
             channel.lane.waiting.with_memory().push_front(Letter { envelope, slip });
             self.mark_dirty(key);
         } else {
@@ -1121,6 +1145,8 @@ impl Core {
     fn fail_lane(&mut self, key: usize, woken: &mut Woken) {
         let mut letters = std::mem::take(&mut self.channels[key].lane.waiting);
         while let Some(letter) = letters.pop_front() {
+            let error = self.broken();
+            self.tell_failed(key, &letter.envelope, error, woken);
             self.settle(letter.slip, Err(self.broken()), woken);
         }
     }
@@ -1176,6 +1202,7 @@ impl Core {
             }
             SendError::Gone => {
                 channel.lane.broken = true;
+                self.tell_failed(key, &letter.envelope, SendError::Gone, woken);
                 self.settle(letter.slip, Err(SendError::Gone), woken);
             }
             // The packet belongs to the protocol, not to whoever shrank the buffer.
@@ -1196,11 +1223,20 @@ impl Core {
                 letter.envelope.leave_descriptors();
                 channel.lane.waiting.with_memory().push_front(letter);
             }
-            _ if letter.slip.instead.is_some() => {
-                letter.envelope.replace(letter.slip.instead.take().unwrap_or_default().into_vec());
-                self.stats.posts_lost += 1;
-                self.stats.posts_replaced += 1;
-                channel.lane.waiting.with_memory().push_front(letter);
+            error if letter.envelope.is_provided_for() => {
+                if letter.envelope.told().is_some() {
+                    self.tell_failed(key, &letter.envelope, error, woken);
+                } else {
+                    self.stats.posts_lost += 1;
+                    self.stats.posts_replaced += 1;
+                }
+                letter.envelope.go_without();
+                // It may have been all there was.
+                if letter.envelope.length() > 0 {
+                    self.channels[key].lane.waiting.with_memory().push_front(letter);
+                } else {
+                    self.keep_envelope(letter.envelope);
+                }
             }
             error => {
                 channel.lane.raised = false;
@@ -1214,6 +1250,40 @@ impl Core {
                 }
                 self.settle(letter.slip, Err(error), woken);
             }
+        }
+    }
+
+    /// Whoever has posted this, and wants to be told, is.
+    #[cold]
+    fn tell_failed(&mut self, key: usize, envelope: &Envelope, error: SendError, woken: &mut Woken) {
+        let channel = &mut self.channels[key];
+        if let Some(number) = envelope.told()
+            && !channel.closed
+        {
+            channel.inbox.failed = true;
+            woken.wake.extend(channel.inbox.sleeper.take());
+            self.failed.push((key, number, error));
+        }
+    }
+
+    /// Whether a post has failed of which somebody is to be told.
+    pub(crate) fn has_failed(&self, key: usize) -> bool {
+        self.channels[key].inbox.failed
+    }
+
+    /// The posts of a socket that have failed, in order, by their numbers.
+    pub(crate) fn take_failed(&mut self, key: usize) -> Vec<(u64, SendError)> {
+        if !std::mem::take(&mut self.channels[key].inbox.failed) {
+            return Vec::new();
+        }
+        let failed = self.failed.extract_if(.., |(channel, ..)| *channel == key);
+        failed.map(|(_, number, error)| (number, error)).collect()
+    }
+
+    /// Nobody will ask any more.
+    fn forget_failed(&mut self, key: usize) {
+        if self.channels[key].inbox.failed {
+            drop(self.take_failed(key));
         }
     }
 
@@ -1405,19 +1475,27 @@ impl Core {
         taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
     }
 
-    /// As `poll_receive_of_many`, and the message is read where it lies. `None` if it is still there.
+    /// As `poll_receive_of_many`, and the message is read where it lies. `None` if it is still there, or if
+    /// somebody is to be told of posts that have failed.
     #[inline]
     pub(crate) fn poll_read_of_many(
         &mut self,
         key: usize,
         asker: Asker<'_>,
-        read: impl FnOnce(&[u8]) -> bool,
+        read: impl FnOnce(&[u8], &mut Descriptors) -> bool,
         woken: &mut Woken,
     ) -> Poll<Option<bool>> {
         let inbox = &mut self.channels[key].inbox;
-        let bytes = match inbox.arrived.front() {
-            Some(Ok(received)) if received.is_bytes_alone() && read(received.bytes()) => {
-                received.bytes().len()
+        if inbox.failed {
+            return Poll::Ready(None);
+        }
+        let bytes = match inbox.arrived.front_mut() {
+            Some(Ok(received)) if received.is_all_here() => {
+                let (bytes, descriptors) = received.lying();
+                if !read(bytes, descriptors) {
+                    return Poll::Ready(None);
+                }
+                bytes.len()
             }
             None if !inbox.ended => {
                 self.wait_for_message(key, asker, woken);

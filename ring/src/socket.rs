@@ -17,9 +17,10 @@ use std::time::Duration;
 use crate::beside::Glance;
 use crate::buffer::{LANDING_HEAD_BYTES, Landing};
 use crate::driver::STARVED_RETRY;
+use crate::envelope::Otherwise;
 use crate::error::{ReceiveError, SendError, WrapError};
-use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
-use crate::message::{Credentials, Message, PACKET_BYTES_MAX, Received};
+use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Kind, discard};
+use crate::message::{Credentials, Fds, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
 use crate::op::{AtOnce, Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
@@ -374,7 +375,7 @@ impl Socket {
     #[inline]
     pub fn post(&self, parts: &[&[u8]], descriptors: Vec<Fd>) {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
-        self.reactor.with_core(|core| core.post(self.channel, parts, descriptors, None));
+        self.reactor.with_core(|core| core.post(self.channel, parts, Fds::from_vec(descriptors)));
     }
 
     /// As [`post`](Socket::post), without descriptors: a head whose length is known, and what follows it.
@@ -409,7 +410,56 @@ impl Socket {
     pub fn post_or(&self, parts: &[&[u8]], descriptors: Vec<Fd>, instead: Vec<u8>) {
         assert!(descriptors.len() <= DESCRIPTORS_MAX, "whoever posts keeps to the packet");
         assert!((1..=PACKET_BYTES_MAX).contains(&instead.len()), "whoever posts keeps to the packet");
-        self.reactor.with(|core, _| core.post(self.channel, parts, descriptors, Some(instead)));
+        self.reactor.with(|core, _| core.post_or(self.channel, parts, Fds::from_vec(descriptors), &instead));
+    }
+
+    /// As [`post_bytes`](Socket::post_bytes), a head and the bytes of a message, with its descriptors, which
+    /// are taken out of it; and what becomes of this post, and of no other, if they cannot be sent (too many
+    /// in flight).
+    ///
+    /// ```
+    /// # use std::os::fd::OwnedFd;
+    /// # use ring::{Executor, Kind, Message, Otherwise, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// let (reader, _writer) = std::io::pipe()?;
+    /// let mut message = Message::from("a pipe").with_descriptor(OwnedFd::from(reader));
+    /// near.post_with(b"7 ", &mut message, Otherwise::Tell(7));
+    /// near.post_bytes(b"8 ", b"nothing");
+    /// # Executor::new(&reactor).block_on(async {
+    /// let received = far.receive().await?;
+    /// assert_eq!((received.bytes(), received.descriptors()), (b"7 a pipe8 nothing".as_slice(), 1));
+    /// assert!(near.take_failed().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If head and bytes together are empty or longer than a packet, if there is no descriptor or more than
+    /// 253 of them, or if what is to be said otherwise is empty or longer than a packet.
+    #[inline]
+    pub fn post_with(&self, head: &[u8], message: &mut Message, otherwise: Otherwise<'_>) {
+        let count = message.descriptors().len();
+        assert!((1..=DESCRIPTORS_MAX).contains(&count), "whoever posts descriptors has some");
+        if let Otherwise::Say(instead) = otherwise {
+            assert!((1..=PACKET_BYTES_MAX).contains(&instead.len()), "whoever posts keeps to the packet");
+        }
+        self.reactor.with_core(|core| core.post_with(self.channel, head, message, otherwise));
+    }
+
+    /// The posts that could not be sent and of which [somebody is to be told](Otherwise::Tell), in order: the
+    /// number of each, and why. Whoever waits for a message is woken by them, and
+    /// [`poll_read_of_many`](Socket::poll_read_of_many) says `None` until they are taken. When the socket is
+    /// dropped they are forgotten.
+    pub fn take_failed(&self) -> Vec<(u64, SendError)> {
+        self.reactor.with(|core, _| core.take_failed(self.channel))
+    }
+
+    /// Whether there are [such posts](Socket::take_failed).
+    pub fn has_failed(&self) -> bool {
+        self.reactor.with_core(|core| core.has_failed(self.channel))
     }
 
     /// As [`send`](Socket::send), a message of `bytes` and a piece of something larger, which is shared and
@@ -627,10 +677,12 @@ impl Socket {
     }
 
     /// As [`poll_receive_of_many`](Socket::poll_receive_of_many), for a message that need not be kept: `read`
-    /// reads it where it lies, and says whether it is done with it. Then, `Some`, and whether more is here.
+    /// reads it where it lies, takes descriptors that came with it, and says whether it is done with it.
+    /// Then, `Some`, and whether more is here; what it has not taken is closed.
     ///
     /// `None` if the next message, or whatever else is next, has to be received: what `read` was not done
-    /// with is still there, what came with descriptors or not in one piece it was not shown, nor the end.
+    /// with is still there, but for what it has taken; what did not come in one piece, or without all of its
+    /// descriptors, it was not shown, nor the end.
     ///
     /// ```
     /// # use std::task::{Context, Poll, Waker};
@@ -645,10 +697,10 @@ impl Socket {
     /// #     reactor.turn(ring::Wait::Not)?;
     /// # }
     /// let mut context = Context::from_waker(Waker::noop());
-    /// assert_eq!(near.poll_read_of_many(&mut context, |bytes| bytes == b"the first"), Poll::Ready(None));
-    /// let read = near.poll_read_of_many(&mut context, |bytes| bytes == b"one of many");
+    /// assert_eq!(near.poll_read_of_many(&mut context, |bytes, _| bytes == b"the first"), Poll::Ready(None));
+    /// let read = near.poll_read_of_many(&mut context, |bytes, _| bytes == b"one of many");
     /// assert_eq!(read, Poll::Ready(Some(false)));
-    /// assert!(near.poll_read_of_many(&mut context, |_| true).is_pending());
+    /// assert!(near.poll_read_of_many(&mut context, |_, _| true).is_pending());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -658,7 +710,7 @@ impl Socket {
     pub fn poll_read_of_many(
         &self,
         context: &mut Context<'_>,
-        read: impl FnOnce(&[u8]) -> bool,
+        read: impl FnOnce(&[u8], &mut Descriptors) -> bool,
     ) -> Poll<Option<bool>> {
         let asker = self.reactor.asker(context);
         self.reactor.with(|core, woken| core.poll_read_of_many(self.channel, asker, read, woken))

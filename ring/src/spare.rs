@@ -55,6 +55,12 @@ impl<T> Queue<T> {
         self.0.as_ref()?.front()
     }
 
+    /// The same, to be changed.
+    #[inline]
+    pub fn front_mut(&mut self) -> Option<&mut T> {
+        self.0.as_mut()?.front_mut()
+    }
+
     /// What is last, to be changed.
     #[inline]
     pub fn back_mut(&mut self) -> Option<&mut T> {

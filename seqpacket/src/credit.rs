@@ -48,26 +48,27 @@ impl Account {
         Ok(())
     }
 
-    /// Takes out what a call of so many bytes alone takes, if there is room for it. Both the bytes and the
-    /// room for the answer fit the packets of the session.
+    /// Takes out what a call takes, if there is room for it, of which both the bytes and the room for the
+    /// answer fit the packets of the session.
     #[inline]
-    pub(crate) fn reserve_small_call(&mut self, message_bytes: usize, room: Size) -> Option<Cost> {
-        if !self.has_room_for_small_call(message_bytes, room) {
+    pub(crate) fn reserve_small_call(&mut self, message: Size, room: Size) -> Option<Cost> {
+        if !self.has_room_for_small_call(message, room) {
             return None;
         }
-        let cost = Cost::of_small_call(message_bytes, room);
+        let cost = Cost::of_small_call(message, room);
         self.taken.calls += cost.calls;
         self.taken.bytes += cost.bytes;
+        self.taken.descriptors += cost.descriptors;
         self.check();
         Some(cost)
     }
 
     /// Whether [`reserve_small_call`](Account::reserve_small_call) would take anything.
     #[inline]
-    pub(crate) fn has_room_for_small_call(&self, message_bytes: usize, room: Size) -> bool {
-        let cost = Cost::of_small_call(message_bytes, room);
-        let Windows { calls, bytes, .. } = self.free();
-        cost.calls <= calls && cost.bytes <= bytes
+    pub(crate) fn has_room_for_small_call(&self, message: Size, room: Size) -> bool {
+        let cost = Cost::of_small_call(message, room);
+        let Windows { calls, bytes, descriptors, .. } = self.free();
+        cost.calls <= calls && cost.bytes <= bytes && cost.descriptors <= descriptors
     }
 
     /// Takes out what there is [room for](Account::room_for).
@@ -194,11 +195,11 @@ impl Cost {
         }
     }
 
-    /// A call of so many bytes alone. Both they and the room for the answer fit the packets of the session.
+    /// A call of which both the bytes and the room for the answer fit the packets of the session.
     #[inline]
-    fn of_small_call(message_bytes: usize, room: Size) -> Cost {
-        let bytes = HEADER_BYTES + message_bytes + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
-        Cost { calls: 1, bytes: bytes as u32, descriptors: 0, large_bytes: 0 }
+    fn of_small_call(message: Size, room: Size) -> Cost {
+        let bytes = HEADER_BYTES + message.bytes() + HEADER_BYTES + room.bytes().max(REFUSED_BYTES);
+        Cost { calls: 1, bytes: bytes as u32, descriptors: message.descriptors() as u32, large_bytes: 0 }
     }
 
     /// Both together, of calls that are under way beside each other.
@@ -303,11 +304,11 @@ mod tests {
 
     #[test]
     fn a_small_call_costs_what_any_call_does() {
-        for bytes in [0, 1, 64, PAYLOAD_BYTES_MAX] {
+        for message in [size(0, 0), size(1, 1), size(64, 64), size(PAYLOAD_BYTES_MAX, 0)] {
             for room in [0, 1, 2, 64, PAYLOAD_BYTES_MAX] {
-                let expected = cost(size(bytes, 0), size(room, 7));
+                let expected = cost(message, size(room, 7));
                 let mut account = Account::new(Hello::default().windows);
-                assert_eq!(account.reserve_small_call(bytes, size(room, 7)), Some(expected));
+                assert_eq!(account.reserve_small_call(message, size(room, 7)), Some(expected));
                 assert_eq!(account.taken(), expected);
             }
         }
@@ -315,9 +316,11 @@ mod tests {
 
     #[test]
     fn a_small_call_that_does_not_fit_takes_nothing() {
-        for (calls, bytes, fits) in [(1, 200, true), (0, 200, false), (1, 99, false), (1, 100, true)] {
-            let mut account = Account::new(Windows { calls, bytes, ..Windows::default() });
-            let taken = account.reserve_small_call(4, size(64, 0));
+        for (calls, bytes, descriptors, fits) in
+            [(1, 200, 2, true), (0, 200, 2, false), (1, 99, 2, false), (1, 100, 2, true), (1, 100, 1, false)]
+        {
+            let mut account = Account::new(Windows { calls, bytes, descriptors, ..Windows::default() });
+            let taken = account.reserve_small_call(size(4, 2), size(64, 0));
             assert_eq!(taken.is_some(), fits);
             assert_eq!(account.taken(), taken.unwrap_or(Cost::NOTHING));
         }
@@ -327,7 +330,7 @@ mod tests {
     fn the_widest_window_is_filled_to_the_byte_by_small_calls() {
         let all = Windows { calls: u32::MAX, bytes: u32::MAX, ..Windows::default() };
         let mut account = Account::new(all);
-        while account.reserve_small_call(PAYLOAD_BYTES_MAX, size(PAYLOAD_BYTES_MAX, 0)).is_some() {}
+        while account.reserve_small_call(size(PAYLOAD_BYTES_MAX, 0), size(PAYLOAD_BYTES_MAX, 0)).is_some() {}
         assert_eq!(account.free().bytes, u32::MAX % (2 * 65_536));
     }
 

@@ -225,9 +225,8 @@ impl Object {
     /// [straight](Session::call_straight).
     fn call_in(&self, message: &mut Message, room: Size, deadline: Option<Instant>) -> Call {
         if deadline.is_none()
-            && message.descriptors().is_empty()
             && let Some(attached) = self.0.attached.borrow().clone()
-            && let Some(key) = attached.session().call_straight(message.bytes(), room)
+            && let Some(key) = attached.session().call_straight(message, room)
         {
             return Call::new(attached, key);
         }

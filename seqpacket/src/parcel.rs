@@ -127,6 +127,13 @@ impl Parcel {
         Parcel { bytes: Bytes::default(), descriptors }
     }
 
+    /// Puts descriptors into this empty parcel.
+    #[inline]
+    pub(crate) fn hold(&mut self, descriptors: Descriptors) {
+        debug_assert!(self.descriptors.is_empty());
+        self.descriptors = descriptors;
+    }
+
     /// Moves the descriptors of another parcel here.
     pub(crate) fn take_from(&mut self, other: &mut Parcel) {
         if !other.descriptors.is_empty() {

@@ -14,7 +14,10 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
-use ring::{Companion, Credentials, Fd, Message, Queue, Reactor, ReceiveError, Received, Socket, Spare};
+use ring::{
+    Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, ReceiveError, Received,
+    Socket, Spare,
+};
 
 use crate::brought::{Brought, SpareBoxes};
 use crate::credit::{Account, Cost};
@@ -29,7 +32,7 @@ use crate::trace;
 use crate::waiting::wake;
 use crate::wire::{
     self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX, Place,
-    RefusedReason, Size,
+    REFUSED_FRAME_BYTES, RefusedReason, Size,
 };
 
 /// How many packets of one session are looked at in one turn, before the others have theirs: at most 65,536
@@ -86,7 +89,7 @@ impl Served {
         let counters = Counters::default();
         counters.opened();
         let session = Rc::new(Session { client, socket, terms, mailbox, counters, state });
-        session.say(&hello.frame(), &[], Vec::new(), None);
+        session.say(&hello.frame());
         let companion = reactor.companion(Serving(Rc::clone(&session)));
         Rc::new(Served { session, _companion: companion })
     }
@@ -262,6 +265,8 @@ enum Stage {
 struct Begun {
     bytes: usize,
     calls: usize,
+    /// One of them has the descriptors of the packet.
+    descriptors: bool,
     /// The session had no calls before, and the mailbox does not know of these.
     asks_for_turn: bool,
 }
@@ -332,9 +337,9 @@ impl Session {
         if self.look_after_answers(context) {
             // Straight through, where nothing large is under way and no packet was left half read: the next
             // is read where it lies, as far as it begins with small calls. They are nearly always all of it.
-            let read = self.socket.poll_read_of_many(context, |packet| {
-                begun = self.file_small_calls(packet);
-                begun.bytes == packet.len()
+            let read = self.socket.poll_read_of_many(context, |packet, descriptors| {
+                begun = self.file_small_calls(packet, descriptors);
+                begun.bytes == packet.len() && descriptors.is_empty()
             });
             if begun.asks_for_turn {
                 self.mailbox.upgrade().iter().for_each(|mailbox| mailbox.take_turn(self.client.key));
@@ -362,6 +367,9 @@ impl Session {
         match unread {
             Ok(mut unread) => {
                 unread.place.read = unread.place.read.max(begun.bytes);
+                if begun.descriptors {
+                    unread.place = Place::behind_descriptors(begun.bytes);
+                }
                 self.file_and_go_on(unread, begun.calls, context)
             }
             Err(over) => Poll::Ready(over),
@@ -505,37 +513,47 @@ impl Session {
         }
     }
 
-    /// Files the small calls that a packet without descriptors begins with, for as long as there is nothing
-    /// to be said against them. What follows was not looked at.
+    /// Files the small calls that a packet begins with, for as long as there is nothing to be said against
+    /// them. What follows was not looked at.
     #[inline]
-    fn file_small_calls(&self, packet: &[u8]) -> Begun {
+    fn file_small_calls(&self, packet: &[u8], descriptors: &mut Descriptors) -> Begun {
         let state = &mut *self.state.borrow_mut();
         if state.over || state.leaving || state.client_leaving || packet.len() > PACKET_BYTES_MAX {
             return Begun::default();
         }
         let hello = &self.terms.hello;
         let Spares { calls, boxes, queue, .. } = &mut *self.terms.spares();
-        let (mut rest, mut count) = (packet, 0);
+        let (mut rest, mut count, mut came) = (packet, 0, 0);
         while count < SESSION_FRAMES_A_TURN_MAX
             && let Some(call) = wire::small_call(rest, hello)
         {
             // What is wrong, and whether room is left when answers have been settled, is found out by whoever
             // files frames of any kind.
-            let Some(cost) = state.account.reserve_small_call(call.payload.len(), call.answer) else { break };
+            let declared = usize::from(call.descriptors);
+            if declared > 0 && declared != descriptors.len() {
+                break;
+            }
+            let size = Size::of_bytes(call.payload.len()).and_then(|size| size.with_descriptors(declared));
+            let Ok(size) = size else { break };
+            let Some(cost) = state.account.reserve_small_call(size, call.answer) else { break };
             if !state.calls.try_insert(calls, call.number, Entry::new(cost)) {
                 state.account.release(cost);
                 break;
             }
             let mut brought = boxes.lend(call.number, call.answer, None);
             brought.parcel.copy(call.payload);
+            if declared > 0 {
+                brought.parcel.hold(std::mem::take(descriptors));
+                came = declared;
+            }
             queue.lend(&mut state.queue).push_back(brought);
             (rest, count) = (call.rest, count + 1);
         }
         let bytes = packet.len() - rest.len();
-        self.counters.calls_arrived(count, bytes);
+        self.counters.calls_arrived(count, bytes, came);
         let asks_for_turn = count > 0 && !state.in_turn;
         state.in_turn |= asks_for_turn;
-        Begun { bytes, calls: count, asks_for_turn }
+        Begun { bytes, calls: count, descriptors: came > 0, asks_for_turn }
     }
 
     /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames
@@ -575,7 +593,8 @@ impl Session {
         };
         let left = left.filter(|_| result.is_ok());
         let end = left.map_or(packet.bytes().len(), |left| left.read);
-        let came = if begin == 0 && count > 0 { came } else { 0 };
+        // With the first frame that is filed here of a packet.
+        let came = if (begin == 0 || filed > 0) && count > 0 { came } else { 0 };
         self.counters.received(count, end - begin, came);
         if let Some(place) = left {
             self.state.borrow_mut().unread = Some(Box::new(Unread { packet, descriptors, place }));
@@ -1030,17 +1049,20 @@ impl Session {
 
     #[inline]
     pub(crate) fn answer(&self, number: u32, room: Size, message: &mut Message) -> Result<(), AnswerError> {
-        if message.descriptors().is_empty() && self.answer_in_a_frame(number, room, message.bytes()) {
+        if self.answer_in_a_frame(number, room, message) {
             return Ok(());
         }
         self.answer_in_any_way(number, room, message)
     }
 
-    /// Straight through, for an answer of bytes alone that fits a frame and the room, to a small call that is
-    /// still wanted. If anything is otherwise it says so, and has done nothing.
+    /// Straight through, for an answer that fits a frame and the room, to a small call that is still wanted.
+    /// The message has lost its descriptors then. If anything is otherwise it says so, and has done nothing.
     #[inline]
-    fn answer_in_a_frame(&self, number: u32, room: Size, bytes: &[u8]) -> bool {
-        let fits = bytes.len() <= room.bytes().min(self.terms.hello.payload_bytes_max() as usize);
+    fn answer_in_a_frame(&self, number: u32, room: Size, message: &mut Message) -> bool {
+        let (bytes, descriptors) = (message.bytes().len(), message.descriptors().len());
+        let size = Size::of_bytes(bytes).and_then(|size| size.with_descriptors(descriptors));
+        let Ok(size) = size else { return false };
+        let fits = room.holds(size) && bytes <= self.terms.hello.payload_bytes_max() as usize;
         let mut borrowed = self.state.borrow_mut();
         let state = &mut *borrowed;
         if !fits || state.over || self.reactor().is_forked() {
@@ -1051,15 +1073,21 @@ impl Session {
         // With nothing in it that is to be dropped.
         let cost = |entry: &Entry| entry.is_small_and_wanted().then_some(entry.cost);
         let Some(cost) = state.calls.forget_if(calls, number, cost) else { return false };
-        let header = wire::small_answer_header(number, bytes.len());
-        let length = header.len() + bytes.len();
-        state.said += length as u64;
+        let header = wire::small_answer_header(number, size);
+        let length = header.len() + bytes;
+        state.said += if descriptors == 0 { length } else { length.max(REFUSED_FRAME_BYTES) } as u64;
+        state.losable += u64::from(descriptors > 0);
         unsettled.lend(&mut state.unsettled).push_back((state.said, cost));
         // To post may wake a host, whose waker is its own code.
         drop(spares);
         drop(borrowed);
-        self.counters.answered_in(length);
-        self.socket.post_bytes(&header, bytes);
+        self.counters.answered_in(length, descriptors);
+        if descriptors == 0 {
+            self.socket.post_bytes(&header, message.bytes());
+        } else {
+            let instead = RefusedReason::OutOfDescriptors.frame(number);
+            self.socket.post_with(&header, message, Otherwise::Say(&instead));
+        }
         true
     }
 
@@ -1079,10 +1107,7 @@ impl Session {
             return Ok(());
         }
         self.counters.answered();
-        let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
-        let instead =
-            (!descriptors.is_empty()).then(|| RefusedReason::OutOfDescriptors.frame(number).to_vec());
-        self.say(&opening.encode(), &bytes, descriptors, instead);
+        self.say_or_refuse(number, &opening.encode(), message);
         self.finish(number);
         Ok(())
     }
@@ -1095,8 +1120,8 @@ impl Session {
             return Err(AnswerError::OutOfDescriptors);
         };
         // If the near end cannot be sent it is closed, and so is the far end for whoever has it.
-        let instead = RefusedReason::OutOfDescriptors.frame(number).to_vec();
-        self.say(&Header::elsewhere(number).encode(), &[], vec![Fd::made_here(near)], Some(instead));
+        let mut message = Message::default().with_descriptor(Fd::made_here(near));
+        self.say_or_refuse(number, &Header::elsewhere(number).encode(), &mut message);
         self.counters.otherwise(|calls| calls.handed_on += 1);
         self.mailbox.upgrade().iter().for_each(|mailbox| mailbox.is_handed_on());
         self.finish(number);
@@ -1110,7 +1135,7 @@ impl Session {
         // No part goes before it is known that the opening frame has gone; without descriptors it always
         // does.
         let opened = if descriptors.is_empty() {
-            self.say(&frame, &[], Vec::new(), None);
+            self.say(&frame);
             None
         } else {
             let mut message = Message::new(&*frame);
@@ -1145,7 +1170,7 @@ impl Session {
         if !self.is_over() {
             self.counters.otherwise(|calls| calls.dropped += 1);
         }
-        self.say(&Header::dropped(number).encode(), &[], Vec::new(), None);
+        self.say(&Header::dropped(number).encode());
         self.finish(number);
     }
 
@@ -1153,29 +1178,46 @@ impl Session {
         if !self.is_over() {
             self.counters.otherwise(|calls| calls.count_refusal(reason));
         }
-        self.say(&reason.frame(number), &[], Vec::new(), None);
+        self.say(&reason.frame(number));
         self.finish(number);
     }
 
-    #[inline]
-    fn say(&self, header: &[u8], payload: &[u8], descriptors: Vec<Fd>, instead: Option<Vec<u8>>) {
+    /// Says a whole frame.
+    fn say(&self, frame: &[u8]) {
+        self.say_whole(frame, &[]);
+    }
+
+    fn say_whole(&self, header: &[u8], payload: &[u8]) {
         let mut state = self.state.borrow_mut();
         if state.over {
             return;
         }
         let bytes = header.len() + payload.len();
+        state.said += bytes as u64;
+        drop(state);
+        self.counters.sent(bytes, 0);
+        self.socket.post(&[header, payload], Vec::new());
+    }
+
+    /// Says a final frame, in whose place the call is refused if its descriptors cannot be sent.
+    fn say_or_refuse(&self, number: u32, header: &[u8], message: &mut Message) {
+        if message.descriptors().is_empty() {
+            return self.say_whole(header, message.bytes());
+        }
+        let mut state = self.state.borrow_mut();
+        if state.over {
+            return;
+        }
+        let bytes = header.len() + message.bytes().len();
         // As much as may wait in its place: a refusal is a byte longer than an ELSEWHERE or an empty answer,
         // and with that byte not counted the frame before it would seem not to have left. Its caller, who has
         // read it and calls again, was disconnected for not reading.
-        state.said += instead.as_ref().map_or(bytes, |instead| bytes.max(instead.len())) as u64;
-        // What has something in its place has descriptors.
-        state.losable += u64::from(instead.is_some());
+        state.said += bytes.max(REFUSED_FRAME_BYTES) as u64;
+        state.losable += 1;
         drop(state);
-        self.counters.sent(bytes, descriptors.len());
-        match instead {
-            Some(instead) => self.socket.post_or(&[header, payload], descriptors, instead),
-            None => self.socket.post(&[header, payload], descriptors),
-        }
+        self.counters.sent(bytes, message.descriptors().len());
+        let instead = RefusedReason::OutOfDescriptors.frame(number);
+        self.socket.post_with(header, message, Otherwise::Say(&instead));
     }
 
     /// The final frame has been said. What the call took is given back when the frame has left, not now: a
@@ -1258,7 +1300,7 @@ impl Session {
             self.refuse(number, RefusedReason::Leaving);
         }
         arriving.into_iter().for_each(|number| self.refuse(number, RefusedReason::Leaving));
-        self.say(&Header::goodbye().encode(), &[], Vec::new(), None);
+        self.say(&Header::goodbye().encode());
     }
 }
 

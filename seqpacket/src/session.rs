@@ -13,7 +13,10 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
-use ring::{Companion, Fd, Message, Queue, Reactor, ReceiveError, Received, SendError, Sending, Socket};
+use ring::{
+    Companion, Descriptors, Message, Otherwise, Queue, Reactor, ReceiveError, Received, SendError, Sending,
+    Socket,
+};
 
 use crate::credit::{Account, Cost, Short};
 use crate::error::{CallError, Part};
@@ -88,6 +91,8 @@ struct State {
     leaving: bool,
     /// Sends whose failure somebody may have to hear of, and of which call: those in packets of their own.
     sendings: Vec<(Option<usize>, Sending)>,
+    /// How many calls with descriptors were posted. Begins anew after the last number.
+    posted: u32,
     /// Of the companion.
     waker: Option<Waker>,
     /// Those who wait for the attachment only.
@@ -177,10 +182,23 @@ impl Asked {
 }
 
 /// How much of a packet was filed at once.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Straight {
     frames: usize,
     bytes: usize,
+    /// Those of the packet, if one of the frames has them.
+    descriptors: usize,
+}
+
+impl Straight {
+    /// Where to go on in a packet with which these came besides those that have been filed.
+    fn end(self, arrived: Arrived) -> wire::Place {
+        if self.descriptors > 0 {
+            wire::Place::behind_descriptors(self.bytes)
+        } else {
+            wire::Place::after(self.bytes, arrived)
+        }
+    }
 }
 
 /// What there is to be told of a call at once.
@@ -206,10 +224,10 @@ enum Verdict {
 impl Session {
     // -- calling ----------------------------------------------------------------------------------------
 
-    /// A call of these bytes without a deadline, if it goes [straight](State::send_straight).
+    /// A call without a deadline, if it goes [straight](State::send_straight).
     #[inline]
-    pub(crate) fn call_straight(&self, bytes: &[u8], room: Size) -> Option<usize> {
-        self.state.borrow_mut().send_straight(bytes, room, &self.options)
+    pub(crate) fn call_straight(&self, message: &mut Message, room: Size) -> Option<usize> {
+        self.state.borrow_mut().send_straight(message, room, &self.options)
     }
 
     /// Any call. Takes the message only if it has to wait, or has more than bytes.
@@ -480,18 +498,22 @@ impl Session {
 
     /// Files what a packet says, of which so much is filed already, then sends what there is room for now.
     /// Says whether all there is to do after that is to receive.
-    fn file(&self, packet: Received, cut: bool, filed: Straight) -> Result<bool, Malformed> {
+    fn file(&self, mut packet: Received, cut: bool, filed: Straight) -> Result<bool, Malformed> {
         let mut woken = Woken::default();
         let mut state = self.state.borrow_mut();
         let straight = match filed.frames {
-            0 => state.file_straight(packet.bytes(), &mut woken),
+            0 if cut => Straight::default(),
+            0 => {
+                let (bytes, descriptors) = packet.lying();
+                state.file_straight(bytes, descriptors, &mut woken)
+            }
             _ => filed,
         };
         if straight.bytes < packet.bytes().len() || packet.descriptors() > 0 || straight.frames == 0 {
             drop(state);
             return self.file_rest(packet, cut, straight, woken);
         }
-        state.counters.answers_arrived(straight.frames, straight.bytes);
+        state.counters.answers_arrived(straight.frames, straight.bytes, straight.descriptors);
         woken.extend(state.advance(&self.options));
         let quiet = state.is_quiet();
         drop(state);
@@ -518,10 +540,10 @@ impl Session {
         let packet = Packet::new(packet);
         let mut state = self.state.borrow_mut();
         let mut result = Ok(());
-        let Straight { mut frames, bytes } = straight;
+        let mut frames = straight.frames;
         state.counters.answers(frames);
-        let came = descriptors.descriptors();
-        for frame in wire::frames_from(packet.bytes(), wire::Place::after(bytes, arrived)) {
+        let came = straight.descriptors + descriptors.descriptors();
+        for frame in wire::frames_from(packet.bytes(), straight.end(arrived)) {
             frames += 1;
             result = frame.and_then(|frame| {
                 state.admits(&frame.opening())?;
@@ -645,12 +667,16 @@ impl Session {
                 false
             }
         });
+        let posts = socket.take_failed();
         let mut state = self.state.borrow_mut();
         sendings.append(&mut state.sendings);
         state.sendings = sendings;
         let mut woken = Woken::default();
         for (key, error) in failed {
             state.not_sent(key, error, &mut woken);
+        }
+        for (post, error) in posts {
+            state.not_posted(post, error, &mut woken);
         }
         woken.extend(state.advance(&self.options));
         if state.send_parts(socket, context, &mut woken) {
@@ -730,30 +756,42 @@ impl State {
     }
 
     /// Sends a call as most are, on a session where nothing waits: bytes that fit a packet, and no more room
-    /// for the answer. What `judge` and `send` do for any call, in one go. Gives its key; `None` if it is
-    /// another call, or another situation, or it has to wait. Then nothing has been done.
+    /// for the answer. What `judge` and `send` do for any call, in one go. Gives its key, and the message has
+    /// lost its descriptors; `None` if it is another call, or another situation, or it has to wait. Then
+    /// nothing has been done.
     #[inline]
-    fn send_straight(&mut self, bytes: &[u8], room: Size, options: &ObjectOptions) -> Option<usize> {
+    fn send_straight(&mut self, message: &mut Message, room: Size, options: &ObjectOptions) -> Option<usize> {
         let Phase::Open { socket, hello, account } = &mut self.phase else { return None };
         let awaited = self.awaited + room.descriptors();
+        let (bytes, descriptors) = (message.bytes().len(), message.descriptors().len());
         if self.leaving
             || self.large.is_some()
             || !self.queued.is_empty()
             || hello.packet_bytes_max as usize != PACKET_BYTES_MAX
             || awaited > options.answer_descriptors_together && self.awaited > 0
-            || bytes.len() > PAYLOAD_BYTES_MAX
+            || bytes > PAYLOAD_BYTES_MAX
+            || descriptors > hello.call_descriptors_max as usize
             || room.bytes() > PAYLOAD_BYTES_MAX
         {
             return None;
         }
         let key = self.calls.vacant_key();
         let number = u32::try_from(key).ok()?;
-        let cost = account.reserve_small_call(bytes.len(), room)?;
+        let size = Size::of_bytes(bytes).and_then(|size| size.with_descriptors(descriptors)).ok()?;
+        let cost = account.reserve_small_call(size, room)?;
         self.awaited = awaited;
         self.under_way += 1;
-        self.calls.insert(Stage::Sent(UnderWay { number, answer: room, is_grant: false, cost }));
-        self.counters.called(HEADER_BYTES + bytes.len());
-        socket.post_bytes(&wire::small_call_header(number, bytes.len(), room), bytes);
+        self.counters.called(HEADER_BYTES + bytes, descriptors);
+        let header = wire::small_call_header(number, size, room);
+        let posted = if descriptors == 0 {
+            socket.post_bytes(&header, message.bytes());
+            0
+        } else {
+            self.posted = self.posted.wrapping_add(1);
+            socket.post_with(&header, message, told_of(number, self.posted));
+            self.posted
+        };
+        self.calls.insert(Stage::Sent(UnderWay { number, answer: room, is_grant: false, posted, cost }));
         Some(key)
     }
 
@@ -805,18 +843,14 @@ impl State {
         self.under_way += 1;
         self.counters.begun();
         if opening.total().is_none() {
-            if message.descriptors().is_empty() {
-                return self.say(Some(key), &opening.encode(), message.bytes(), Vec::new());
-            }
-            let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
-            return self.say(Some(key), &opening.encode(), &bytes, descriptors);
+            return self.say_whole(key, &opening.encode(), message);
         }
         let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
         // No part goes before it is known that the opening frame has gone; without descriptors it always
         // does.
         let Phase::Open { socket, .. } = &self.phase else { unreachable!("judged before") };
         let opened = if descriptors.is_empty() {
-            self.say(None, &opening.encode(), &[], descriptors);
+            self.say(&opening.encode());
             None
         } else {
             let mut message = Message::new(&*opening.encode());
@@ -876,27 +910,49 @@ impl State {
     fn say_lost(&mut self, number: u32) {
         self.counters.answer_lost();
         if let Phase::Open { .. } = self.phase {
-            self.say(None, &Header::lost(number).encode(), &[], Vec::new());
+            self.say(&Header::lost(number).encode());
         }
     }
 
     fn cancel(&mut self, number: u32) {
-        self.say(None, &Header::cancel(number).encode(), &[], Vec::new());
+        self.say(&Header::cancel(number).encode());
     }
 
-    /// Sends one frame: in the packet of this turn where that is possible.
-    #[inline]
-    fn say(&mut self, key: Option<usize>, header: &[u8], bytes: &[u8], descriptors: Vec<Fd>) {
+    /// Sends a frame that is its header: in the packet of this turn where that is possible.
+    fn say(&mut self, header: &[u8]) {
         let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
-        self.counters.sent(header.len() + bytes.len(), descriptors.len());
-        // The socket fills packets up to the protocol's limit. Where the server's is lower they go one by
-        // one.
-        if descriptors.is_empty() && hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
-            return socket.post(&[header, bytes], Vec::new());
+        self.counters.sent(header.len(), 0);
+        if hello.packet_bytes_max as usize == PACKET_BYTES_MAX {
+            return socket.post(&[header], Vec::new());
         }
-        let mut message = Message::new([header, bytes].concat());
-        descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
-        let mut sending = socket.send_quietly(message);
+        self.say_apart(None, Message::from(header));
+    }
+
+    /// Sends the frame of a call that is whole: in the packet of this turn where that is possible.
+    fn say_whole(&mut self, key: usize, opening: &[u8], message: &mut Message) {
+        let Phase::Open { socket, hello, .. } = &self.phase else { unreachable!("frames need a session") };
+        self.counters.sent(opening.len() + message.bytes().len(), message.descriptors().len());
+        if hello.packet_bytes_max as usize != PACKET_BYTES_MAX {
+            let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
+            let mut frame = Message::new([opening, &bytes].concat());
+            descriptors.into_iter().for_each(|fd| frame.push_descriptor(fd));
+            return self.say_apart(Some(key), frame);
+        }
+        if message.descriptors().is_empty() {
+            return socket.post(&[opening, message.bytes()], Vec::new());
+        }
+        self.posted = self.posted.wrapping_add(1);
+        socket.post_with(opening, message, told_of(key as u32, self.posted));
+        if let Stage::Sent(under_way) = &mut self.calls[key].stage {
+            under_way.posted = self.posted;
+        }
+    }
+
+    /// Sends a frame in a packet of its own. The socket fills packets up to the protocol's limit; where the
+    /// server's is lower frames go one by one.
+    fn say_apart(&mut self, key: Option<usize>, frame: Message) {
+        let Phase::Open { socket, .. } = &self.phase else { unreachable!("frames need a session") };
+        let mut sending = socket.send_quietly(frame);
         // Polled once so that the companion hears of a failure; before its first poll it has no waker
         // and will look anyway.
         if let Some(waker) = &self.waker {
@@ -922,6 +978,16 @@ impl State {
         self.voids = 0;
     }
 
+    /// A call with descriptors could not be posted, if it is still under way.
+    fn not_posted(&mut self, post: u64, error: SendError, woken: &mut Woken) {
+        let (number, posted) = (post as u32, (post >> 32) as u32);
+        if let Some(under_way) = self.sent(number as usize)
+            && under_way.posted == posted
+        {
+            self.finish(under_way, Err(CallError::from_send(error)), woken);
+        }
+    }
+
     /// A call with descriptors could not be sent.
     fn not_sent(&mut self, key: usize, error: SendError, woken: &mut Woken) {
         if let Some(under_way) = self.sent(key) {
@@ -931,27 +997,37 @@ impl State {
 
     // -- from the server --------------------------------------------------------------------------------
 
-    /// Files the answers a packet begins with that are as most are: small, without descriptors, to calls
-    /// whose callers wait, with nothing large under way and no send that may still fail. What `frame` does
-    /// with any answer, for all of them in one go; how far it has come says where `frame` is to go on.
+    /// Files the answers a packet begins with that are as most are: small, to calls whose callers wait, with
+    /// nothing large under way and no send that may still fail. What `frame` does with any answer, for all of
+    /// them in one go; how far it has come says where `frame` is to go on.
     #[inline]
-    fn file_straight(&mut self, packet: &[u8], woken: &mut Woken) -> Straight {
+    fn file_straight(&mut self, packet: &[u8], descriptors: &mut Descriptors, woken: &mut Woken) -> Straight {
         let mut straight = Straight::default();
         let Phase::Open { account, .. } = &mut self.phase else { return straight };
         if self.large.is_some() || !self.sendings.is_empty() {
             return straight;
         }
         let (mut cost, mut awaited) = (Cost::NOTHING, 0);
-        while let Some((number, payload)) = wire::small_answer(&packet[straight.bytes..]) {
-            let Some(slot) = self.calls.find_mut(number as usize) else { break };
+        while let Some(answer) = wire::small_answer(&packet[straight.bytes..]) {
+            let Some(slot) = self.calls.find_mut(answer.number as usize) else { break };
             let Stage::Sent(under_way) = &slot.stage else { break };
-            // A grant is answered with a descriptor.
-            if payload.len() > under_way.answer.bytes() || under_way.is_grant {
+            // A grant is answered with a descriptor, whatever it has room for.
+            let (payload, declared) = (answer.payload, usize::from(answer.descriptors));
+            if payload.len() > under_way.answer.bytes()
+                || under_way.is_grant
+                || declared > 0 && declared != descriptors.len()
+                || declared > under_way.answer.descriptors()
+            {
                 break;
             }
             cost = cost.and(under_way.cost);
             awaited += under_way.answer.descriptors();
-            slot.be_answered().copy(payload);
+            let parcel = slot.be_answered();
+            parcel.copy(payload);
+            if declared > 0 {
+                parcel.hold(std::mem::take(descriptors));
+                straight.descriptors = declared;
+            }
             if let Some(waker) = slot.waker.take() {
                 woken.push(waker);
             }
@@ -1351,16 +1427,16 @@ impl Session {
         loop {
             let (mut straight, mut woken, mut quiet) = (Straight::default(), Woken::default(), false);
             let waker = context.waker();
-            let read = socket.poll_read_of_many(context, |packet| {
+            let read = socket.poll_read_of_many(context, |packet, descriptors| {
                 let state = &mut *self.state.borrow_mut();
                 if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
                     return false;
                 }
-                straight = state.file_straight(packet, &mut woken);
+                straight = state.file_straight(packet, descriptors, &mut woken);
                 quiet = state.is_quiet();
-                let whole = straight.bytes == packet.len();
+                let whole = straight.bytes == packet.len() && descriptors.is_empty();
                 if whole {
-                    state.counters.answers_arrived(straight.frames, straight.bytes);
+                    state.counters.answers_arrived(straight.frames, straight.bytes, straight.descriptors);
                 }
                 whole
             });
@@ -1385,7 +1461,7 @@ impl Session {
                 None if filed.frames > 0 => true,
                 None => return Poll::Ready(End::Gone),
             };
-            if !quiet {
+            if !quiet || socket.has_failed() {
                 self.look_after_sends(socket, context);
             }
             // What has arrived counts before what has not.
@@ -1416,6 +1492,13 @@ impl Session {
     fn poll_stall(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<()> {
         self.state.borrow_mut().poll_watch(socket, self.options.large_stall, context)
     }
+}
+
+/// Who is told when a call cannot be posted with its descriptors: the call that has this number now, and not
+/// whichever has it then.
+#[inline]
+fn told_of(number: u32, posted: u32) -> Otherwise<'static> {
+    Otherwise::Tell(u64::from(posted) << 32 | u64::from(number))
 }
 
 fn call_of(message: &Message, room: Size, deadline: Option<Instant>) -> Result<Asked, CallError> {

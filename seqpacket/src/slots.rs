@@ -84,6 +84,8 @@ pub(crate) struct UnderWay {
     pub(crate) answer: Size,
     /// It asks for an address.
     pub(crate) is_grant: bool,
+    /// Of a call with descriptors, which may fail to be sent: tells it from others of its number.
+    pub(crate) posted: u32,
     pub(crate) cost: Cost,
 }
 
@@ -91,7 +93,7 @@ impl UnderWay {
     #[inline]
     pub(crate) fn new(opening: &Opening, cost: Cost) -> UnderWay {
         let Header { number, kind, .. } = opening.header;
-        UnderWay { number, answer: opening.answer(), is_grant: kind == Kind::Grant, cost }
+        UnderWay { number, answer: opening.answer(), is_grant: kind == Kind::Grant, posted: 0, cost }
     }
 }
 
@@ -211,7 +213,7 @@ mod tests {
     fn sent(slots: &Slots) -> Stage {
         let number = slots.vacant_key() as u32;
         let (answer, cost) = (Size::NONE, Cost::NOTHING);
-        Stage::Sent(UnderWay { number, answer, is_grant: false, cost })
+        Stage::Sent(UnderWay { number, answer, is_grant: false, posted: 0, cost })
     }
 
     fn fill(slots: &mut Slots, count: usize) {

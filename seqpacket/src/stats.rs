@@ -329,12 +329,12 @@ impl Counters {
         self.0.borrow_mut().begun += 1;
     }
 
-    /// A call was sent, of so many bytes and no descriptors.
+    /// A call was sent.
     #[inline]
-    pub(crate) fn called(&self, bytes: usize) {
+    pub(crate) fn called(&self, bytes: usize, descriptors: usize) {
         let mut counted = self.0.borrow_mut();
         counted.begun += 1;
-        counted.sent.count(1, bytes, 0);
+        counted.sent.count(1, bytes, descriptors);
     }
 
     pub(crate) fn answered(&self) {
@@ -387,28 +387,28 @@ impl Counters {
         sent.bytes += bytes;
     }
 
-    /// Calls have arrived in so many bytes, without descriptors.
+    /// Calls have arrived in so many bytes.
     #[inline]
-    pub(crate) fn calls_arrived(&self, calls: usize, bytes: usize) {
+    pub(crate) fn calls_arrived(&self, calls: usize, bytes: usize, descriptors: usize) {
         let counted = &mut *self.0.borrow_mut();
         counted.begun += calls as u64;
-        counted.received.count(calls, bytes, 0);
+        counted.received.count(calls, bytes, descriptors);
     }
 
-    /// Answers have arrived in so many bytes, without descriptors.
+    /// Answers have arrived in so many bytes.
     #[inline]
-    pub(crate) fn answers_arrived(&self, answers: usize, bytes: usize) {
+    pub(crate) fn answers_arrived(&self, answers: usize, bytes: usize, descriptors: usize) {
         let counted = &mut *self.0.borrow_mut();
         counted.answered += answers as u64;
-        counted.received.count(answers, bytes, 0);
+        counted.received.count(answers, bytes, descriptors);
     }
 
-    /// A call was answered in so many bytes, without descriptors.
+    /// A call was answered in so many bytes.
     #[inline]
-    pub(crate) fn answered_in(&self, bytes: usize) {
+    pub(crate) fn answered_in(&self, bytes: usize, descriptors: usize) {
         let counted = &mut *self.0.borrow_mut();
         counted.answered += 1;
-        counted.sent.count(1, bytes, 0);
+        counted.sent.count(1, bytes, descriptors);
     }
 
     pub(crate) fn received(&self, frames: usize, bytes: usize, descriptors: usize) {

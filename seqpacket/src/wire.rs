@@ -147,6 +147,11 @@ impl Place {
     pub(crate) fn after(read: usize, arrived: Arrived) -> Place {
         Place { read, arrived, claimed: false }
     }
+
+    /// So many bytes of whole frames have been read, one of which has declared the descriptors, and has them.
+    pub(crate) fn behind_descriptors(read: usize) -> Place {
+        Place { read, arrived: Arrived::Whole(0), claimed: true }
+    }
 }
 
 /// How many descriptors came with a packet, and whether the kernel says that some are missing.
@@ -1243,23 +1248,23 @@ pub(crate) fn only_answer(packet: &[u8], descriptors: usize, number: u32) -> Opt
     (descriptors == 0 && *header == expected).then_some(payload)
 }
 
-/// The call that a packet, or the rest of one, begins with, if it is what most calls are: whole, of few bytes
-/// alone, with no time limit and with room for an answer that fits a frame of this session. `None` says
-/// nothing: [`frames`] reads what it is.
+/// The call that a packet, or the rest of one, begins with, if it is what most calls are: whole, of few
+/// bytes, with no time limit and with room for an answer that fits a frame of this session. `None` says
+/// nothing: [`frames`] reads what it is. Whether its descriptors have come is for others to see.
 #[inline]
 pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCall<'a>> {
     let (header, rest) = packet.split_first_chunk::<HEADER_BYTES>()?;
     let [length, number, [kind, descriptors, answer_descriptors, flags], answer_bytes]: [[u8; 4]; 4] =
         bytemuck::cast(*header);
     let (length, answer_bytes) = (u32::from_le_bytes(length), u32::from_le_bytes(answer_bytes));
-    let bare = (kind, descriptors, flags) == (Kind::Call as u8, 0, 0);
+    let bare = (kind, flags) == (Kind::Call as u8, 0) && u32::from(descriptors) <= hello.call_descriptors_max;
     let small = length <= SMALL_BYTES_MAX as u32 && answer_bytes <= hello.payload_bytes_max();
     if !bare || !small || usize::from(answer_descriptors) > DESCRIPTORS_MAX {
         return None;
     }
     let (payload, rest) = rest.split_at_checked(length as usize)?;
     let answer = Size { bytes: answer_bytes, descriptors: answer_descriptors };
-    Some(SmallCall { number: u32::from_le_bytes(number), payload, answer, rest })
+    Some(SmallCall { number: u32::from_le_bytes(number), payload, descriptors, answer, rest })
 }
 
 /// What [`small_call`] has found.
@@ -1267,33 +1272,33 @@ pub(crate) fn small_call<'a>(packet: &'a [u8], hello: &Hello) -> Option<SmallCal
 pub(crate) struct SmallCall<'a> {
     pub(crate) number: u32,
     pub(crate) payload: &'a [u8],
+    pub(crate) descriptors: u8,
     pub(crate) answer: Size,
     /// What follows in the packet.
     pub(crate) rest: &'a [u8],
 }
 
-/// The header of a call of so many bytes, which fit a packet, without descriptors: [`Header::encode`] for
-/// what nearly all are.
+/// The header of a call of so many bytes, which fit a packet: [`Header::encode`] for what nearly all are.
 #[inline]
-pub(crate) fn small_call_header(number: u32, bytes: usize, room: Size) -> [u8; HEADER_BYTES] {
-    debug_assert!(bytes <= PAYLOAD_BYTES_MAX && room.descriptors() <= DESCRIPTORS_MAX);
+pub(crate) fn small_call_header(number: u32, message: Size, room: Size) -> [u8; HEADER_BYTES] {
+    debug_assert!(message.bytes() <= PAYLOAD_BYTES_MAX && message.descriptors() <= DESCRIPTORS_MAX);
+    debug_assert!(room.descriptors() <= DESCRIPTORS_MAX);
     bytemuck::cast([
-        (bytes as u32).to_le_bytes(),
+        message.bytes.to_le_bytes(),
         number.to_le_bytes(),
-        [Kind::Call as u8, 0, room.descriptors, Flags::NONE.byte()],
+        [Kind::Call as u8, message.descriptors, room.descriptors, Flags::NONE.byte()],
         room.bytes.to_le_bytes(),
     ])
 }
 
-/// The header of an answer of so many bytes, which fit a packet, without descriptors: [`Header::encode`] for
-/// what nearly all are.
+/// The header of an answer of so many bytes, which fit a packet: [`Header::encode`] for what nearly all are.
 #[inline]
-pub(crate) fn small_answer_header(number: u32, bytes: usize) -> [u8; HEADER_BYTES] {
-    debug_assert!(bytes <= PAYLOAD_BYTES_MAX);
+pub(crate) fn small_answer_header(number: u32, message: Size) -> [u8; HEADER_BYTES] {
+    debug_assert!(message.bytes() <= PAYLOAD_BYTES_MAX && message.descriptors() <= DESCRIPTORS_MAX);
     bytemuck::cast([
-        (bytes as u32).to_le_bytes(),
+        message.bytes.to_le_bytes(),
         number.to_le_bytes(),
-        [Kind::Answer as u8, 0, 0, Flags::NONE.byte()],
+        [Kind::Answer as u8, message.descriptors, 0, Flags::NONE.byte()],
         [0; 4],
     ])
 }
@@ -1305,16 +1310,27 @@ pub(crate) fn part_landed(packet: &[u8]) -> u32 {
     header.expect("only what was expected lands").number
 }
 
-/// The number and the payload of the answer that a packet begins with, if it is small and has no descriptors:
-/// what nearly all are, told by one look. `None` says nothing: [`frames_from`] reads what it is.
+/// The answer that a packet begins with, if it is small: what nearly all are, told by one look. `None` says
+/// nothing: [`frames_from`] reads what it is. Whether its descriptors have come is for others to see.
 #[inline]
-pub(crate) fn small_answer(packet: &[u8]) -> Option<(u32, &[u8])> {
+pub(crate) fn small_answer(packet: &[u8]) -> Option<SmallAnswer<'_>> {
     let (header, rest) = packet.split_first_chunk::<HEADER_BYTES>()?;
-    let [length, number, kind, answer_bytes]: [[u8; 4]; 4] = bytemuck::cast(*header);
+    let [length, number, [kind, descriptors, nothing @ ..], answer_bytes]: [[u8; 4]; 4] =
+        bytemuck::cast(*header);
     let length = u32::from_le_bytes(length) as usize;
-    let is_small =
-        length <= SMALL_BYTES_MAX && kind == [Kind::Answer as u8, 0, 0, 0] && answer_bytes == [0; 4];
-    if is_small { Some((u32::from_le_bytes(number), rest.get(..length)?)) } else { None }
+    let is_answer = kind == Kind::Answer as u8 && nothing == [0; 2] && answer_bytes == [0; 4];
+    if !is_answer || length > SMALL_BYTES_MAX || usize::from(descriptors) > DESCRIPTORS_MAX {
+        return None;
+    }
+    Some(SmallAnswer { number: u32::from_le_bytes(number), payload: rest.get(..length)?, descriptors })
+}
+
+/// What [`small_answer`] has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct SmallAnswer<'a> {
+    pub(crate) number: u32,
+    pub(crate) payload: &'a [u8],
+    pub(crate) descriptors: u8,
 }
 
 /// Why the library ended a call in the server's place.
@@ -2123,7 +2139,10 @@ mod tests {
     fn the_header_of_a_small_call_is_that_of_any_call() {
         for bytes in [0, 1, 64, PAYLOAD_BYTES_MAX] {
             for room in [Size::NONE, size(64, 7), Size::OF_A_FRAME] {
-                assert_eq!(small_call_header(9, bytes, room), Header::call(9, size(bytes, 0), room).encode());
+                for descriptors in [0, 1, DESCRIPTORS_MAX] {
+                    let message = size(bytes, descriptors);
+                    assert_eq!(small_call_header(9, message, room), Header::call(9, message, room).encode());
+                }
             }
         }
     }
@@ -2133,10 +2152,17 @@ mod tests {
         for (bytes, small) in [(0, true), (SMALL_BYTES_MAX, true), (SMALL_BYTES_MAX + 1, false)] {
             let payload = vec![7; bytes];
             let packet = with_payload(Header::answer_to(9, size(bytes, 0)), &payload);
-            assert_eq!(small_answer(&packet), small.then_some((9, &payload[..])));
+            let answer = SmallAnswer { number: 9, payload: &payload, descriptors: 0 };
+            assert_eq!(small_answer(&packet), small.then_some(answer));
         }
         assert_eq!(small_answer(&Header::dropped(9).encode()), None);
-        assert_eq!(small_answer(&Header::answer_to(9, size(0, 1)).encode()), None);
+    }
+
+    #[test]
+    fn the_header_of_a_small_answer_is_that_of_any_answer() {
+        for message in [Size::NONE, size(64, 1), Size::OF_A_FRAME] {
+            assert_eq!(small_answer_header(9, message), Header::answer_to(9, message).encode());
+        }
     }
 
     #[test]
@@ -2307,10 +2333,15 @@ mod tests {
         ) {
             packet.extend_from_slice(&more);
             packet.truncate(packet.len().saturating_sub(cut * 9));
-            let slowly = match frames(&packet, Arrived::Whole(0)).next() {
+            // As many as it says have come.
+            let arrived = Arrived::Whole(packet.get(9).copied().unwrap_or(0).into());
+            let slowly = match frames(&packet, arrived).next() {
                 Some(Ok(frame)) => match frame.from_server() {
-                    Ok(FromServer::Answer { number, body: Body::Whole(payload), descriptors: 0, .. })
-                        if payload.len() <= SMALL_BYTES_MAX => Some((number, payload)),
+                    Ok(FromServer::Answer { number, body: Body::Whole(payload), descriptors, .. })
+                        if payload.len() <= SMALL_BYTES_MAX =>
+                    {
+                        Some(SmallAnswer { number, payload, descriptors })
+                    }
                     _ => None,
                 },
                 _ => None,
@@ -2323,28 +2354,31 @@ mod tests {
             written in prop::collection::vec(any_frame(), 1..3),
             spoiled in proptest::option::of((0..HEADER_BYTES, any::<u8>())),
             cut in 0..4_usize,
-            (whole_packets, bare) in any::<(bool, bool)>(),
+            (whole_packets, few) in any::<(bool, bool)>(),
         ) {
             let hello = if whole_packets { Hello::default() } else { SMALL_PACKETS };
             let mut packet = written.concat();
-            if bare {
-                packet[9] = 0;
+            if few {
+                packet[9] %= 3;
             }
             if let Some((at, value)) = spoiled {
                 packet[at] = value;
             }
             packet.truncate(packet.len().saturating_sub(cut.saturating_sub(2)));
-            let first = frames(&packet, Arrived::Whole(0)).next().and_then(Result::ok);
+            // As many as it says have come.
+            let arrived = Arrived::Whole(packet.get(9).copied().unwrap_or(0).into());
+            let first = frames(&packet, arrived).next().and_then(Result::ok);
             let slowly = first.filter(|frame| hello.admits(&frame.opening()).is_ok()).and_then(|frame| {
                 match frame.from_client().unwrap_or(FromClient::Goodbye) {
-                    FromClient::Call { number, body: Body::Whole(payload), descriptors: 0, answer, .. }
+                    FromClient::Call { number, body: Body::Whole(payload), descriptors, answer, .. }
                         if frame.extension.is_none()
                             && payload.len() <= SMALL_BYTES_MAX
                             && !hello.is_large_room(answer) =>
                     {
                         let rest = &packet[HEADER_BYTES + payload.len()..];
-                        let call = SmallCall { number, payload, answer, rest };
-                        assert_eq!(Header::call(number, size(payload.len(), 0), answer), frame.header);
+                        let call = SmallCall { number, payload, descriptors, answer, rest };
+                        let message = size(payload.len(), descriptors.into());
+                        assert_eq!(Header::call(number, message, answer), frame.header);
                         Some(call)
                     }
                     _ => None,

@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
@@ -44,6 +44,14 @@ fn room(answer_bytes: usize) -> CallOptions {
 fn says(session: &RawClient, executor: &Executor) -> Vec<(Kind, u32)> {
     let said = said_by_client(&session.hear_from(executor));
     said.into_iter().map(|(kind, number, _)| (kind, number)).collect()
+}
+
+fn pipe() -> OwnedFd {
+    std::io::pipe().unwrap().0.into()
+}
+
+fn inode(fd: impl AsFd) -> u64 {
+    rustix::fs::fstat(fd).unwrap().st_ino
 }
 
 /// Says nothing so far.
@@ -147,6 +155,63 @@ on_each_driver! {
         assert_eq!(object.windows().unwrap().1, windows);
     }
 
+    fn a_call_with_descriptors_shares_its_packet_with_those_without(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (session, object) = by_hand(reactor, &executor, Hello::default());
+        let with_one = || object.call(Message::from("with one").with_descriptor(null()));
+        let calls = vec![object.call("first"), with_one(), object.call("third"), with_one()];
+        let heard = session.hear_from(&executor);
+        assert_eq!(heard.descriptors.len(), 1);
+        let said: Vec<_> = said_by_client(&heard).into_iter().map(|(_, number, _)| number).collect();
+        assert_eq!(said, [0, 1, 2]);
+        let heard = session.hear_from(&executor);
+        assert_eq!((heard.descriptors.len(), said_by_client(&heard).len()), (1, 1));
+        assert_eq!(object.stats().sent.descriptors, 2);
+        drop(calls);
+    }
+
+    fn a_call_whose_descriptors_cannot_be_sent_is_none_and_those_beside_it_are(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (session, object) = by_hand(reactor, &executor, Hello::default());
+        let crowd = testing::too_many_in_flight();
+        let (first, third) = (object.call("first"), object.call("third"));
+        let second = object.call(Message::from("second").with_descriptor(Fd::from(pipe())));
+        assert_eq!(says(&session, &executor), [(Kind::Call, 0), (Kind::Call, 1)]);
+        let end = executor.block_on(second);
+        assert!(matches!(end, Err(CallError::OutOfDescriptors(Part::Call))), "{end:?}");
+        assert!(session.say(&[answer(0, b"", 0), answer(1, b"", 0)].concat(), &[]));
+        assert!(executor.block_on(all(vec![first, third])).iter().all(Result::is_ok));
+        assert_eq!(object.windows().unwrap().0, object.windows().unwrap().1);
+        drop(crowd);
+    }
+
+    /// A server that answers what it has not been asked yet; by the time it is known that the call cannot be
+    /// sent, another has its number.
+    fn a_call_that_could_not_be_sent_is_not_the_next_one_of_its_number(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (session, object) = by_hand(reactor, &executor, Hello::default());
+        // Nothing more enters the socket.
+        const FILLS: u32 = 8;
+        let fills: Vec<Call> = (0..FILLS).map(|_| object.call(vec![7; WHOLE_BYTES_MAX])).collect();
+        executor.settle();
+        let waits = object.call(Message::from("waits").with_descriptor(Fd::from(pipe())));
+        executor.settle();
+        assert!(session.say(&answer(FILLS, b"foreseen", 0), &[]));
+        assert_eq!(executor.block_on(waits).unwrap().bytes(), b"foreseen");
+        let next = object.call("next");
+        let crowd = testing::too_many_in_flight();
+        let mut said = Vec::new();
+        while said.len() <= FILLS as usize {
+            said.extend(says(&session, &executor));
+        }
+        assert!(said.into_iter().eq((0..=FILLS).map(|number| (Kind::Call, number))));
+        says_nothing(&session, &executor);
+        drop(crowd);
+        assert!(session.say(&answer(FILLS, b"asked", 0), &[]));
+        assert_eq!(executor.block_on(next).unwrap().bytes(), b"asked");
+        drop(fills);
+    }
+
     // What makes a call wait.
 
     fn a_call_without_a_place_in_the_window_goes_when_one_is_answered(reactor: &Reactor) {
@@ -241,6 +306,55 @@ on_each_driver! {
 
     fn an_answer_with_descriptors_may_stand_between_others(reactor: &Reactor) {
         assert_eq!(beside(reactor, answer(1, b"two", 2), 2).unwrap(), b"two");
+        assert_eq!(beside(reactor, answer(1, b"sixteen", 16), 16).unwrap(), b"sixteen");
+        assert_eq!(beside(reactor, answer(1, &[7; 4_096], 1), 1).unwrap(), [7; 4_096]);
+    }
+
+    fn descriptors_reach_the_call_that_they_answer_in_order(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (session, object) = by_hand(reactor, &executor, Hello::default());
+        let mut calls = three(&object, &session, &executor);
+        let pipes = [pipe(), pipe()];
+        let frames = [answer(0, b"none", 0), answer(1, b"both", 2), answer(2, b"none", 0)];
+        assert!(session.say(&frames.concat(), &[pipes[0].as_fd(), pipes[1].as_fd()]));
+        for (number, count) in [(2, 0), (1, 2), (0, 0)] {
+            let mut answer = executor.block_on(calls.remove(number)).unwrap();
+            let taken = std::iter::from_fn(|| answer.take_descriptor()).map(inode);
+            assert!(taken.eq(pipes[..count].iter().map(inode)), "{number}");
+        }
+    }
+
+    fn more_descriptors_than_a_call_has_room_for_end_the_session(reactor: &Reactor) {
+        for (descriptors, fits) in [(2, true), (3, false)] {
+            let executor = Executor::new(reactor);
+            let (session, object) = by_hand(reactor, &executor, Hello::default());
+            let options = CallOptions { answer_descriptors: Some(2), ..CallOptions::default() };
+            let call = object.call_with("two at most", options);
+            assert_eq!(says(&session, &executor), [(Kind::Call, 0)]);
+            let fd = null();
+            assert!(session.say(&answer(0, b"", descriptors), &vec![fd.as_fd(); descriptors]));
+            let end = executor.block_on(call);
+            assert_eq!(end.is_ok(), fits, "{end:?}");
+        }
+    }
+
+    fn descriptors_that_two_answers_declare_end_the_session_after_the_first(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (session, object) = by_hand(reactor, &executor, Hello::default());
+        let calls = three(&object, &session, &executor);
+        let fd = null();
+        let packet = [answer(0, b"yes", 1), answer(1, b"no", 1)].concat();
+        assert!(session.say(&packet, &[fd.as_fd()]));
+        let ends = executor.block_on(all(calls));
+        assert_eq!(ends[0].as_deref().unwrap(), b"yes");
+        assert!(matches!(ends[1], Err(CallError::Malformed(_))), "{ends:?}");
+        assert_eq!(object.stats().malformed.of(&Malformed::SecondDescriptors), 1);
+    }
+
+    fn fewer_descriptors_than_an_answer_declares_end_the_session(reactor: &Reactor) {
+        let ends = ends(reactor, &[answer(0, b"yes", 0), answer(1, b"two", 2)], 1);
+        assert_eq!(ends[0].as_deref().unwrap(), b"yes");
+        assert!(matches!(ends[1], Err(CallError::Malformed(_))), "{ends:?}");
     }
 
     fn larger_windows_may_stand_between_answers(reactor: &Reactor) {

@@ -20,6 +20,7 @@ const COPIED_MAX: usize = 1024;
 /// What may stand between two small calls, and how it ends, if it does.
 fn between() -> Vec<(&'static str, Vec<u8>, usize, Option<Kind>)> {
     let (one, hello) = (Size::of_bytes(1).unwrap(), Hello::default());
+    let with_one = one.with_descriptors(1).unwrap();
     let late = hello.call(7, one, one, Some(Duration::ZERO)).encode();
     let patient = hello.call(7, one, one, Some(Duration::from_secs(1000))).encode();
     vec![
@@ -33,6 +34,7 @@ fn between() -> Vec<(&'static str, Vec<u8>, usize, Option<Kind>)> {
         ("no room for its answer", call(7, b"x", 0), 0, Some(Kind::Refused)),
         ("a grant", bare(Header::grant(7)), 0, Some(Kind::Answer)),
         ("descriptors without room for those of the answer", call_with(7, b"", 1, 0), 1, Some(Kind::Refused)),
+        ("a descriptor", frame(Header::call(7, with_one, with_one), b"x"), 1, Some(Kind::Answer)),
         ("a cancel of nothing", bare(Header::cancel(7)), 0, None),
         ("nothing", Vec::new(), 0, None),
     ]
@@ -160,6 +162,76 @@ on_each_driver! {
             let answered = executor.block_on(mailbox.next()).unwrap().answer(vec![1; bytes]);
             assert_eq!(answered.is_ok(), end == Kind::Answer);
             assert_eq!(finals(&executor, &client, 1), [(1, end)]);
+        }
+    }
+
+    fn an_answer_with_descriptors_shares_its_packet_with_those_without(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        let client = RawClient::attach(&executor, object.share().unwrap());
+        let room = Size::of_bytes(9).unwrap().with_descriptors(1).unwrap();
+        client.say_all(&[0, 1, 2].map(|number| bare(Header::call(number, Size::NONE, room))));
+        let incoming = [(); 3].map(|()| executor.block_on(mailbox.next()).unwrap());
+        for (number, incoming) in incoming.into_iter().enumerate() {
+            match number {
+                1 => incoming.answer(Message::from("with one").with_descriptor(null())).unwrap(),
+                _ => incoming.answer("bare").unwrap(),
+            }
+        }
+        let heard = client.hear_from(&executor);
+        assert_eq!((said_by_server(&heard).len(), heard.descriptors.len()), (3, 1));
+    }
+
+    fn an_answer_whose_descriptors_cannot_be_sent_is_refused_and_those_beside_it_are_answers(
+        reactor: &Reactor,
+    ) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        let client = RawClient::attach(&executor, object.share().unwrap());
+        let room = Size::of_bytes(9).unwrap().with_descriptors(1).unwrap();
+        client.say_all(&[0, 1, 2].map(|number| bare(Header::call(number, Size::NONE, room))));
+        let incoming = [(); 3].map(|()| executor.block_on(mailbox.next()).unwrap());
+        let crowd = testing::too_many_in_flight();
+        for (number, incoming) in incoming.into_iter().enumerate() {
+            match number {
+                1 => incoming.answer(Message::default().with_descriptor(null())).unwrap(),
+                _ => incoming.answer("bare").unwrap(),
+            }
+        }
+        let ends = [(0, Kind::Answer), (1, Kind::Refused), (2, Kind::Answer)];
+        assert_eq!(finals(&executor, &client, 3), ends);
+        drop(crowd);
+        // Nothing of the windows is missing by it.
+        client.say_all(&[call(0, b"", 9), call(1, b"", 9)]);
+        for _ in 0..2 {
+            executor.block_on(mailbox.next()).unwrap().answer("bare").unwrap();
+        }
+        assert_eq!(finals(&executor, &client, 2).len(), 2);
+        let stats = mailbox.stats();
+        assert_eq!((stats.calls.begun, stats.calls.answered), (5, 5));
+    }
+
+    fn a_call_takes_its_descriptors_along_and_they_are_counted(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        let client = RawClient::attach(&executor, object.share().unwrap());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        for frames in [
+            vec![call_with(0, b"two", 2, 9)],
+            vec![call(0, b"", 9), call_with(1, b"two", 2, 9)],
+            // Of which the first goes straight in, and what is behind it does not.
+            vec![call(0, b"", 9), bare(Header::cancel(7)), call_with(1, b"two", 2, 9)],
+        ] {
+            let before = mailbox.stats().received.descriptors;
+            let calls = frames.iter().filter(|frame| frame[8] == Kind::Call as u8).count();
+            assert!(client.say(&frames.concat(), &[reader.as_fd(); 2]));
+            for number in 0..calls {
+                let incoming = executor.block_on(mailbox.next()).unwrap();
+                assert_eq!(incoming.descriptors(), if number + 1 == calls { 2 } else { 0 });
+                incoming.answer("thanks").unwrap();
+            }
+            assert_eq!(finals(&executor, &client, calls).len(), calls);
+            assert_eq!(mailbox.stats().received.descriptors - before, 2);
         }
     }
 

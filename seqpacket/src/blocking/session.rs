@@ -800,11 +800,12 @@ impl Session {
     #[inline]
     fn small_call(&self, asked: Asked, number: u32, bytes: usize) -> Option<[u8; HEADER_BYTES]> {
         let Asked::Call { room, .. } = asked else { return None };
+        let message = Size::of_bytes(bytes).ok()?;
         let fits = self.hello.packet_bytes_max as usize == PACKET_BYTES_MAX
             && bytes <= PAYLOAD_BYTES_MAX
             && room.bytes() <= PAYLOAD_BYTES_MAX
-            && self.account.has_room_for_small_call(bytes, room);
-        fits.then(|| wire::small_call_header(number, bytes, room))
+            && self.account.has_room_for_small_call(message, room);
+        fits.then(|| wire::small_call_header(number, message, room))
     }
 
     /// Sends a call that fits a packet, if there is room for it and its time is not over. `None` if it was
