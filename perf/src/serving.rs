@@ -1,9 +1,13 @@
 //! What answers the calls of a [workload](crate::Workload): objects as any program would serve them, and bare
 //! system calls.
 //!
+//! Each answer has as many descriptors as its call had: the server's own, as a file that it has opened would
+//! be, and those of the call are closed as they are taken, which is what the bare system calls do. One that
+//! is a caller's and goes back would be asked what it is before it is closed, in two system calls more.
+//!
 //! It does not know what is called, or how often.
 
-use ring::{Executor, Message};
+use ring::{Executor, Fd, Message};
 use seqpacket::{Mailbox, PlainMailbox};
 
 use crate::floor;
@@ -57,11 +61,12 @@ pub(crate) fn session(mut order: Order) -> Result<(), Failure> {
     let [end] = order.take()?;
     let reactor = order.reactor()?;
     let mailbox = Mailbox::from_fd(&reactor, end)?;
+    let passed = Fd::made_here(floor::something_to_pass()?);
     Executor::new(&reactor).block_on(async {
         while let Some(mut call) = mailbox.next().await {
             let mut answer = Message::from(call.bytes());
-            while let Some(descriptor) = call.take_descriptor() {
-                answer.push_descriptor(descriptor);
+            while call.take_descriptor().is_some() {
+                answer.push_descriptor(passed.clone());
             }
             call.answer(answer)?;
         }
@@ -86,11 +91,12 @@ fn serve_plain(mut order: Order, prepare: fn(&PlainMailbox)) -> Result<(), Failu
         mailbox.set_arguments_max(fds);
     }
     prepare(&mailbox);
+    let passed = Fd::made_here(floor::something_to_pass()?);
     Executor::new(&reactor).block_on(async {
         while let Some(mut call) = mailbox.next().await {
             let mut answer = Message::from(call.bytes());
-            while let Some(descriptor) = call.take_descriptor() {
-                answer.push_descriptor(descriptor);
+            while call.take_descriptor().is_some() {
+                answer.push_descriptor(passed.clone());
             }
             call.answer(answer)?;
         }

@@ -330,6 +330,9 @@ impl Room {
 /// for: three kinds of time (96 bytes) and a label.
 const CONTROL_WORDS_MAX: usize = 192;
 
+/// In `u64`, for up to twelve descriptors.
+const CONTROL_OF_FEW: usize = 8;
+
 /// Everything that came beside the bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -425,9 +428,17 @@ pub(crate) fn send_parts(
     if descriptors.is_empty() {
         return send_header(fd, &header);
     }
-    let mut control = [0_u64; CONTROL_WORDS_MAX];
+    // Mostly there is one, and to fill room for all there can be with zeroes would take longer than the rest.
+    let (mut few, mut many);
+    let control = if rights_bytes(descriptors.len()) <= CONTROL_OF_FEW * mem::size_of::<u64>() {
+        few = [0_u64; CONTROL_OF_FEW];
+        few.as_mut_slice()
+    } else {
+        many = [0_u64; CONTROL_WORDS_MAX];
+        many.as_mut_slice()
+    };
     let numbers = descriptors.iter().map(|fd| fd.as_fd().as_raw_fd());
-    header.msg_controllen = write_rights(&mut control, numbers) as _;
+    header.msg_controllen = write_rights(control, numbers) as _;
     header.msg_control = control.as_mut_ptr().cast();
     send_header(fd, &header)
 }

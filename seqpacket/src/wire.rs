@@ -1238,14 +1238,18 @@ impl Windows {
     }
 }
 
-/// The payload of a packet that is the small answer to call `number` and nothing else, without descriptors:
-/// what most packets to a caller are, told by one look. `None` says nothing: [`frames`] reads what it is.
+/// The payload of a packet that is the whole answer to call `number` and nothing else, with as many
+/// descriptors as have come: what most packets to a caller are, told by one look. `None` says nothing:
+/// [`frames`] reads what it is.
 pub(crate) fn only_answer(packet: &[u8], descriptors: usize, number: u32) -> Option<&[u8]> {
     let (header, payload) = packet.split_first_chunk::<HEADER_BYTES>()?;
     let length = u32::try_from(payload.len()).ok()?;
+    let descriptors =
+        u8::try_from(descriptors).ok().filter(|count| usize::from(*count) <= DESCRIPTORS_MAX)?;
+    let kind = [Kind::Answer as u8, descriptors, 0, 0];
     let expected: [u8; HEADER_BYTES] =
-        bytemuck::cast([length.to_le_bytes(), number.to_le_bytes(), [Kind::Answer as u8, 0, 0, 0], [0; 4]]);
-    (descriptors == 0 && *header == expected).then_some(payload)
+        bytemuck::cast([length.to_le_bytes(), number.to_le_bytes(), kind, [0; 4]]);
+    (*header == expected).then_some(payload)
 }
 
 /// The call that a packet, or the rest of one, begins with, if it is what most calls are: whole, of few
@@ -1385,10 +1389,15 @@ impl RefusedReason {
 
     /// The whole REFUSED that ends call `number`, header included.
     pub fn frame(self, number: u32) -> [u8; REFUSED_FRAME_BYTES] {
-        let mut bytes = [0; REFUSED_FRAME_BYTES];
-        let header = Header { length: REFUSED_BYTES as u32, ..Header::bare(Kind::Refused, number) };
-        bytes[..16].copy_from_slice(&header.encode());
-        bytes[16] = self as u8;
+        // One is written with each answer that brings descriptors, and its header need not be checked.
+        let header: [u8; HEADER_BYTES] = bytemuck::cast([
+            (REFUSED_BYTES as u32).to_le_bytes(),
+            number.to_le_bytes(),
+            [Kind::Refused as u8, 0, 0, Flags::NONE.byte()],
+            [0; 4],
+        ]);
+        let mut bytes = [self as u8; REFUSED_FRAME_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(&header);
         bytes
     }
 }
@@ -2317,8 +2326,9 @@ mod tests {
             let read: Vec<_> = frames(&packet, Arrived::Whole(descriptors)).collect();
             let slowly = match read.as_slice() {
                 [Ok(frame)] => match frame.from_server() {
-                    Ok(FromServer::Answer { number: of, body: Body::Whole(payload), descriptors: 0, .. })
-                        if of == number && descriptors == 0 => Some(payload),
+                    Ok(FromServer::Answer { number: of, body: Body::Whole(payload), .. }) if of == number => {
+                        Some(payload)
+                    }
                     _ => None,
                 },
                 _ => None,

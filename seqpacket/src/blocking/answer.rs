@@ -2,11 +2,10 @@
 //!
 //! It knows neither sockets nor sessions.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use bytemuck::AnyBitPattern;
-use ring::Bytes;
+use ring::{Bytes, Descriptors};
 
 use crate::blocking::Object;
 use crate::error::CallError;
@@ -16,12 +15,12 @@ use crate::error::CallError;
 #[derive(Debug, Default)]
 pub struct Answer {
     bytes: Bytes,
-    descriptors: VecDeque<OwnedFd>,
+    descriptors: Descriptors,
 }
 
 impl Answer {
     #[inline]
-    pub(super) fn new(bytes: impl Into<Bytes>, descriptors: Vec<OwnedFd>) -> Answer {
+    pub(super) fn new(bytes: impl Into<Bytes>, descriptors: impl Into<Descriptors>) -> Answer {
         Answer { bytes: bytes.into(), descriptors: descriptors.into() }
     }
 
@@ -51,25 +50,17 @@ impl Answer {
 
     /// Takes the first descriptor that has not been taken yet.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptors.pop_front()
+        self.descriptors.take_first()
     }
 
     /// Takes all descriptors that have not been taken yet, in order.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        self.descriptors.drain(..).collect()
+        self.descriptors.take_all()
     }
 
     /// Takes the first descriptor that has not been taken yet as an object with sessions, which it is if
     /// whoever answered says so. `None` if there is none, or if it cannot be one; then it is closed.
     pub fn take_object(&mut self) -> Option<Object> {
         self.take_descriptor().and_then(|fd| Object::from_fd(fd).ok())
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if !self.descriptors.is_empty() {
-            self.descriptors.drain(..).for_each(ring::discard);
-        }
     }
 }

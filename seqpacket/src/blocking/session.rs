@@ -12,7 +12,7 @@ use imc::blocking::SocketAddress;
 use imc::{ConnectError, WrapError};
 use ring::blocking::{Inbox, Lent, NO_DESCRIPTORS, ReceiveError, Received, Socket};
 use ring::fork::{self, Generation};
-use ring::{SendError, WaitPolicy};
+use ring::{Bytes, SendError, WaitPolicy};
 use slab::Slab;
 
 use crate::blocking::Answer;
@@ -213,10 +213,7 @@ impl Caller {
         descriptors: &mut Vec<Lent<'_>>,
         deadline: Option<Instant>,
     ) -> Result<Answer, CallError> {
-        // A grant is answered with a descriptor.
-        if descriptors.is_empty()
-            && let Some(result) = self.call_alone(asked, bytes, deadline)
-        {
+        if let Some(result) = self.call_alone(asked, bytes, descriptors, deadline) {
             return result;
         }
         let key = self.begin(address, asked, bytes, descriptors, Patience { deadline, company: false })?;
@@ -230,9 +227,10 @@ impl Caller {
         &mut self,
         asked: Asked,
         bytes: &[u8],
+        descriptors: &mut Vec<Lent<'_>>,
         deadline: Option<Instant>,
     ) -> Option<Result<Answer, CallError>> {
-        let Asked::Call { room, .. } = asked else { return None };
+        let Asked::Call { message, room } = asked else { return None };
         self.notice_fork();
         let session = self.session.as_mut()?;
         if session.leaving || !self.calls.is_empty() || !session.packets.is_empty() {
@@ -240,25 +238,32 @@ impl Caller {
         }
         let key = self.calls.vacant_key();
         let number = u32::try_from(key).ok()?;
-        let straight = deadline.is_none().then(|| session.small_call(asked, number, bytes.len())).flatten();
+        let straight = deadline.is_none().then(|| session.small_call(message, room, number)).flatten();
         let opening = match straight {
-            Some(header) => {
+            Some(header) if descriptors.is_empty() => {
                 session.socket.try_send_bytes(&header, bytes).ok()?;
+                None
+            }
+            Some(header) => {
+                session.socket.try_send(&[&header, bytes], descriptors).ok()?;
                 None
             }
             None => {
                 let opening = asked.opening(number, &session.hello, deadline);
-                session.send_alone(&opening, bytes)?;
+                session.send_alone(&opening, bytes, descriptors)?;
                 Some(opening)
             }
         };
-        let heard = self.inbox.receive(&session.socket, deadline);
-        if let Ok(packet) = &heard
+        descriptors.clear();
+        let mut heard = self.inbox.receive(&session.socket, deadline);
+        if let Ok(packet) = &mut heard
+            && packet.descriptors() <= room.descriptors()
             && let Some(payload) = wire::only_answer(packet.bytes(), packet.descriptors(), number)
             && payload.len() <= room.at_most_bytes(session.hello.message_bytes_max).bytes()
             && session.hello.packet_bytes_max as usize >= packet.bytes().len()
         {
-            return Some(Ok(Answer::new(payload, Vec::new())));
+            let payload = Bytes::from(payload);
+            return Some(Ok(Answer::new(payload, packet.take_list())));
         }
         // Something else was said, or nothing: from here on it is a call among others.
         let opening = opening.unwrap_or_else(|| asked.opening(number, &session.hello, None));
@@ -798,11 +803,10 @@ impl Session {
     /// the windows have room for it. `None` says nothing: what [`Session::send_alone`] does is asked of any
     /// call.
     #[inline]
-    fn small_call(&self, asked: Asked, number: u32, bytes: usize) -> Option<[u8; HEADER_BYTES]> {
-        let Asked::Call { room, .. } = asked else { return None };
-        let message = Size::of_bytes(bytes).ok()?;
+    fn small_call(&self, message: Size, room: Size, number: u32) -> Option<[u8; HEADER_BYTES]> {
         let fits = self.hello.packet_bytes_max as usize == PACKET_BYTES_MAX
-            && bytes <= PAYLOAD_BYTES_MAX
+            && message.bytes() <= PAYLOAD_BYTES_MAX
+            && message.descriptors() <= self.hello.call_descriptors_max as usize
             && room.bytes() <= PAYLOAD_BYTES_MAX
             && self.account.has_room_for_small_call(message, room);
         fits.then(|| wire::small_call_header(number, message, room))
@@ -811,14 +815,14 @@ impl Session {
     /// Sends a call that fits a packet, if there is room for it and its time is not over. `None` if it was
     /// not sent.
     #[inline(never)]
-    fn send_alone(&self, opening: &Opening, bytes: &[u8]) -> Option<()> {
+    fn send_alone(&self, opening: &Opening, bytes: &[u8], descriptors: &[Lent<'_>]) -> Option<()> {
         let expired = opening.time_left() == Some(Duration::ZERO);
         let cost = Cost::of_call(opening, &self.hello);
         let fits = self.hello.admits(opening).is_ok() && self.account.room_for(cost).is_ok();
         if expired || !fits || opening.total().is_some() {
             return None;
         }
-        self.socket.try_send(&[&opening.encode(), bytes], NO_DESCRIPTORS).ok()
+        self.socket.try_send(&[&opening.encode(), bytes], descriptors).ok()
     }
 
     /// Adds a frame to what waits to be sent.
