@@ -4,6 +4,7 @@
 //! for an answer, the other way round. It does not know how large is large.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imc::FrozenMemory;
@@ -111,7 +112,8 @@ pub fn serve(mut order: Order) -> Result<(), Failure> {
 pub struct Mover {
     client: Client,
     way: Way,
-    source: Vec<u8>,
+    /// Sent over and over, from where it lies.
+    source: Arc<Vec<u8>>,
     expected: u64,
 }
 
@@ -142,7 +144,7 @@ impl Mover {
     fn with(client: Client, way: Way, bytes: usize) -> Mover {
         let source = source(bytes);
         let expected = look_at(&source);
-        Mover { client, way, source, expected }
+        Mover { client, way, source: Arc::new(source), expected }
     }
 
     /// Moves the bytes so many times.
@@ -168,15 +170,13 @@ impl Mover {
     fn call(&self) -> Result<(Duration, u64), Failure> {
         match &self.client {
             Client::Async(executor, object) => {
-                // A message is given away with its buffer, so that one is made before the clock starts.
-                let given = self.source.clone();
                 let start = Instant::now();
-                let seen = executor.block_on(object.call(given))?.read()?;
+                let seen = executor.block_on(object.call(Arc::clone(&self.source)))?.read()?;
                 Ok((start.elapsed(), seen))
             }
             Client::Blocking(object) => {
                 let start = Instant::now();
-                let seen = object.call(&self.source)?.read()?;
+                let seen = object.call(self.source.as_slice())?.read()?;
                 Ok((start.elapsed(), seen))
             }
         }

@@ -404,6 +404,19 @@ impl Driver {
         }
     }
 
+    /// Whether what others take out of a queue is the next, although a receive is away.
+    pub(crate) fn lets_others_take(&self) -> bool {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(_) => true,
+            Driver::Epoll(_) => true,
+            Driver::Child(_) => false,
+            // It has packets in places of its own.
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
+    }
+
     /// Whether it is certain, without asking, that nothing has arrived for a receive that is away.
     pub(crate) fn hears_nothing(&mut self, token: Token, requests: &mut Requests) -> bool {
         match (self, requests.find(token)) {

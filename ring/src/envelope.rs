@@ -12,7 +12,7 @@ use std::mem::{self, MaybeUninit};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Shell};
 use crate::message::{Credentials, Fds, Message};
@@ -24,7 +24,7 @@ pub(crate) struct Envelope {
     vectors: [libc::iovec; 2],
     bytes: Vec<u8>,
     /// What follows the bytes: a piece of something larger, which is not copied for it.
-    piece: Option<(Rc<Vec<u8>>, Range<usize>)>,
+    piece: Option<(Arc<Vec<u8>>, Range<usize>)>,
     /// The control message, as `u64` for its alignment. The list of descriptors *is* this.
     control: Vec<u64>,
     descriptors: Fds,
@@ -68,14 +68,6 @@ impl Envelope {
         Box::new(Envelope { header, vectors, bytes, piece, control, descriptors, carrier, instead, sent: 0 })
     }
 
-    /// These bytes and a piece of others. Not for streams, which may take a part of it.
-    pub(crate) fn with_piece(bytes: &[u8], whole: Rc<Vec<u8>>, piece: Range<usize>) -> Box<Envelope> {
-        assert!(piece.end <= whole.len(), "a piece is of what is there");
-        let mut envelope = Envelope::new(Message::new(bytes));
-        envelope.piece = Some((whole, piece));
-        envelope
-    }
-
     /// Puts a message into an empty one.
     pub(crate) fn fill(&mut self, message: Message) {
         assert!(self.descriptors.is_empty());
@@ -101,6 +93,14 @@ impl Envelope {
     pub(crate) fn append(&mut self, part: &[u8]) {
         assert_eq!(self.sent, 0, "nothing is added to a message on its way");
         self.bytes.extend_from_slice(part);
+    }
+
+    /// Adds a piece of something larger, which is not copied for it, at the end of a message that has not
+    /// been sealed yet. Not for streams, which may take a part of it.
+    pub(crate) fn append_piece(&mut self, whole: Arc<Vec<u8>>, piece: Range<usize>) {
+        assert!(piece.end <= whole.len(), "a piece is of what is there");
+        assert!(self.piece.is_none(), "one piece is the end");
+        self.piece = Some((whole, piece));
     }
 
     /// Adds descriptors to a message that has none and has not been sealed yet.

@@ -109,7 +109,7 @@ pub use message::{BYTES_INSIDE_MAX, Bytes, Credentials, Message, PACKET_BYTES_MA
 pub use name::{AbstractName, NAME_BYTES_MAX};
 #[cfg(feature = "tokio")]
 pub use on_tokio::{HostError, OnTokio};
-pub use op::WAITING_BYTES_MAX;
+pub use op::{PIECES_AT_ONCE_MAX, WAITING_BYTES_MAX};
 pub use reactor::{BUFFERS_MAX, Companion, Config, Reactor, SLEEP_MAX, Sleep, Wait};
 pub use remote::Remote;
 pub use request::{BURST_BYTES_MAX, BURST_MAX};

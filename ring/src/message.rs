@@ -5,6 +5,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
@@ -56,16 +57,36 @@ pub struct Bytes(Place);
 
 #[derive(Clone)]
 enum Place {
-    Inside { bytes: [u8; BYTES_INSIDE_MAX], length: u8 },
+    Inside {
+        bytes: [u8; BYTES_INSIDE_MAX],
+        length: u8,
+    },
     Outside(Vec<u8>),
+    /// Others may have them too.
+    Shared(Arc<Vec<u8>>),
 }
 
 impl Bytes {
-    /// As a vector, which the few have to be copied into.
+    /// As a vector, which the few have to be copied into, and those that others have too.
     pub fn into_vec(self) -> Vec<u8> {
         match self.0 {
             Place::Inside { .. } => self.to_vec(),
             Place::Outside(bytes) => bytes,
+            Place::Shared(bytes) => Arc::unwrap_or_clone(bytes),
+        }
+    }
+
+    /// To be shared, for which the few have to be copied.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// let shared = Arc::new(vec![7; 1000]);
+    /// assert!(Arc::ptr_eq(&shared, &ring::Bytes::from(Arc::clone(&shared)).into_shared()));
+    /// ```
+    pub fn into_shared(self) -> Arc<Vec<u8>> {
+        match self.0 {
+            Place::Shared(bytes) => bytes,
+            _ => Arc::new(self.into_vec()),
         }
     }
 
@@ -74,7 +95,7 @@ impl Bytes {
         assert!(empty.is_empty());
         match self.0 {
             Place::Inside { .. } => empty.extend_from_slice(&self),
-            Place::Outside(bytes) => *empty = bytes,
+            Place::Outside(_) | Place::Shared(_) => *empty = self.into_vec(),
         }
     }
 
@@ -86,7 +107,7 @@ impl Bytes {
             return;
         }
         // Made where it stands: to copy the bytes into one that is then moved here takes twice as long.
-        if let Place::Outside(_) = self.0 {
+        if let Place::Outside(_) | Place::Shared(_) = self.0 {
             self.0 = Place::Inside { bytes: [0; BYTES_INSIDE_MAX], length: 0 };
         }
         let Place::Inside { bytes, length } = &mut self.0 else { unreachable!("made above") };
@@ -100,17 +121,18 @@ impl Bytes {
         match &mut self.0 {
             Place::Inside { length, .. } => *length = 0,
             Place::Outside(bytes) => *bytes = Vec::new(),
+            Place::Shared(_) => *self = Bytes::default(),
         }
     }
 
     /// As a vector in place.
     fn as_vec(&mut self) -> &mut Vec<u8> {
-        if let Place::Inside { .. } = self.0 {
-            self.0 = Place::Outside(self.to_vec());
+        if !matches!(self.0, Place::Outside(_)) {
+            self.0 = Place::Outside(std::mem::take(self).into_vec());
         }
         match &mut self.0 {
             Place::Outside(bytes) => bytes,
-            Place::Inside { .. } => unreachable!("moved out above"),
+            Place::Inside { .. } | Place::Shared(_) => unreachable!("moved out above"),
         }
     }
 }
@@ -132,6 +154,12 @@ impl From<Vec<u8>> for Bytes {
     }
 }
 
+impl From<Arc<Vec<u8>>> for Bytes {
+    fn from(bytes: Arc<Vec<u8>>) -> Bytes {
+        Bytes(Place::Shared(bytes))
+    }
+}
+
 impl Default for Bytes {
     fn default() -> Bytes {
         Bytes(Place::Outside(Vec::new()))
@@ -146,6 +174,7 @@ impl Deref for Bytes {
         match &self.0 {
             Place::Inside { bytes, length } => &bytes[..usize::from(*length)],
             Place::Outside(bytes) => bytes,
+            Place::Shared(bytes) => bytes,
         }
     }
 }
@@ -237,6 +266,21 @@ impl<const N: usize> From<&[u8; N]> for Message {
 impl From<&str> for Message {
     fn from(text: &str) -> Message {
         Message::from(text.as_bytes())
+    }
+}
+
+/// Bytes that others have too, or that are sent more than once: a large message is sent from where they lie,
+/// and what fits a packet is copied, as ever.
+///
+/// ```
+/// use std::sync::Arc;
+/// let news = Arc::new(vec![7; 1 << 20]);
+/// let (one, other) = (ring::Message::from(Arc::clone(&news)), ring::Message::from(news));
+/// assert_eq!(one.bytes().as_ptr(), other.bytes().as_ptr());
+/// ```
+impl From<Arc<Vec<u8>>> for Message {
+    fn from(bytes: Arc<Vec<u8>>) -> Message {
+        Message { bytes: Bytes::from(bytes), descriptors: Fds::new() }
     }
 }
 

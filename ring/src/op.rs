@@ -11,6 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,12 @@ const LOOKS_MAX: usize = 16;
 
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
+
+/// How many [pieces](crate::Socket::send_piece) all sockets of a reactor send between two of its turns,
+/// without waiting for one, and how many they [take](crate::Socket::take_piece): 3. With the one that each
+/// socket has in its turn these are as many of 64 KiB as fit the kernel's queue at the usual SO_SNDBUF.
+/// Everybody else waits for no more than that.
+pub const PIECES_AT_ONCE_MAX: usize = 3;
 
 /// How many letters of one socket are sent with plain calls in one turn before others have theirs.
 const LETTERS_MAX: usize = 16;
@@ -159,6 +166,10 @@ pub(crate) struct Core {
     first_went: Option<u64>,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
+    /// Pieces sent since the last turn that did not wait for one.
+    pieces_at_once: usize,
+    /// And pieces taken by those who looked for themselves.
+    pieces_taken: usize,
 }
 
 /// What one socket has going on.
@@ -406,6 +417,8 @@ impl Core {
             hurried: false,
             first_went: None,
             taken_here: 0,
+            pieces_at_once: 0,
+            pieces_taken: 0,
         }
     }
 
@@ -786,20 +799,46 @@ impl Core {
         self.stats.descriptors_sent += envelope.descriptors().len() as u64;
     }
 
-    /// Queues a message of a few bytes and a piece of others. The waiter is told how it went.
+    /// Sends a message of a few bytes and a piece of others: now, if nothing waits before it and this turn
+    /// has not sent its share of them, or else from the queue.
     pub(crate) fn send_piece(
         &mut self,
         key: usize,
         bytes: &[u8],
-        whole: Rc<Vec<u8>>,
+        whole: Arc<Vec<u8>>,
         piece: Range<usize>,
-    ) -> usize {
-        let waiter = self.wait(key);
-        let envelope = Envelope::with_piece(bytes, whole, piece);
-        let slip = Slip { waiter: Some(waiter), silent: false, open: false };
-        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
-        self.mark_dirty(key);
-        waiter
+        woken: &mut Woken,
+    ) -> AtOnce {
+        let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
+        envelope.append(bytes);
+        envelope.append_piece(whole, piece);
+        let lane = &self.channels[key].lane;
+        if self.pieces_at_once >= PIECES_AT_ONCE_MAX
+            || !lane.is_idle()
+            || lane.broken
+            || !self.driver.sends_now()
+        {
+            return AtOnce::Queued(Some(self.queue_waited(key, envelope)));
+        }
+        self.pieces_at_once += 1;
+        envelope.seal();
+        match self.driver.send_now(&self.channels[key].fd, &envelope) {
+            Ok(_) => {
+                self.count_sent(&envelope);
+                self.keep_envelope(envelope);
+                AtOnce::Gone
+            }
+            Err(error) => {
+                let waiter = self.wait(key);
+                let slip = Slip { waiter: Some(waiter), silent: false, open: false };
+                let letter = Letter { envelope, slip };
+                self.not_sent(key, letter, SendError::from_kernel(error), woken);
+                if !self.channels[key].lane.blocked {
+                    self.mark_dirty(key);
+                }
+                AtOnce::Queued(Some(waiter))
+            }
+        }
     }
 
     /// Whoever asked for this letter does not wait any more, and it goes out all the same. If it cannot, what
@@ -1527,17 +1566,66 @@ impl Core {
         if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) {
             self.ask_for_credentials(key);
             let channel = &self.channels[key];
-            match self.driver.take(&channel.fd, channel.room) {
-                Now::Arrived(arrival) => {
-                    self.taken_here += share;
-                    self.arrived(key, Ok(arrival), false, woken);
-                }
-                Now::Failed(error) => self.arrived(key, Err(error), false, woken),
-                // The receive that is armed knows what to do.
-                Now::Starved | Now::Empty => {}
+            let found = self.driver.take(&channel.fd, channel.room);
+            if self.found_here(key, found, woken) {
+                self.taken_here += share;
             }
         }
         self.poll_receive(key, asker, woken)
+    }
+
+    /// Takes the next message out of the queue if it is the piece that is expected. Whether it was. What else
+    /// it is arrives as ever, but that nobody is woken for it: whoever looks here receives next.
+    pub(crate) fn take_piece(&mut self, key: usize, woken: &mut Woken) -> bool {
+        if !self.driver.lets_others_take() || !self.may_take_piece() {
+            return false;
+        }
+        self.ask_for_credentials(key);
+        let channel = &self.channels[key];
+        match self.driver.take(&channel.fd, channel.room) {
+            Now::Arrived(arrival) if arrival.message.landed() > 0 => {
+                self.stats.messages_received += 1;
+                self.stats.bytes_received += arrival.message.length() as u64;
+                arrival.message.let_go();
+                true
+            }
+            found => {
+                let sleeper = self.channels[key].inbox.sleeper.take();
+                self.found_here(key, found, woken);
+                self.channels[key].inbox.sleeper = sleeper;
+                false
+            }
+        }
+    }
+
+    /// Whether what has arrived first is a piece that may be received without waiting for a turn.
+    pub(crate) fn goes_on_with_piece(&mut self, key: usize, is_piece: impl FnOnce(&[u8]) -> bool) -> bool {
+        let first = self.channels[key].inbox.arrived.front();
+        first.is_some_and(|first| first.as_ref().is_ok_and(|first| is_piece(first.bytes())))
+            && self.may_take_piece()
+    }
+
+    /// Whether one more piece may be taken without waiting for a turn. If so, it is counted.
+    fn may_take_piece(&mut self) -> bool {
+        let may = self.pieces_taken < PIECES_AT_ONCE_MAX;
+        self.pieces_taken += usize::from(may);
+        may
+    }
+
+    /// What a look past the receive that is armed has found. That receive knows what to do where it is
+    /// nothing. Says whether it was a message.
+    fn found_here(&mut self, key: usize, found: Now, woken: &mut Woken) -> bool {
+        match found {
+            Now::Arrived(arrival) => {
+                self.arrived(key, Ok(arrival), false, woken);
+                true
+            }
+            Now::Failed(error) => {
+                self.arrived(key, Err(error), false, woken);
+                false
+            }
+            Now::Starved | Now::Empty => false,
+        }
     }
 
     /// Whether a message taken out of the queue now would be the next, and there may be one.
@@ -1579,9 +1667,10 @@ impl Core {
         !inbox.arrived.is_empty() || inbox.ended
     }
 
-    /// Whether all that was taken out of the queue of a socket has been received here.
+    /// Whether all that was taken out of the queue of a socket has been received here, and more may come.
     pub(crate) fn is_drained(&self, key: usize) -> bool {
-        self.channels[key].inbox.arrived.is_empty() && self.home.is_empty()
+        let inbox = &self.channels[key].inbox;
+        inbox.arrived.is_empty() && !inbox.ended && self.home.is_empty()
     }
 
     /// Whether neither a message nor the end is here, nor on its way here.
@@ -1852,6 +1941,7 @@ impl Core {
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
         self.taken_here = 0;
+        (self.pieces_at_once, self.pieces_taken) = (0, 0);
         self.closed_at_once = 0;
         let behind = !self.dirty.is_empty() && self.flush(woken);
         let mut home = std::mem::take(&mut self.home);

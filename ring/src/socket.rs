@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -344,10 +344,9 @@ impl Socket {
         let message = message.into();
         let state = match self.refuse(&message) {
             Some(error) => SendingState::Refused(Some(error)),
-            None => match self.reactor.with(|core, _| core.send_in_any_order(self.channel, message)) {
-                AtOnce::Gone => SendingState::Gone,
-                AtOnce::Queued(waiter) => SendingState::Waiting(waiter.expect("a waiter was asked for")),
-            },
+            None => {
+                SendingState::from(self.reactor.with(|core, _| core.send_in_any_order(self.channel, message)))
+            }
         };
         Sending { reactor: self.reactor.clone(), state }
     }
@@ -463,14 +462,15 @@ impl Socket {
     }
 
     /// As [`send`](Socket::send), a message of `bytes` and a piece of something larger, which is shared and
-    /// not copied for it.
+    /// not copied for it. Where nothing waits before it, it goes now, as far as that is no more than
+    /// [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) since the last turn, of all sockets together.
     ///
     /// ```
-    /// # use std::rc::Rc;
+    /// # use std::sync::Arc;
     /// # use ring::{Executor, Kind, Reactor, Socket};
     /// # let reactor = Reactor::new()?;
     /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// let whole = Rc::new(b"one two three".to_vec());
+    /// let whole = Arc::new(b"one two three".to_vec());
     /// let sending = near.send_piece(b"second: ", &whole, 4..7);
     /// # let far = Socket::wrap(&reactor, far)?;
     /// # let executor = Executor::new(&reactor);
@@ -485,13 +485,13 @@ impl Socket {
     /// # Panics
     /// If both together are empty or longer than a packet, if the piece ends beyond the whole, or on a
     /// stream.
-    pub fn send_piece(&self, bytes: &[u8], whole: &Rc<Vec<u8>>, piece: Range<usize>) -> Sending {
+    pub fn send_piece(&self, bytes: &[u8], whole: &Arc<Vec<u8>>, piece: Range<usize>) -> Sending {
         assert_eq!(self.kind, Kind::SeqPacket, "a stream might take half of it");
         let length = bytes.len() + piece.len();
         assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever sends pieces keeps to the packet");
-        let whole = Rc::clone(whole);
-        let waiter = self.reactor.with(|core, _| core.send_piece(self.channel, bytes, whole, piece));
-        Sending { reactor: self.reactor.clone(), state: SendingState::Waiting(waiter) }
+        let whole = Arc::clone(whole);
+        let sent = self.reactor.with(|core, woken| core.send_piece(self.channel, bytes, whole, piece, woken));
+        Sending { reactor: self.reactor.clone(), state: SendingState::from(sent) }
     }
 
     /// Bytes that wait to be sent.
@@ -527,10 +527,9 @@ impl Socket {
         let message = message.into();
         let state = match self.refuse(&message) {
             Some(error) => SendingState::Refused(Some(error)),
-            None => match self.reactor.with(|core, _| core.send_at_once(self.channel, message, true)) {
-                AtOnce::Gone => SendingState::Gone,
-                AtOnce::Queued(waiter) => SendingState::Waiting(waiter.expect("a waiter was asked for")),
-            },
+            None => SendingState::from(
+                self.reactor.with(|core, _| core.send_at_once(self.channel, message, true)),
+            ),
         };
         Sending { reactor: self.reactor.clone(), state }
     }
@@ -722,6 +721,38 @@ impl Socket {
     pub fn poll_receive_here(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
         let asker = self.reactor.asker(context);
         self.reactor.with(|core, woken| core.poll_receive_here(self.channel, asker, woken))
+    }
+
+    /// Whether whoever has received a piece may go on with what has arrived behind it, and leave everybody
+    /// else waiting: if that is there, and looks like another one, and not more than
+    /// [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) go on since the last turn.
+    pub fn goes_on_with_piece(&self, is_piece: impl FnOnce(&[u8]) -> bool) -> bool {
+        self.reactor.with_core(|core| core.goes_on_with_piece(self.channel, is_piece))
+    }
+
+    /// Looks into the queue for the next piece. If there is one, as it was to be
+    /// [expected](Socket::expect_piece), it has landed and is not received any more. Whatever else there is
+    /// has arrived then, and nobody is woken for it: whoever looks here polls a receive before anything is
+    /// waited for. All sockets of the reactor look no more than
+    /// [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) times between two turns.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Landing, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let far = Socket::wrap(&reactor, far)?;
+    /// let landing = Landing::new(ring::room_for(1 << 20)?);
+    /// near.try_send(b"piece 7 of many:and")?;
+    /// assert!(far.take_piece(&landing, b"piece 7 of many:", 3));
+    /// assert_eq!((landing.take_landed(), landing.take_bytes()), (3, b"and".to_vec()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As `expect_piece`.
+    pub fn take_piece(&self, landing: &Landing, head: &[u8; LANDING_HEAD_BYTES], length: usize) -> bool {
+        self.expect_piece(landing, head, length)
+            && self.reactor.with(|core, woken| core.take_piece(self.channel, woken))
     }
 
     /// The next message, if it has arrived already.
@@ -977,6 +1008,15 @@ enum SendingState {
     Gone,
     Waiting(usize),
     Over,
+}
+
+impl From<AtOnce> for SendingState {
+    fn from(sent: AtOnce) -> SendingState {
+        match sent {
+            AtOnce::Gone => SendingState::Gone,
+            AtOnce::Queued(waiter) => SendingState::Waiting(waiter.expect("a waiter was asked for")),
+        }
+    }
 }
 
 impl Sending {

@@ -61,7 +61,7 @@ fn each_verb_of_a_socket_is_refused(reactor: &Reactor, near: &Socket) {
     assert!(matches!(near.try_send(message()), Err(SendError::Forked)));
     near.post(&[b"nor this"], vec![Fd::from(pipe())]);
     near.post_or(&[b"nor this"], vec![Fd::from(pipe())], b"or that".to_vec());
-    let whole = Rc::new(b"nor a piece".to_vec());
+    let whole = Arc::new(b"nor a piece".to_vec());
     assert!(matches!(settle(reactor, near.send_piece(b"", &whole, 0..3)), Err(SendError::Forked)));
     for _ in 0..2 {
         assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Forked)));

@@ -4,7 +4,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use ring::{Kind, LANDING_HEAD_BYTES, Landing, Message, PACKET_BYTES_MAX, Reactor, Socket};
+use ring::{
+    Kind, LANDING_HEAD_BYTES, Landing, Message, PACKET_BYTES_MAX, PIECES_AT_ONCE_MAX, Reactor, ReceiveError,
+    Socket,
+};
 use testing::{on_each_driver, packet_pair, send_packet, settle, turn};
 
 const HEAD: &[u8; LANDING_HEAD_BYTES] = b"the next of many";
@@ -122,6 +125,54 @@ on_each_driver! {
         assert_eq!(settle(reactor, near.receive()).unwrap().landed(), 3);
         drop(near);
         assert_eq!((first.take_landed(), first.take_bytes()), (3, b"two".to_vec()));
+    }
+
+    fn pieces_are_taken_without_a_turn_as_many_as_may_be(reactor: &Reactor) {
+        let (near, landing, far) = landing(reactor, 100);
+        turn(reactor);
+        let count = PIECES_AT_ONCE_MAX + 1;
+        (0..count).for_each(|_| send_packet(&far, &piece(b"one"), &[]).unwrap());
+        for _ in 0..PIECES_AT_ONCE_MAX {
+            assert!(near.take_piece(&landing, HEAD, 3));
+            assert_eq!(landing.take_landed(), 3);
+        }
+        assert!(!near.take_piece(&landing, HEAD, 3), "one more");
+        // The next is expected all the same.
+        assert_eq!(settle(reactor, near.receive()).unwrap().landed(), 3);
+        assert_eq!(landing.take_landed(), 3);
+        assert!(landing.take_bytes() == b"one".repeat(count));
+    }
+
+    fn what_is_found_instead_of_a_piece_is_received_next(reactor: &Reactor) {
+        let (near, landing, far) = landing(reactor, 100);
+        turn(reactor);
+        assert!(!near.take_piece(&landing, HEAD, 3), "there is nothing");
+        let (reader, _writer) = std::io::pipe().unwrap();
+        send_packet(&far, b"another", &[reader.as_fd()]).unwrap();
+        send_packet(&far, &piece(b"one"), &[]).unwrap();
+        assert!(!near.take_piece(&landing, HEAD, 3));
+        assert!(near.has_arrived());
+        assert!(!near.take_piece(&landing, HEAD, 3), "that would be in front of it");
+        let mut message = settle(reactor, near.receive()).unwrap();
+        assert_eq!((message.bytes(), message.descriptors()), (b"another".as_slice(), 1));
+        assert!(message.take_descriptor().is_some());
+        assert_eq!(settle(reactor, near.receive()).unwrap().bytes().len(), LANDING_HEAD_BYTES + 3);
+        drop(far);
+        assert!(!near.take_piece(&landing, HEAD, 3));
+        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+    }
+
+    fn whoever_goes_on_with_a_piece_leaves_what_looks_like_none(reactor: &Reactor) {
+        let (near, _landing, far) = landing(reactor, 100);
+        assert!(!near.goes_on_with_piece(|_| true), "there is nothing");
+        send_packet(&far, b"something", &[]).unwrap();
+        testing::wait_until("it is here", || {
+            turn(reactor);
+            near.has_arrived()
+        });
+        assert!(!near.goes_on_with_piece(|bytes| bytes != b"something"));
+        let goes_on = (0..9).filter(|_| near.goes_on_with_piece(|bytes| bytes == b"something"));
+        assert_eq!(goes_on.count(), PIECES_AT_ONCE_MAX);
     }
 
     fn a_receive_that_is_made_later_lands_too(reactor: &Reactor) {

@@ -10,10 +10,12 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
+use ring::{
+    DriverKind, Fd, Kind, Message, PACKET_BYTES_MAX, PIECES_AT_ONCE_MAX, Reactor, SendError, Socket, Wait,
+};
 use testing::{on_each_driver, on_each_driver_and_seed, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
@@ -193,7 +195,7 @@ on_each_driver_and_seed! {
 
     fn pieces_of_one_whole_arrive_in_order_behind_their_own_bytes(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        let whole = Rc::new(b"onetwothree".to_vec());
+        let whole = Arc::new(b"onetwothree".to_vec());
         let send = |piece: std::ops::Range<usize>| {
             near.send_piece(format!("{piece:?} ").as_bytes(), &whole, piece)
         };
@@ -206,13 +208,13 @@ on_each_driver_and_seed! {
         });
         let expected = ["0..3 one", "3..6 two", "6..11 three", "11..11 "];
         assert_eq!(drain(&far), expected.map(|text| text.as_bytes().to_vec()));
-        assert_eq!(Rc::strong_count(&whole), 1, "what was lent has been given back");
+        assert_eq!(Arc::strong_count(&whole), 1, "what was lent has been given back");
     }
 
     fn a_piece_that_waits_for_a_full_queue_keeps_its_bytes(reactor: &Reactor) {
         let (near, far) = shared(reactor);
         fill(&near);
-        let whole = Rc::new(vec![7; PACKET_BYTES_MAX]);
+        let whole = Arc::new(vec![7; PACKET_BYTES_MAX]);
         let send = near.send_piece(&[1], &whole, 1..PACKET_BYTES_MAX);
         drop(whole);
         turn(reactor);
@@ -225,18 +227,59 @@ on_each_driver_and_seed! {
 
     fn a_dropped_piece_that_has_not_left_is_taken_back(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        let whole = Rc::new(b"never".to_vec());
+        let whole = Arc::new(b"never".to_vec());
+        near.post(&[b"first"], Vec::new());
         drop(near.send_piece(&[], &whole, 0..5));
-        assert_eq!(Rc::strong_count(&whole), 1);
+        assert_eq!(Arc::strong_count(&whole), 1);
         near.post(&[b"instead"], Vec::new());
         turn(reactor);
-        assert_eq!(drain(&far), [b"instead".to_vec()]);
+        assert_eq!(drain(&far), [b"firstinstead".to_vec()]);
+    }
+
+    fn pieces_go_at_once_as_many_as_all_sockets_may_send_in_a_turn(reactor: &Reactor) {
+        let ends = [shared(reactor), shared(reactor)];
+        let whole = Arc::new(b"0123456789".to_vec());
+        let mut at_once = 0;
+        let sends: Vec<_> = (0..6)
+            .map(|place| {
+                let sending = ends[place % 2].0.send_piece(b"", &whole, place..place + 1);
+                at_once += usize::from(sending.has_gone());
+                sending
+            })
+            .collect();
+        // The world of a script sends at once when it likes to.
+        let scripted = !matches!(reactor.driver().kind(), DriverKind::Uring | DriverKind::Epoll);
+        assert!(at_once == PIECES_AT_ONCE_MAX || scripted && at_once < PIECES_AT_ONCE_MAX, "{at_once}");
+        sends.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+        assert_eq!(drain(&ends[0].1), [b"0", b"2", b"4"].map(|one| one.to_vec()));
+        assert_eq!(drain(&ends[1].1), [b"1", b"3", b"5"].map(|one| one.to_vec()));
+        let next = ends[0].0.send_piece(b"", &whole, 6..7);
+        assert!(next.has_gone() || scripted, "a turn has passed");
+        settle(reactor, next).unwrap();
+    }
+
+    fn a_piece_is_not_sent_before_what_waits(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        let whole = Arc::new(b"piece".to_vec());
+        near.post(&[b"before"], Vec::new());
+        let sending = near.send_piece(b"", &whole, 0..5);
+        assert!(!sending.has_gone());
+        settle(reactor, sending).unwrap();
+        assert_eq!(drain(&far), [b"before".to_vec(), b"piece".to_vec()]);
+    }
+
+    fn a_piece_for_nobody_is_gone(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        drop(far);
+        let sending = near.send_piece(b"", &Arc::new(b"piece".to_vec()), 0..5);
+        assert!(matches!(settle(reactor, sending), Err(SendError::Gone)));
+        assert!(near.is_broken());
     }
 
     fn what_is_let_go_leaves_although_its_socket_is_dropped(reactor: &Reactor) {
         let (near, far) = shared(reactor);
         let filled = fill(&near);
-        let whole = Rc::new(b"onetwo".to_vec());
+        let whole = Arc::new(b"onetwo".to_vec());
         let piece = |piece| near.send_piece(b"", &whole, piece);
         let sends = [near.send("opening"), piece(0..3), piece(3..6)];
         // The first is away by now, and finds the queue full.
@@ -265,7 +308,7 @@ on_each_driver_and_seed! {
     fn a_piece_that_is_none_or_too_long_is_a_mistake_of_ours(reactor: &Reactor) {
         let (near, _far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         let (stream, _end) = Socket::pair(reactor, Kind::Stream).unwrap();
-        let whole = Rc::new(vec![7; PACKET_BYTES_MAX]);
+        let whole = Arc::new(vec![7; PACKET_BYTES_MAX]);
         let fails = |socket: &Socket, bytes: &[u8], piece| {
             catch_unwind(AssertUnwindSafe(|| drop(socket.send_piece(bytes, &whole, piece)))).is_err()
         };

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ring::{LANDING_HEAD_BYTES, Reactor, SendError, Sending, Sleep, Socket};
+use ring::{Bytes, LANDING_HEAD_BYTES, Reactor, SendError, Sending, Sleep, Socket};
 
 use crate::parcel::Parcel;
 use crate::rooms::{HugePages, Piece, Room};
@@ -60,7 +61,7 @@ pub(crate) struct Outbox {
 
 struct Outgoing {
     number: u32,
-    bytes: Rc<Vec<u8>>,
+    bytes: Arc<Vec<u8>>,
     /// How much of it has been given to the socket.
     sent: usize,
     /// What opens it may still fail, and no part goes before it is known that it has not.
@@ -81,8 +82,8 @@ pub(crate) enum Left {
 impl Outbox {
     /// Takes a message whose opening frame has been given to the socket: for good, or as long as this future
     /// does not say otherwise.
-    pub(crate) fn push(&mut self, number: u32, bytes: Vec<u8>, opening: Option<Sending>) {
-        let bytes = Rc::new(bytes);
+    pub(crate) fn push(&mut self, number: u32, bytes: Bytes, opening: Option<Sending>) {
+        let bytes = bytes.into_shared();
         self.waiting.push_back(Outgoing { number, bytes, sent: 0, opening, stopped: false });
     }
 
@@ -109,7 +110,7 @@ impl Outbox {
         }
         if self.waiting[place].opening.is_some() {
             self.waiting[place].stopped = true;
-            self.waiting[place].bytes = Rc::default();
+            self.waiting[place].bytes = Arc::default();
         } else {
             self.waiting.remove(place);
         }
@@ -166,15 +167,21 @@ impl Outbox {
             let Some(place) = self.waiting.iter().position(|outgoing| outgoing.opening.is_none()) else {
                 return left;
             };
-            let Some(mut next) = self.waiting.remove(place) else { unreachable!("found above") };
+            let next = &mut self.waiting[place];
             let (sending, bytes) = next.send_part(socket, part_bytes_max);
             self.said.0 += 1;
             self.said.1 += bytes;
-            self.away = Some((next.number, sending));
-            if next.sent < next.bytes.len() {
-                self.waiting.push_back(next);
+            if sending.has_gone() {
+                self.moved = Some(now);
             } else {
+                self.away = Some((next.number, sending));
+            }
+            if next.sent == next.bytes.len() {
                 left.push(Left::Whole(next.number));
+                self.waiting.remove(place);
+            } else if self.waiting.len() > 1 {
+                let next = self.waiting.remove(place);
+                self.waiting.extend(next);
             }
         }
     }
@@ -270,15 +277,31 @@ impl Assembly {
         self.room.as_ref().is_some_and(|room| room.begins_huge_page(more))
     }
 
-    /// Has the socket receive the next part in the room, if its pages are there: what would begin a huge page
-    /// has to wait for its turn in a packet of its own.
-    pub(crate) fn await_part(&self, number: u32, part_bytes_max: usize, socket: &Socket) {
-        let length = self.missing.min(part_bytes_max);
-        if let Some(room) = &self.room
+    /// Takes the parts that are in the socket's queue, as far as it lets us without waiting for a turn, and
+    /// has it receive the next one in the room. Not what would begin a huge page: that has to wait for its
+    /// turn in a packet of its own. Everything before them must have been filed. Says how many it has taken,
+    /// and how many bytes of them.
+    pub(crate) fn take_parts(
+        &mut self,
+        number: u32,
+        part_bytes_max: usize,
+        socket: &Socket,
+    ) -> (usize, usize) {
+        let (mut parts, missing) = (0, self.missing);
+        while let Some(room) = &mut self.room
+            && let length = self.missing.min(part_bytes_max)
+            && length > 0
             && !room.begins_huge_page(length)
+            && socket.take_piece(room.place(), &Header::part(number, length as u32).encode(), length)
         {
-            socket.expect_piece(room.place(), &Header::part(number, length as u32).encode(), length);
+            room.push(Piece::Landed(length));
+            self.missing -= length;
+            parts += 1;
         }
+        if parts > 0 {
+            self.moved = socket.reactor().now();
+        }
+        (parts, missing - self.missing)
     }
 
     /// Adds the next part. Says whether it was the last.

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use ring::{
-    Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, ReceiveError, Received,
-    Socket, Spare,
+    Bytes, Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, ReceiveError,
+    Received, Socket, Spare,
 };
 
 use crate::brought::{Brought, SpareBoxes};
@@ -31,8 +31,8 @@ use crate::table::{SpareRows, Table};
 use crate::trace;
 use crate::waiting::wake;
 use crate::wire::{
-    self, Arrived, Body, FromClient, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX, Place,
-    REFUSED_FRAME_BYTES, RefusedReason, Size,
+    self, Arrived, Body, FromClient, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
+    Place, REFUSED_FRAME_BYTES, RefusedReason, Size,
 };
 
 /// How many packets of one session are looked at in one turn, before the others have theirs: at most 65,536
@@ -386,11 +386,16 @@ impl Session {
         }
         // One packet or a part of it, then the others have theirs: `SESSION_PACKETS_A_TURN_MAX`. With nothing
         // here this only waits for the next.
-        if self.state.borrow().unread.is_some() || self.socket.has_arrived() {
+        if self.state.borrow().unread.is_some() || self.socket.has_arrived() && !self.goes_on_with_parts() {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         self.poll_over(context)
+    }
+
+    /// Whether what has arrived is the next part of a large call, and may be filed in this turn too.
+    fn goes_on_with_parts(&self) -> bool {
+        self.state.borrow().arriving == 1 && self.socket.goes_on_with_piece(wire::is_part)
     }
 
     fn unread_of(&self, received: Option<Result<Received, ReceiveError>>) -> Result<Unread, Over> {
@@ -437,6 +442,12 @@ impl Session {
 
     /// Receives the next packet; `None` if a large message stands still.
     fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, ReceiveError>>> {
+        if self.take_parts() {
+            // It found something else, which is for the next turn: the answer to what was filed in this one
+            // has not left yet.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // What has arrived counts before what has not.
         if let Poll::Ready(received) = self.socket.poll_receive(context) {
             return Poll::Ready(Some(received));
@@ -448,18 +459,10 @@ impl Session {
             self.socket.expect_no_piece();
             return Poll::Pending;
         }
-        let Large { outbox, reading, writing, latest, .. } = &mut **large;
+        let Large { outbox, reading, writing, .. } = &mut **large;
         if *arriving == 0 {
             reading.rest();
         } else {
-            // Everything before it has been filed. Of several that arrive at once nobody knows whose part is
-            // the next.
-            if *arriving == 1
-                && let Some(Stage::Arriving { assembly, .. }) = calls.find(*latest).map(|entry| &entry.stage)
-            {
-                let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
-                assembly.await_part(*latest, part_bytes_max, &self.socket);
-            }
             let stands_since = || {
                 let arriving = calls.iter().filter_map(|(_, entry)| match &entry.stage {
                     Stage::Arriving { assembly, .. } => Some(assembly.moved()),
@@ -483,6 +486,40 @@ impl Session {
         // What it has read, and nobody here has noticed while a handler kept the thread, is to its credit.
         let excused = || self.socket.takes_more();
         writing.poll(self.socket.reactor(), self.terms.stall, stands_since, excused, context).map(|()| None)
+    }
+
+    /// Takes the parts of a large call that are in the queue, and has the next one received where it belongs.
+    /// Of several calls that arrive at once nobody knows whose part is the next. Says whether something else
+    /// has come.
+    fn take_parts(&self) -> bool {
+        let mut borrowed = self.state.borrow_mut();
+        let State { calls, arriving: 1, large: Some(large), .. } = &mut *borrowed else { return false };
+        let number = large.latest;
+        let Some(entry) = calls.find_mut(number) else { return false };
+        let Stage::Arriving { assembly, .. } = &mut entry.stage else { return false };
+        let had_arrived = self.socket.has_arrived();
+        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let (parts, bytes) = assembly.take_parts(number, part_bytes_max, &self.socket);
+        if parts > 0 {
+            self.counters.received(parts, parts * HEADER_BYTES + bytes, 0);
+            if assembly.missing() == 0 {
+                self.has_arrived(&mut borrowed, number);
+            }
+            drop(borrowed);
+            self.ask_for_turn();
+        }
+        !had_arrived && self.socket.has_arrived()
+    }
+
+    /// The last part of a large call has arrived.
+    fn has_arrived(&self, state: &mut State, number: u32) {
+        let Some(entry) = state.calls.find_mut(number) else { return };
+        if let Stage::Arriving { assembly, mut brought } = std::mem::replace(&mut entry.stage, Stage::Here) {
+            state.arriving -= 1;
+            entry.claim.iter_mut().for_each(|claim| claim.is_whole());
+            brought.parcel = assembly.into_parcel();
+            self.terms.spares().queue.lend(&mut state.queue).push_back(brought);
+        }
     }
 
     fn send_parts(&self, context: &mut Context<'_>) {
@@ -900,14 +937,8 @@ impl Session {
             Stage::Arriving { assembly, .. } => {
                 state.large.get_or_insert_default().latest = number;
                 let added = assembly.add(payload, part_bytes_max, self.socket.reactor().now());
-                if added.map_err(|malformed| self.blame(&malformed))?
-                    && let Stage::Arriving { assembly, mut brought } =
-                        std::mem::replace(&mut entry.stage, Stage::Here)
-                {
-                    state.arriving -= 1;
-                    entry.claim.iter_mut().for_each(|claim| claim.is_whole());
-                    brought.parcel = assembly.into_parcel();
-                    self.terms.spares().queue.lend(&mut state.queue).push_back(brought);
+                if added.map_err(|malformed| self.blame(&malformed))? {
+                    self.has_arrived(state, number);
                 }
                 Ok(())
             }
@@ -1102,7 +1133,7 @@ impl Session {
         };
         let opening = self.terms.hello.answer_to(number, size);
         if opening.total().is_some() {
-            let (bytes, descriptors) = std::mem::take(message).into_parts();
+            let (bytes, descriptors) = std::mem::take(message).into_bytes_and_descriptors();
             self.answer_in_parts(&opening, bytes, descriptors);
             return Ok(());
         }
@@ -1129,7 +1160,7 @@ impl Session {
     }
 
     /// The companion sends the parts, and the call has ended with the last of them.
-    fn answer_in_parts(&self, opening: &Opening, bytes: Vec<u8>, descriptors: Vec<Fd>) {
+    fn answer_in_parts(&self, opening: &Opening, bytes: Bytes, descriptors: Vec<Fd>) {
         let number = opening.header.number;
         let frame = opening.encode();
         // No part goes before it is known that the opening frame has gone; without descriptors it always

@@ -564,6 +564,13 @@ impl Session {
         result.map(|()| quiet)
     }
 
+    /// Files the parts of a large answer that are in the queue.
+    fn take_parts(&self) {
+        let mut woken = Woken::default();
+        self.state.borrow_mut().take_parts(&mut woken);
+        wake(woken);
+    }
+
     /// Files a packet that is a part and nothing else, and has been received where it belongs.
     fn file_landed(&self, packet: &Received) -> Result<bool, Malformed> {
         let mut woken = Woken::default();
@@ -858,7 +865,7 @@ impl State {
             self.counters.sent(message.bytes().len(), message.descriptors().len());
             Some(socket.send(message))
         };
-        self.large().outbox.push(opening.header.number, bytes.into_vec(), opened);
+        self.large().outbox.push(opening.header.number, bytes, opened);
         // The companion sends the parts.
         woken.extend(self.waker.clone());
     }
@@ -882,7 +889,7 @@ impl State {
 
     /// Ready when a large answer has stood still for too long.
     fn poll_watch(&mut self, socket: &Socket, stall: Duration, context: &mut Context<'_>) -> Poll<()> {
-        let State { large: Some(large), calls, arriving, phase, .. } = self else { return Poll::Pending };
+        let State { large: Some(large), calls, arriving, .. } = self else { return Poll::Pending };
         if *arriving == 0 {
             large.watch.rest();
             if large.queued.is_empty() && large.outbox.is_empty() {
@@ -891,19 +898,45 @@ impl State {
             }
             return Poll::Pending;
         }
-        // Everything before it has been filed. Of several at once nobody knows whose part is the next.
-        if *arriving == 1
-            && let Phase::Open { hello, .. } = phase
-            && let Some(assembly) = calls.find(large.latest as usize).and_then(|slot| slot.arriving.as_ref())
-        {
-            assembly.await_part(large.latest, hello.payload_bytes_max() as usize, socket);
-        }
         let stands_since = || {
             let arriving = calls.iter().filter_map(|(_, slot)| slot.arriving.as_ref());
             arriving.map(|assembly| assembly.moved()).min()
         };
         // What has arrived and is not received, for want of descriptors say, is not the server's fault.
         large.watch.poll(socket.reactor(), stall, stands_since, || !socket.is_quiet(), context)
+    }
+
+    /// Takes the parts of a large answer that are in the queue, and has the next one received where it
+    /// belongs. Of several answers that arrive at once nobody knows whose part is the next.
+    fn take_parts(&mut self, woken: &mut Woken) {
+        let State {
+            phase: Phase::Open { socket, hello, .. }, calls, arriving: 1, large: Some(large), ..
+        } = self
+        else {
+            return;
+        };
+        let number = large.latest;
+        let Some(slot) = calls.find_mut(number as usize) else { return };
+        let Some(assembly) = &mut slot.arriving else { return };
+        let part_bytes_max = hello.payload_bytes_max() as usize;
+        let (parts, bytes) = assembly.take_parts(number, part_bytes_max, socket);
+        if parts == 0 {
+            return;
+        }
+        self.counters.received(parts, parts * HEADER_BYTES + bytes, 0);
+        if assembly.missing() == 0
+            && let Some(under_way) = self.sent(number as usize)
+        {
+            self.has_arrived(under_way, woken);
+        }
+    }
+
+    /// The last part of a large answer has arrived.
+    fn has_arrived(&mut self, under_way: UnderWay, woken: &mut Woken) {
+        let arrived = self.calls[under_way.number as usize].arriving.take();
+        let Some(assembly) = arrived else { unreachable!("looked at before") };
+        self.arriving -= 1;
+        self.finish(under_way, Ok(assembly.into_parcel()), woken);
     }
 
     /// The server shall know too, and before this number is used again.
@@ -1202,9 +1235,7 @@ impl State {
         if !arriving.add(payload, part_bytes_max, socket.reactor().now())? {
             return Ok(());
         }
-        let Some(assembly) = slot.arriving.take() else { unreachable!("looked at above") };
-        self.arriving -= 1;
-        self.finish(under_way, Ok(assembly.into_parcel()), woken);
+        self.has_arrived(under_way, woken);
         Ok(())
     }
 
@@ -1461,6 +1492,9 @@ impl Session {
                 None if filed.frames > 0 => true,
                 None => return Poll::Ready(End::Gone),
             };
+            if !quiet {
+                self.take_parts();
+            }
             if !quiet || socket.has_failed() {
                 self.look_after_sends(socket, context);
             }

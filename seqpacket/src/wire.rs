@@ -1307,6 +1307,12 @@ pub(crate) fn small_answer_header(number: u32, message: Size) -> [u8; HEADER_BYT
     ])
 }
 
+/// Whether a packet begins with a part of a large message.
+pub(crate) fn is_part(packet: &[u8]) -> bool {
+    let header = packet.first_chunk().and_then(|header| Header::parse(header).ok());
+    header.is_some_and(|header| header.kind == Kind::Part)
+}
+
 /// Of which call a part is that has been received where it belongs: its packet is the header that was
 /// expected, word for word.
 pub(crate) fn part_landed(packet: &[u8]) -> u32 {

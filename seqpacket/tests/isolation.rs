@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
-use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, Reactor, Wait};
+use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, PIECES_AT_ONCE_MAX, Reactor, Wait};
 use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size};
 use seqpacket::{
     ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HANDED_ON_A_TURN_MAX,
@@ -303,10 +303,12 @@ async fn pause() {
 fn assert_within_budgets(most: Done, attackers: usize) {
     let turns = DISPATCH_TURNS_MAX * attackers;
     let frames = (turns * SESSION_FRAMES_A_TURN_MAX) as u64 + 1;
-    let bytes = (turns * SESSION_PACKETS_A_TURN_MAX * PACKET_BYTES_MAX) as u64 + 64;
+    // Parts of large calls, in all.
+    let parts = DISPATCH_TURNS_MAX * PIECES_AT_ONCE_MAX * PACKET_BYTES_MAX;
+    let bytes = (turns * SESSION_PACKETS_A_TURN_MAX * PACKET_BYTES_MAX + parts) as u64 + 64;
     let calls = DISPATCH_TURNS_MAX as u64 * u64::from(CALLS_A_TURN_MAX) + attackers as u64;
     // What has no place in a turn's share any more is noticed with the message that goes beyond.
-    let taken_bytes = (turns * (BURST_BYTES_MAX + PACKET_BYTES_MAX)) as u64 + 64;
+    let taken_bytes = (turns * (BURST_BYTES_MAX + PACKET_BYTES_MAX) + parts) as u64 + 64;
     println!("{most:?}, at most {frames} frames, {bytes} bytes, {calls} calls, {taken_bytes} bytes taken");
     assert!(most.turns <= DISPATCH_TURNS_MAX as u64, "{most:?}");
     assert!(most.frames <= frames, "{most:?}, and not {frames} frames");

@@ -8,6 +8,7 @@ mod support;
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::{Executor, Fd, Message, Reactor};
@@ -126,6 +127,26 @@ on_each_driver! {
         let error = executor.block_on(object.call(bytes(MIB + 1))).unwrap_err();
         assert!(matches!(error, CallError::TooLarge(Part::Call)));
         assert_eq!((error.was_sent(), error.may_have_been_seen()), (Some(false), false));
+    }
+
+    /// Sent and answered with the same bytes, which nobody has copied for that.
+    fn shared_bytes_are_sent_from_where_they_lie_and_given_back(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = object(reactor).unwrap();
+        let shared = Arc::new(bytes(MIB));
+        let answers = Arc::clone(&shared);
+        executor.spawn(async move {
+            while let Some(call) = mailbox.next().await {
+                assert!(call.bytes() == answers.as_slice());
+                let _ = call.answer(Arc::clone(&answers));
+            }
+        });
+        let calls = [(); 3].map(|()| object.call_with(Arc::clone(&shared), room(MIB)));
+        for call in calls {
+            assert!(executor.block_on(call).unwrap().bytes() == shared.as_slice());
+        }
+        drop(object);
+        until(&executor, "the server has ended", || Arc::strong_count(&shared) == 1);
     }
 
     fn the_largest_message_is_64_mib_unless_the_server_says_otherwise(reactor: &Reactor) {
