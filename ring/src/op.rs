@@ -941,14 +941,12 @@ impl Core {
         self.tell(waiter, Done::Sent(result), false, woken);
     }
 
-    /// Sends a last message that holds this very socket, now if it can. Says whether it has gone.
-    pub(crate) fn send_inside(&mut self, key: usize, message: Message) -> bool {
+    /// Sends a last message that holds this very socket, now if it can.
+    pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
         self.channels[key].travels = Travels::Soon;
-        let gone = matches!(self.send_at_once(key, message, false), AtOnce::Gone);
-        if gone {
+        if let AtOnce::Gone = self.send_at_once(key, message, false) {
             self.channels[key].travels = Travels::Gone;
         }
-        gone
     }
 
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.

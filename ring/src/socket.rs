@@ -582,38 +582,13 @@ impl Socket {
     /// What is wrong with the message itself (empty, too large, 253 descriptors besides this one), or
     /// [`SendError::Forked`]: the socket is closed without it.
     pub fn finish_inside(self, message: impl Into<Message>) -> Result<(), SendError> {
-        self.finish_inside_and_keep(message).map(drop)
-    }
-
-    /// As [`finish_inside`](Socket::finish_inside), but where the last message has gone already, and
-    /// descriptors are not short, the socket comes back: for whoever closes many, some at a time. Until it is
-    /// dropped the other end does not see the end of whoever has received it.
-    ///
-    /// ```
-    /// # use ring::{Executor, Kind, Reactor, Socket};
-    /// # let reactor = Reactor::new()?;
-    /// # let executor = Executor::new(&reactor);
-    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// let answered = Socket::wrap(&reactor, far)?.finish_inside_and_keep("take it home")?;
-    /// let mut answer = executor.block_on(near.receive())?;
-    /// let home = Socket::wrap(&reactor, answer.take_descriptor().expect("the far end"))?;
-    /// // Near sees the end when both are dropped.
-    /// drop((answered, home));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`finish_inside`](Socket::finish_inside).
-    pub fn finish_inside_and_keep(self, message: impl Into<Message>) -> Result<Option<Socket>, SendError> {
         let mut message = message.into();
         message.push_descriptor(self.fd.as_ref().expect("present until dropped").clone());
         if let Some(error) = self.refuse_last(&message) {
             return Err(error);
         }
-        let kept = self
-            .reactor
-            .with(|core, _| core.send_inside(self.channel, message) && core.budget().covers(DESCRIPTORS_MAX));
-        Ok(kept.then_some(self))
+        self.reactor.with(|core, _| core.send_inside(self.channel, message));
+        Ok(())
     }
 
     /// What can be said against a last message, of which nobody is told any more how it goes.

@@ -46,9 +46,7 @@ pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How many continuations that have been answered a mailbox keeps, to close them together: what costs most of
 /// a call is the closing of its socket, and no caller is to wait for that. They are closed 20 ms after the
-/// first of them at the latest, and at once where descriptors are short. Copies of those that
-/// [went home](PlainMailbox::return_continuations) are closed at once, too, when a later call is not answered
-/// or handed on: its caller is to see that.
+/// first of them at the latest, and at once where descriptors are short.
 pub const ANSWERED_MAX: usize = 16;
 
 /// How many calls a plain object hands out between two turns of the reactor: 4. To take one of them out of
@@ -512,9 +510,7 @@ impl PlainMailbox {
         socket.set_private(false);
         socket.set_descriptors_max(PLAIN_ARGUMENTS_DEFAULT + 1);
         socket.ask_for_credentials();
-        let mailbox = PlainMailbox::on(socket);
-        mailbox.reception.beside_others.set(true);
-        mailbox
+        PlainMailbox::on(socket)
     }
 
     /// A copy of the end, for another process that takes calls from it.
@@ -679,8 +675,6 @@ pub(crate) struct Reception {
     violations: Cell<PlainViolations>,
     /// Continuations go home with the answer.
     returning: Cell<bool>,
-    /// Other processes take calls from the same socket.
-    beside_others: Cell<bool>,
     /// The cookie of the end by which the object is called, where that was made here. Answered there, the
     /// answer would be a call in this process's own name; and with a socket at its end, such as one that goes
     /// home, be answered again: a server that calls itself for ever, also when whoever began it is gone.
@@ -731,7 +725,8 @@ impl Reception {
         }
         if !returning {
             let mut continuation = PlainContinuation::from_fd(reactor, fd).ok()?;
-            continuation.answered.kept = Some(self.answered(reactor));
+            let answered = self.answered.get_or_init(|| Rc::new(Spent::new(reactor, || ())));
+            continuation.answered = Some(Rc::clone(answered));
             return Some(continuation);
         }
         let mut continuation = match cookie {
@@ -742,38 +737,14 @@ impl Reception {
             self.known.add(cookie);
         }
         continuation.returning = true;
-        // Kept here, it would hide that another process lets go of a later call with the same pair.
-        if !self.beside_others.get() {
-            continuation.answered = Answered { kept: Some(self.answered(reactor)), at_home: true };
-        }
         Some(continuation)
     }
 
-    fn answered(&self, reactor: &Reactor) -> Rc<Spent> {
-        Rc::clone(self.answered.get_or_init(|| Rc::new(Spent::new(reactor, || ()))))
-    }
-
-    /// Closes what is kept of far ends that went home: the last other copy of one is gone, and its caller is
-    /// to see that.
-    fn close_the_answered(&self) {
-        if let Some(answered) = self.answered.get() {
-            answered.close();
-        }
-    }
-
     fn no_call(&self, count: impl FnOnce(&mut PlainViolations)) -> Opened {
-        self.close_the_answered();
         let mut violations = self.violations.get();
         count(&mut violations);
         self.violations.set(violations);
         Opened::NoCall
-    }
-}
-
-impl Drop for Reception {
-    fn drop(&mut self) {
-        // What was still in the queue nobody answers.
-        self.close_the_answered();
     }
 }
 
@@ -851,38 +822,8 @@ pub struct PlainContinuation {
     socket: Socket,
     /// The mailbox says that it goes home with the answer.
     returning: bool,
-    answered: Answered,
-}
-
-/// Where a mailbox has a continuation closed, with others, once it is answered.
-///
-/// Of one that goes home with each answer copies may be kept there, from calls before. While there is one its
-/// caller does not see the end: so whatever becomes of it but an answer closes them.
-#[derive(Debug, Default)]
-struct Answered {
-    kept: Option<Rc<Spent>>,
-    /// It goes home, and copies of it may be kept.
-    at_home: bool,
-}
-
-impl Answered {
-    fn keep(mut self, socket: Socket) {
-        let Some(kept) = self.kept.take() else { return };
-        kept.add(socket);
-        if kept.len() >= ANSWERED_MAX {
-            kept.close();
-        }
-    }
-}
-
-impl Drop for Answered {
-    fn drop(&mut self) {
-        if self.at_home
-            && let Some(kept) = &self.kept
-        {
-            kept.close();
-        }
-    }
+    /// Where the mailbox has it closed, with others, when it is answered.
+    answered: Option<Rc<Spent>>,
 }
 
 impl PlainContinuation {
@@ -902,7 +843,7 @@ impl PlainContinuation {
     fn from_socket(socket: Socket) -> PlainContinuation {
         // By the protocol nobody else holds it; who keeps a copy loses it.
         socket.set_private(true);
-        PlainContinuation { socket, returning: false, answered: Answered::default() }
+        PlainContinuation { socket, returning: false, answered: None }
     }
 
     /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
@@ -924,8 +865,11 @@ impl PlainContinuation {
         }
         let message = in_one_packet(message.into())?;
         let kept = self.socket.finish_and_keep(message).map_err(unanswered)?;
-        if let Some(socket) = kept {
-            self.answered.keep(socket);
+        if let (Some(socket), Some(answered)) = (kept, self.answered) {
+            answered.add(socket);
+            if answered.len() >= ANSWERED_MAX {
+                answered.close();
+            }
         }
         Ok(())
     }
@@ -938,16 +882,11 @@ impl PlainContinuation {
     /// As [`answer`](PlainContinuation::answer).
     pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
         let message = in_one_packet(message.into())?;
-        if message.descriptors().len() == DESCRIPTORS_MAX {
-            return self.socket.finish(message).map_err(unanswered);
+        if message.descriptors().len() < DESCRIPTORS_MAX {
+            self.socket.finish_inside(message).map_err(unanswered)
+        } else {
+            self.socket.finish(message).map_err(unanswered)
         }
-        let kept = self.socket.finish_inside_and_keep(message).map_err(unanswered)?;
-        if let Some(socket) = kept
-            && self.answered.at_home
-        {
-            self.answered.keep(socket);
-        }
-        Ok(())
     }
 
     /// Answers now, or says why not and gives the continuation back, so that something else can be answered
