@@ -68,12 +68,11 @@ impl Envelope {
         Box::new(Envelope { header, vectors, bytes, piece, control, descriptors, carrier, instead, sent: 0 })
     }
 
-    /// Puts a message into an empty one.
-    pub(crate) fn fill(&mut self, message: Message) {
+    /// Puts a message into an empty one. What is left of it is empty: to move a message from hand to hand
+    /// costs more than to take it apart where it stands.
+    pub(crate) fn fill(&mut self, message: &mut Message) {
         assert!(self.descriptors.is_empty());
-        let (bytes, descriptors) = message.into_contents();
-        bytes.move_into(&mut self.bytes);
-        self.descriptors = descriptors;
+        message.move_into(&mut self.bytes, &mut self.descriptors);
     }
 
     /// Bytes in all.
@@ -199,8 +198,11 @@ impl Envelope {
 
     /// Writes the one SCM_RIGHTS message and says how long it is.
     fn write_control(&mut self) -> usize {
-        self.control.clear();
-        self.control.resize(rights_bytes(self.descriptors.len()).div_ceil(mem::size_of::<u64>()), 0);
+        let words = rights_bytes(self.descriptors.len()).div_ceil(mem::size_of::<u64>());
+        // What it held before is written over.
+        if self.control.len() < words {
+            self.control.resize(words, 0);
+        }
         write_rights(&mut self.control, self.descriptors.iter().map(|fd| fd.as_fd().as_raw_fd()))
     }
 

@@ -91,12 +91,13 @@ impl Bytes {
     }
 
     /// Puts the bytes into an empty vector: the few are copied there, and of the many it becomes the vector.
-    pub(crate) fn move_into(self, empty: &mut Vec<u8>) {
+    fn move_into(&mut self, empty: &mut Vec<u8>) {
         assert!(empty.is_empty());
-        match self.0 {
-            Place::Inside { .. } => empty.extend_from_slice(&self),
-            Place::Outside(_) | Place::Shared(_) => *empty = self.into_vec(),
+        match &self.0 {
+            Place::Inside { bytes, length } => empty.extend_from_slice(&bytes[..usize::from(*length)]),
+            Place::Outside(_) | Place::Shared(_) => *empty = std::mem::take(self).into_vec(),
         }
+        self.release();
     }
 
     /// Becomes a copy of these bytes, in place where they are few.
@@ -242,6 +243,12 @@ impl Message {
     /// As it goes into an envelope.
     pub(crate) fn into_contents(self) -> (Bytes, Fds) {
         (self.bytes, self.descriptors)
+    }
+
+    /// As it goes into an envelope that is used again and empty. Nothing is left here.
+    pub(crate) fn move_into(&mut self, bytes: &mut Vec<u8>, descriptors: &mut Fds) {
+        self.bytes.move_into(bytes);
+        std::mem::swap(&mut self.descriptors, descriptors);
     }
 }
 

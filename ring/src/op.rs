@@ -768,23 +768,30 @@ impl Core {
     // -- sending ----------------------------------------------------------------------------------------
 
     /// Queues a message. The waiter, if one is wanted, is told how it went.
-    pub(crate) fn send(&mut self, key: usize, message: Message, silent: bool, waited: bool) -> Option<usize> {
+    pub(crate) fn send(
+        &mut self,
+        key: usize,
+        mut message: Message,
+        silent: bool,
+        waited: bool,
+    ) -> Option<usize> {
         let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
-        let letter = Letter { envelope: self.envelope(message), slip: Slip { waiter, silent, open: false } };
+        let letter =
+            Letter { envelope: self.envelope(&mut message), slip: Slip { waiter, silent, open: false } };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
         self.mark_dirty(key);
         waiter
     }
 
     /// One that holds this message.
-    fn envelope(&mut self, message: Message) -> Box<Envelope> {
+    fn envelope(&mut self, message: &mut Message) -> Box<Envelope> {
         match self.spare_envelopes.pop() {
             Some(mut envelope) => {
                 envelope.fill(message);
                 envelope
             }
-            None => Envelope::new(message),
+            None => Envelope::new(std::mem::take(message)),
         }
     }
 
@@ -860,10 +867,10 @@ impl Core {
 
     /// Sends now if nothing waits before it, and closes what it carried. What cannot go now is queued, for
     /// the next turn to find out why, and to wait or to tell.
-    pub(crate) fn send_at_once(&mut self, key: usize, message: Message, waited: bool) -> AtOnce {
+    pub(crate) fn send_at_once(&mut self, key: usize, message: &mut Message, waited: bool) -> AtOnce {
         let channel = &mut self.channels[key];
         if !channel.lane.is_idle() || channel.lane.broken || !succeeds_whole(channel.kind) {
-            return AtOnce::Queued(self.send(key, message, true, waited));
+            return AtOnce::Queued(self.send(key, std::mem::take(message), true, waited));
         }
         let mut envelope = self.envelope(message);
         envelope.seal();
@@ -882,12 +889,12 @@ impl Core {
     /// Sends a message that others may overtake: the first of a turn at once, and those after it together, in
     /// the next turn. Whoever is to receive them may run on this CPU, and would in between if each were sent
     /// by itself.
-    pub(crate) fn send_in_any_order(&mut self, key: usize, message: Message) -> AtOnce {
+    pub(crate) fn send_in_any_order(&mut self, key: usize, mut message: Message) -> AtOnce {
         let lane = &self.channels[key].lane;
         if !lane.is_idle() || lane.broken || !succeeds_whole(self.channels[key].kind) {
             return AtOnce::Queued(self.send(key, message, false, true));
         }
-        let mut envelope = self.envelope(message);
+        let mut envelope = self.envelope(&mut message);
         envelope.seal();
         let turn = self.stats.turns;
         if !self.driver.sends_together() || self.first_went.replace(turn) != Some(turn) {
@@ -942,7 +949,7 @@ impl Core {
     }
 
     /// Sends a last message that holds this very socket, now if it can.
-    pub(crate) fn send_inside(&mut self, key: usize, message: Message) {
+    pub(crate) fn send_inside(&mut self, key: usize, message: &mut Message) {
         self.channels[key].travels = Travels::Soon;
         if let AtOnce::Gone = self.send_at_once(key, message, false) {
             self.channels[key].travels = Travels::Gone;
@@ -1040,7 +1047,7 @@ impl Core {
     }
 
     /// Sends now or not at all, keeping to the order of what is queued.
-    pub(crate) fn try_send(&mut self, key: usize, message: Message) -> Result<(), SendError> {
+    pub(crate) fn try_send(&mut self, key: usize, mut message: Message) -> Result<(), SendError> {
         let lane = &self.channels[key].lane;
         if lane.broken {
             return Err(self.broken());
@@ -1048,7 +1055,7 @@ impl Core {
         if !lane.is_idle() {
             return Err(SendError::WouldBlock);
         }
-        let mut envelope = self.envelope(message);
+        let mut envelope = self.envelope(&mut message);
         envelope.seal();
         let channel = &mut self.channels[key];
         let sent = match self.driver.send_now(&channel.fd, &envelope).map_err(SendError::from_kernel) {
@@ -1564,9 +1571,17 @@ impl Core {
         if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) {
             self.ask_for_credentials(key);
             let channel = &self.channels[key];
-            let found = self.driver.take(&channel.fd, channel.room);
-            if self.found_here(key, found, woken) {
-                self.taken_here += share;
+            match self.driver.take(&channel.fd, channel.room) {
+                // What it mostly is goes straight to whoever looks.
+                Now::Arrived(arrival) if arrival.is_whole() => {
+                    self.taken_here += share;
+                    return Poll::Ready(self.hand_over_at_once(key, arrival));
+                }
+                found => {
+                    if self.found_here(key, found, woken) {
+                        self.taken_here += share;
+                    }
+                }
             }
         }
         self.poll_receive(key, asker, woken)
@@ -1623,6 +1638,22 @@ impl Core {
                 false
             }
             Now::Starved | Now::Empty => false,
+        }
+    }
+
+    /// As what is delivered and taken at once. Whoever else waits here still does.
+    fn hand_over_at_once(&mut self, key: usize, mut arrival: Arrival) -> Result<Received, ReceiveError> {
+        self.detach_where_few_are_left(&mut arrival);
+        let inbox = &mut self.channels[key].inbox;
+        inbox.nothings = 0;
+        inbox.wanted &= inbox.sleeper.is_some();
+        self.judge(key, arrival)
+    }
+
+    /// Whoever keeps messages must not keep everybody's buffers.
+    fn detach_where_few_are_left(&self, arrival: &mut Arrival) {
+        if self.pool.lent() > self.pool.count() / 4 * 3 {
+            arrival.message.detach();
         }
     }
 
@@ -1886,10 +1917,7 @@ impl Core {
     }
 
     fn deliver(&mut self, key: usize, mut arrival: Arrival, woken: &mut Woken) {
-        // Whoever keeps messages must not keep everybody's buffers.
-        if self.pool.lent() > self.pool.count() / 4 * 3 {
-            arrival.message.detach();
-        }
+        self.detach_where_few_are_left(&mut arrival);
         let length = arrival.message.bytes().len();
         let result = self.judge(key, arrival);
         let inbox = &mut self.channels[key].inbox;

@@ -524,8 +524,23 @@ impl Socket {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn send_at_once(&self, message: impl Into<Message>) -> Sending {
-        let message = message.into();
-        let state = match self.refuse(&message) {
+        self.send_at_once_from(&mut message.into())
+    }
+
+    /// As [`send_at_once`](Socket::send_at_once), a message that is taken out of where it stands, which is
+    /// empty then: to move one from hand to hand takes longer than much else that is done for it.
+    ///
+    /// ```
+    /// # use ring::{Kind, Message, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// # let (near, _far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let mut message = Message::from("now");
+    /// assert!(near.send_at_once_from(&mut message).has_gone());
+    /// assert!(message.bytes().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn send_at_once_from(&self, message: &mut Message) -> Sending {
+        let state = match self.refuse(message) {
             Some(error) => SendingState::Refused(Some(error)),
             None => SendingState::from(
                 self.reactor.with(|core, _| core.send_at_once(self.channel, message, true)),
@@ -561,12 +576,12 @@ impl Socket {
     /// # Errors
     /// As [`finish`](Socket::finish).
     pub fn finish_and_keep(self, message: impl Into<Message>) -> Result<Option<Socket>, SendError> {
-        let message = message.into();
+        let mut message = message.into();
         if let Some(error) = self.refuse_last(&message) {
             return Err(error);
         }
         let kept = self.reactor.with(|core, _| {
-            let sent = core.send_at_once(self.channel, message, false);
+            let sent = core.send_at_once(self.channel, &mut message, false);
             matches!(sent, AtOnce::Gone) && core.budget().covers(DESCRIPTORS_MAX)
         });
         Ok(kept.then_some(self))
@@ -587,7 +602,7 @@ impl Socket {
         if let Some(error) = self.refuse_last(&message) {
             return Err(error);
         }
-        self.reactor.with(|core, _| core.send_inside(self.channel, message));
+        self.reactor.with(|core, _| core.send_inside(self.channel, &mut message));
         Ok(())
     }
 

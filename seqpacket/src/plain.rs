@@ -199,7 +199,7 @@ impl PlainObject {
     /// The call is under way whether or not the future is polled; dropping the future withdraws it, which the
     /// answerer can notice.
     pub fn call(&self, message: impl Into<Message>) -> PlainCall {
-        self.begin(message.into(), |object| object.pair())
+        self.begin(&mut message.into(), |object| object.pair())
     }
 
     /// As [`call`](PlainObject::call), where the answer is a [large](PlainContinuation::answer_large) one: of
@@ -229,17 +229,18 @@ impl PlainObject {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn call_large(&self, message: impl Into<Message>) -> PlainCall {
-        self.begin(message.into(), |object| {
+        self.begin(&mut message.into(), |object| {
             let (near, far) = object.pairs.take()?;
             // Packet after packet, without asking for each.
             near.stream();
-            Ok((near, far, Expected::Packets(Assembly::new(object.large_answer_bytes.get()))))
+            let assembly = Assembly::new(object.large_answer_bytes.get());
+            Ok((near, far, Expected::Packets(Box::new(assembly))))
         })
     }
 
     fn begin(
         &self,
-        message: Message,
+        message: &mut Message,
         pair: impl FnOnce(&PlainObject) -> io::Result<(Socket, OwnedFd, Expected)>,
     ) -> PlainCall {
         let state = match self.way(message, pair) {
@@ -251,7 +252,7 @@ impl PlainObject {
 
     fn way(
         &self,
-        mut message: Message,
+        message: &mut Message,
         pair: impl FnOnce(&PlainObject) -> io::Result<(Socket, OwnedFd, Expected)>,
     ) -> Result<Way, CallError> {
         if message.bytes().is_empty() {
@@ -270,7 +271,7 @@ impl PlainObject {
         // The far end is ours no longer once it is sent: a copy kept would hide the answerer's death.
         // It goes now: two enters of the ring, one to send and one to sleep, cost more than a call of its own
         // and one enter.
-        let sending = Some(self.socket.send_at_once(message)).filter(|sending| !sending.has_gone());
+        let sending = Some(self.socket.send_at_once_from(message)).filter(|sending| !sending.has_gone());
         let (pairs, object) = (self.pairs.clone(), Rc::clone(&self.socket));
         Ok(Way { near: Some(near), sending, expected, pairs, object })
     }
@@ -352,7 +353,8 @@ enum Expected {
     Packet,
     /// With the far end, of this cookie, at its end.
     PacketAndPair(Rc<Returned<Socket>>, u64),
-    Packets(Assembly),
+    /// In a box, which is an allocation for a large answer and less to move for any other.
+    Packets(Box<Assembly>),
 }
 
 impl PlainCall {
@@ -863,7 +865,8 @@ impl PlainContinuation {
         if self.returning {
             return self.answer_and_return(message);
         }
-        let message = in_one_packet(message.into())?;
+        let message = message.into();
+        fits_one_packet(&message)?;
         let kept = self.socket.finish_and_keep(message).map_err(unanswered)?;
         if let (Some(socket), Some(answered)) = (kept, self.answered) {
             answered.add(socket);
@@ -881,7 +884,8 @@ impl PlainContinuation {
     /// # Errors
     /// As [`answer`](PlainContinuation::answer).
     pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        let message = in_one_packet(message.into())?;
+        let message = message.into();
+        fits_one_packet(&message)?;
         if message.descriptors().len() < DESCRIPTORS_MAX {
             self.socket.finish_inside(message).map_err(unanswered)
         } else {
@@ -898,8 +902,8 @@ impl PlainContinuation {
     /// [`AnswerError::OutOfDescriptors`] or [`AnswerError::WouldBlock`] if it may succeed later. The
     /// descriptors of the message are closed.
     pub fn try_answer(self, message: impl Into<Message>) -> Result<(), (AnswerError, PlainContinuation)> {
-        let sent = in_one_packet(message.into())
-            .and_then(|message| self.socket.try_send(message).map_err(unanswered));
+        let message = message.into();
+        let sent = fits_one_packet(&message).and_then(|()| self.socket.try_send(message).map_err(unanswered));
         sent.map_err(|error| (error, self))
     }
 
@@ -966,8 +970,8 @@ impl PlainContinuation {
     }
 }
 
-fn in_one_packet(message: Message) -> Result<Message, AnswerError> {
-    if message.bytes().len() > PLAIN_BYTES_MAX { Err(AnswerError::TooLarge) } else { Ok(message) }
+fn fits_one_packet(message: &Message) -> Result<(), AnswerError> {
+    if message.bytes().len() > PLAIN_BYTES_MAX { Err(AnswerError::TooLarge) } else { Ok(()) }
 }
 
 fn unanswered(error: SendError) -> AnswerError {
