@@ -4,6 +4,8 @@
 //! answer together and takes one apart; it does no I/O and knows no socket. Both sides know beforehand that
 //! an answer comes like this: nothing in it says so.
 
+use ring::HUGE_ROOM_BYTES_MIN;
+
 use crate::error::{CallError, Part};
 use crate::parcel::Parcel;
 use crate::plain::PLAIN_BYTES_MAX;
@@ -71,10 +73,18 @@ impl Assembly {
 }
 
 impl Begun {
-    /// Memory follows what has arrived, whatever was announced, and never goes beyond it.
+    /// Memory follows what has arrived, whatever was announced, and never goes beyond it: by no more than as
+    /// much again, or a huge page.
     fn make_room(&mut self, more: usize) -> Result<(), CallError> {
         let (length, needed) = (self.bytes.len(), self.bytes.len() + more);
         if needed <= self.bytes.capacity() {
+            return Ok(());
+        }
+        if length == 0 && self.total >= HUGE_ROOM_BYTES_MIN {
+            // Nothing but addresses before something is written there; grown by and by it would have small
+            // pages only, each of which the kernel clears by itself.
+            let room = ring::room_for(self.total).map_err(|_| CallError::OutOfMemory(Part::Answer))?;
+            self.bytes = room;
             return Ok(());
         }
         let wanted = needed.max(2 * self.bytes.capacity()).min(self.total);
@@ -149,6 +159,16 @@ mod tests {
         assert!(assembly.add(&header, Parcel::default()).unwrap().is_none());
         let begun = assembly.begun.as_ref().unwrap();
         assert_eq!((begun.total, begun.bytes.capacity()), (LARGE_ANSWER_BYTES_DEFAULT, 0));
+    }
+
+    #[test]
+    fn a_room_for_huge_pages_is_asked_for_at_once_with_the_first_bytes() {
+        for (total, capacity) in [(HUGE_ROOM_BYTES_MIN, HUGE_ROOM_BYTES_MIN), (HUGE_ROOM_BYTES_MIN - 1, 8)] {
+            let mut assembly = Assembly::new(LARGE_ANSWER_BYTES_DEFAULT);
+            let first = [(total as u64).to_le_bytes(), [0; 8], [7; 8]].concat();
+            assert!(assembly.add(&first, Parcel::default()).unwrap().is_none());
+            assert_eq!(assembly.begun.as_ref().unwrap().bytes.capacity(), capacity);
+        }
     }
 
     #[test]

@@ -157,6 +157,12 @@ impl<Near> Returned<Near> {
         }
     }
 
+    /// Closes all that are at home. Says whether there were any.
+    pub(crate) fn give_up(&self) -> bool {
+        let all = self.home.take();
+        !all.is_empty()
+    }
+
     /// One that nobody has needed lately, to be closed before anything is sent.
     fn take_idle(&self) -> Option<Pair<Near>> {
         let (mut home, mut idle) = (self.home.borrow_mut(), self.idle.get());

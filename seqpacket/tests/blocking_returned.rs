@@ -70,6 +70,18 @@ on_each_driver! {
         server.succeeded();
     }
 
+    fn without_descriptors_a_large_call_is_made_with_those_of_a_pair_at_home(_reactor: &Reactor) {
+        let (_server, object) = served();
+        echoes(&object, 1);
+        let limit = testing::leave_descriptors(0);
+        let answer = object.call_large(&100_000_u64.to_le_bytes()).unwrap();
+        assert!(answer.bytes() == [7; 100_000]);
+        // What is left of that call serves nobody else, and there is no pair at home any more.
+        drop(limit);
+        echoes(&object, 2);
+        assert_eq!(object.returns().reused, 1);
+    }
+
     fn thousands_of_calls_leave_nothing_behind(_reactor: &Reactor) {
         let (_server, object) = served();
         echoes(&object, 1);

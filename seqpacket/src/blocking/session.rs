@@ -12,7 +12,7 @@ use imc::blocking::SocketAddress;
 use imc::{ConnectError, WrapError};
 use ring::blocking::{Inbox, Lent, NO_DESCRIPTORS, ReceiveError, Received, Socket};
 use ring::fork::{self, Generation};
-use ring::{Bytes, SendError, WaitPolicy};
+use ring::{Bytes, HUGE_ROOM_BYTES_MIN, SendError, WaitPolicy};
 use slab::Slab;
 
 use crate::blocking::Answer;
@@ -1079,6 +1079,11 @@ impl Assembly {
         let free = self.bytes.capacity() - self.bytes.len();
         if bytes <= free {
             return true;
+        }
+        if self.bytes.is_empty() && self.total >= HUGE_ROOM_BYTES_MIN {
+            // Nothing but addresses before something is written there; grown by and by it would have small
+            // pages only, each of which the kernel clears by itself.
+            return ring::room_for(self.total).map(|room| self.bytes = room).is_ok();
         }
         // Twice what has arrived, and a megabyte at first, but never more than is to come.
         let ahead = self.bytes.len().max(AHEAD_MAX).min(self.total - self.bytes.len());
