@@ -993,8 +993,8 @@ impl Core {
     }
 
     /// Queues parts of so many bytes together, and gives the packet that they are in. Descriptors belong to
-    /// one post of a packet only, or nobody could say whose they are: one that has any is only of use to a
-    /// post that has `none`.
+    /// one post of a packet only, or nobody could say whose they are: a packet that has some is of no use to
+    /// another post that has some.
     #[inline]
     fn post_parts(&mut self, key: usize, parts: &[&[u8]], length: usize, has_some: bool) -> &mut Envelope {
         assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
@@ -1206,6 +1206,8 @@ impl Core {
         match result {
             Ok(count) if channel.kind == Kind::Stream && letter.envelope.advance(count) => {
                 channel.lane.attempts = 0;
+                // What is on its way already does not become longer.
+                letter.slip.open = false;
                 channel.lane.waiting.with_memory().push_front(letter);
             }
             Ok(_) => {
@@ -1267,7 +1269,7 @@ impl Core {
                 letter.envelope.leave_descriptors();
                 channel.lane.waiting.with_memory().push_front(letter);
             }
-            error if letter.envelope.is_provided_for() => {
+            error if letter.envelope.is_provided_for() && !under_way => {
                 if letter.envelope.told().is_some() {
                     self.tell_failed(key, &letter.envelope, error, woken);
                 } else {

@@ -658,8 +658,8 @@ pub(crate) fn closes_at_once(fd: BorrowedFd<'_>) -> bool {
     memory_taken(fd).is_some_and(|bytes| bytes <= SMALL)
 }
 
-/// How much memory a file takes that is known to be in memory. `fstat` tells too, and takes twice as long for
-/// all else that it tells; it is asked where there is no such question (gVisor).
+/// How much memory a file takes that is known to be in memory. `fstat` tells too, and takes half as long
+/// again for all else that it tells; it is asked where there is no such question (gVisor).
 #[allow(clippy::unnecessary_cast)] // Not of the same types everywhere.
 fn memory_taken(fd: BorrowedFd<'_>) -> Option<i64> {
     let mut bytes: i64 = 0;

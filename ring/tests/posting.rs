@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use ring::{Kind, Message, Otherwise, PACKET_BYTES_MAX, Reactor, SendError, Socket};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use testing::{Census, on_each_driver, receive_packet, too_many_in_flight, turn};
 
 fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
@@ -194,5 +195,23 @@ on_each_driver! {
             arrived.extend(packets(&far));
         }
         assert_eq!(arrived.last(), Some(&("a pipe at last".into(), 1)));
+    }
+
+    /// What a stream has taken a part of is on its way, and does not become longer.
+    fn a_post_behind_half_of_another_follows_it(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::Stream).unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        set_socket_send_buffer_size(&near, 1).unwrap();
+        near.post(&[&[b'x'; 60_000]], Vec::new());
+        turn(reactor);
+        assert_eq!(near.unsent(), 60_000);
+        near.post_bytes(b"y", b"");
+        testing::settle(reactor, async {
+            let mut arrived = Vec::new();
+            while arrived.last() != Some(&b'y') {
+                arrived.extend_from_slice(far.receive().await.unwrap().bytes());
+            }
+            assert_eq!(arrived.len(), 60_001);
+        });
     }
 }

@@ -474,6 +474,17 @@ on_each_driver! {
         echoes(&object);
     }
 
+    fn a_call_whose_descriptors_cannot_be_sent_is_none_and_the_next_is(_reactor: &Reactor) {
+        let (_server, object) = served();
+        object.attach().unwrap();
+        let fd = null();
+        let crowd = testing::too_many_in_flight();
+        let error = object.call(Outgoing::from("one").lend(fd.as_fd())).unwrap_err();
+        assert!(matches!(error, CallError::OutOfDescriptors(Part::Call)), "{error}");
+        echoes(&object);
+        drop(crowd);
+    }
+
     // Plain objects.
 
     fn a_plain_call_is_answered(_reactor: &Reactor) {
