@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Answers: where the CPU is while calls are made, on both sides and in the kernel: a list of functions, and a
-# flame graph in FILE. By the CPU's clock, which every machine has, hardware counters or not.
+# Answers: where the CPU is while calls are made, on both sides and in the kernel: what share of its time the
+# kernel, libc and the program have, a list of functions, and a flame graph in FILE.
+# By the CPU's clock, which every machine has, hardware counters or not.
 #
 # perf/flame.sh [--svg FILE] [--calls N] [OPTIONS OF sendright bench only]
 # Drawn with inferno if it is installed; else plainly, by perf/flame.awk. Wants root, or leave to sample.
@@ -26,6 +27,8 @@ perf record -q -e cpu-clock -F 4999 --call-graph dwarf,8192 -o "$SCRATCH/data" -
     "$PROGRAM" bench only --calls "$CALLS" "${CHOSEN[@]+"${CHOSEN[@]}"}" >/dev/null 2>"$SCRATCH/errors" ||
     { cat "$SCRATCH/errors" >&2; exit 1; }
 
+perf report -i "$SCRATCH/data" --no-children -g none --sort=dso --percent-limit 0.5 --stdio 2>/dev/null |
+    awk '!/^#/ && NF { sub(/ +$/, ""); print } END { print "" }'
 perf report -i "$SCRATCH/data" --no-children --no-inline -g none --percent-limit 0.5 --stdio 2>/dev/null |
     awk '!/^#/ && NF { sub(/ +$/, ""); print }'
 

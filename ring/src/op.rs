@@ -3,14 +3,14 @@
 //!
 //! A slot (`request.rs`) owns what the kernel may touch; this table owns who is to be told. Dropping a future
 //! moves nothing: a send that is away stays away and is forgotten when it comes home, a receive belongs to
-//! its socket. Nothing here runs user code, but for a protocol's reader of one message where it lies, which
+//! its socket. Nothing here runs user code, but for a protocol's reader of messages where they arrive, which
 //! must not use the reactor: wakers are collected, and woken (or dropped) by whoever called, when nothing is
 //! borrowed any more.
 
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -25,8 +25,9 @@ use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
 use crate::envelope::{Envelope, Otherwise, Room};
 use crate::error::{ReceiveError, SendError};
-use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Descriptors, Fd, Kind, Shell, discard};
+use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
+use crate::reader::{Reader, Reading, Wakes};
 use crate::request::{
     Arrival, BURST_BYTES_MAX, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want,
 };
@@ -195,13 +196,15 @@ struct Channel {
     /// Connections whose taker went away before they came, which few sockets ever have.
     accepted: Queue<OwnedFd>,
     /// Tokens that are neither the lane's nor the inbox's.
-    others: usize,
+    others: u32,
     closed: bool,
     /// Shut down both ways, here or because the other end is closed.
     shut: bool,
     travels: Travels,
     /// The count of sleeps when it came.
     since: u16,
+    /// Who reads what arrives before anybody is woken for it.
+    reader: Option<Weak<dyn Reader>>,
 }
 
 /// A socket that was let go of soon after it came, and has been shut down: its peer knows. What is left is to
@@ -295,7 +298,7 @@ struct Letter {
 
 /// What is to happen when a letter has gone, or could not.
 struct Slip {
-    waiter: Option<usize>,
+    waiter: Option<u32>,
     /// Success is told to nobody; no completion is wanted.
     silent: bool,
     /// More may be appended while it waits.
@@ -456,6 +459,7 @@ impl Core {
             shut: false,
             travels: Travels::No,
             since: self.sleeps,
+            reader: None,
         })
     }
 
@@ -513,6 +517,14 @@ impl Core {
 
     pub(crate) fn set_many(&mut self, channel: usize) {
         self.channels[channel].many = true;
+    }
+
+    pub(crate) fn set_reader(
+        &mut self,
+        channel: usize,
+        reader: Weak<dyn Reader>,
+    ) -> Option<Weak<dyn Reader>> {
+        self.channels[channel].reader.replace(reader)
     }
 
     pub(crate) fn ask_for_credentials(&mut self, channel: usize) {
@@ -777,8 +789,8 @@ impl Core {
     ) -> Option<usize> {
         let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
-        let letter =
-            Letter { envelope: self.envelope(&mut message), slip: Slip { waiter, silent, open: false } };
+        let slip = Slip { waiter: waiter.map(number_of), silent, open: false };
+        let letter = Letter { envelope: self.envelope(&mut message), slip };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
         self.mark_dirty(key);
         waiter
@@ -837,7 +849,7 @@ impl Core {
             }
             Err(error) => {
                 let waiter = self.wait(key);
-                let slip = Slip { waiter: Some(waiter), silent: false, open: false };
+                let slip = Slip { waiter: Some(number_of(waiter)), silent: false, open: false };
                 let letter = Letter { envelope, slip };
                 self.not_sent(key, letter, SendError::from_kernel(error), woken);
                 if !self.channels[key].lane.blocked {
@@ -862,7 +874,8 @@ impl Core {
         let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
         let slips =
             lane.waiting.with_memory().iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
-        slips.filter(|slip| slip.waiter == Some(key)).for_each(|slip| slip.waiter = None);
+        let number = Some(number_of(key));
+        slips.filter(|slip| slip.waiter == number).for_each(|slip| slip.waiter = None);
     }
 
     /// Sends now if nothing waits before it, and closes what it carried. What cannot go now is queued, for
@@ -880,7 +893,7 @@ impl Core {
             return AtOnce::Gone;
         }
         let waiter = waited.then(|| self.wait(key));
-        let slip = Slip { waiter, silent: true, open: false };
+        let slip = Slip { waiter: waiter.map(number_of), silent: true, open: false };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
         AtOnce::Queued(waiter)
@@ -917,7 +930,7 @@ impl Core {
     }
 
     fn queue_for(&mut self, key: usize, waiter: usize, envelope: Box<Envelope>) {
-        let slip = Slip { waiter: Some(waiter), silent: false, open: false };
+        let slip = Slip { waiter: Some(number_of(waiter)), silent: false, open: false };
         self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
         self.mark_dirty(key);
     }
@@ -1095,7 +1108,7 @@ impl Core {
 
     /// Bytes that the kernel has not taken yet, those that are away not counted.
     pub(crate) fn unsent(&self, key: usize) -> usize {
-        self.channels[key].lane.waiting.iter().map(|letter| letter.envelope.length()).sum()
+        self.channels[key].lane.unsent()
     }
 
     #[inline]
@@ -1235,7 +1248,7 @@ impl Core {
 
     fn not_sent(&mut self, key: usize, mut letter: Letter, error: SendError, woken: &mut Woken) {
         let under_way = letter.envelope.is_under_way();
-        let abandoned = letter.slip.waiter.is_some_and(|waiter| self.waiters[waiter].is_abandoned());
+        let abandoned = letter.slip.waiter.is_some_and(|waiter| self.waiters[waiter as usize].is_abandoned());
         let channel = &mut self.channels[key];
         match error {
             // Taken back: it has not left, and whoever sent it does not want it sent any more.
@@ -1382,7 +1395,7 @@ impl Core {
         };
         // Whoever sent silently waits for something else, and looks here only for bad news.
         let quiet = slip.silent && result.is_ok();
-        self.tell(key, Done::Sent(result), quiet, woken);
+        self.tell(key as usize, Done::Sent(result), quiet, woken);
     }
 
     // -- waiting ----------------------------------------------------------------------------------------
@@ -1410,8 +1423,7 @@ impl Core {
         let waiter = self.wait(key);
         let request = request(self.channels[key].fd.clone());
         self.channels[key].others += 1;
-        let number = u32::try_from(waiter).expect("fewer than 2^32 who wait");
-        let token = self.submit(key, Role::Waiter(number), request);
+        let token = self.submit(key, Role::Waiter(number_of(waiter)), request);
         self.waiters[waiter].state = WaiterState::Waiting(Some(token));
         waiter
     }
@@ -1465,7 +1477,8 @@ impl Core {
                 let owner = waiter.channel;
                 let Some(channel) = self.channels.get_mut(owner) else { return };
                 let waiting = channel.lane.waiting.with_memory();
-                if let Some(place) = waiting.iter().position(|letter| letter.slip.waiter == Some(key))
+                if let Some(place) =
+                    waiting.iter().position(|letter| letter.slip.waiter == Some(number_of(key)))
                     && !waiting[place].envelope.is_under_way()
                 {
                     waiting.remove(place);
@@ -1519,46 +1532,6 @@ impl Core {
             self.wait_for_message(key, asker, woken);
         }
         taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
-    }
-
-    /// As `poll_receive_of_many`, and the message is read where it lies. `None` if it is still there, or if
-    /// somebody is to be told of posts that have failed.
-    #[inline]
-    pub(crate) fn poll_read_of_many(
-        &mut self,
-        key: usize,
-        asker: Asker<'_>,
-        read: impl FnOnce(&[u8], &mut Descriptors) -> bool,
-        woken: &mut Woken,
-    ) -> Poll<Option<bool>> {
-        let inbox = &mut self.channels[key].inbox;
-        if inbox.failed {
-            return Poll::Ready(None);
-        }
-        let bytes = match inbox.arrived.front_mut() {
-            Some(Ok(received)) if received.is_all_here() => {
-                let (bytes, descriptors) = received.lying();
-                if !read(bytes, descriptors) {
-                    return Poll::Ready(None);
-                }
-                bytes.len()
-            }
-            None if !inbox.ended => {
-                self.wait_for_message(key, asker, woken);
-                return Poll::Pending;
-            }
-            _ => return Poll::Ready(None),
-        };
-        if let Some(Ok(received)) = inbox.arrived.pop_front() {
-            received.let_go();
-        }
-        self.spare_arrivals.keep(&mut inbox.arrived);
-        self.has_taken(key, bytes);
-        let more = self.has_arrived(key);
-        if !more {
-            self.wait_for_message(key, asker, woken);
-        }
-        Poll::Ready(Some(more))
     }
 
     /// As `poll_receive`, but looks into the queue itself where that may spare a turn: on one CPU whoever
@@ -1768,6 +1741,39 @@ impl Core {
         if channel.many || (channel.inbox.wanted && channel.inbox.arrived.is_empty()) {
             self.arm(key);
         }
+    }
+
+    /// Shows a message to whoever reads it where it has arrived. Says whether that was all there is to do.
+    #[inline]
+    fn is_read(&mut self, key: usize, arrival: &mut Arrival, woken: &mut Woken) -> bool {
+        let Channel { reader: Some(reader), inbox, lane, room, closed: false, .. } = &mut self.channels[key]
+        else {
+            return false;
+        };
+        // What came before it is read before it, and posts have failed before.
+        let is_next = inbox.arrived.is_empty() && !inbox.ended && !inbox.failed;
+        if !is_next || !arrival.is_whole() || !arrival.message.is_all_here() {
+            return false;
+        }
+        let Some(reader) = reader.upgrade() else { return false };
+        let (turn, unsent) = (self.stats.turns, lane.unsent());
+        let (bytes, descriptors) = arrival.message.lying();
+        let came = descriptors.len();
+        if came > usize::from(room.descriptors) {
+            return false;
+        }
+        let reading =
+            Reading { bytes, descriptors: &mut *descriptors, turn, unsent, wakes: Wakes(&mut woken.wake) };
+        let is_read = reader.read(reading);
+        // What is left to be received is counted when it is.
+        let left = if is_read { 0 } else { descriptors.len() };
+        self.stats.descriptors_received += (came - left) as u64;
+        if is_read {
+            inbox.nothings = 0;
+            self.stats.messages_received += 1;
+            self.stats.bytes_received += bytes.len() as u64;
+        }
+        is_read
     }
 
     /// What a receive has brought.
@@ -1989,7 +1995,13 @@ impl Core {
             // What nearly all of them are.
             Outcome::Arrived(result) if !last => {
                 let key = self.owners[token.slot as usize].channel as usize;
-                self.arrived(key, result, false, woken);
+                match result {
+                    Ok(mut arrival) => match self.is_read(key, &mut arrival, woken) {
+                        true => arrival.message.let_go(),
+                        false => self.arrived(key, Ok(arrival), false, woken),
+                    },
+                    error => self.arrived(key, error, false, woken),
+                }
             }
             outcome => self.bring_home(token, outcome, last, woken),
         });
@@ -2300,6 +2312,11 @@ pub(crate) fn take_each<T>(list: &mut Vec<T>, mut each: impl FnMut(T)) {
     }
 }
 
+/// As small as what is known of a letter can be.
+fn number_of(waiter: usize) -> u32 {
+    u32::try_from(waiter).expect("fewer than 2^32 who wait")
+}
+
 fn keep_shell(spare: &mut Vec<Shell>, shell: Shell) {
     if spare.len() < SPARE_SHELLS_MAX {
         spare.push(shell);
@@ -2325,6 +2342,15 @@ impl Lane {
 
     fn is_idle(&self) -> bool {
         self.is_empty() && self.unblock.is_none()
+    }
+
+    /// Bytes that wait.
+    #[inline]
+    fn unsent(&self) -> usize {
+        if self.waiting.is_empty() {
+            return 0;
+        }
+        self.waiting.iter().map(|letter| letter.envelope.length()).sum()
     }
 
     /// What is with the driver comes home without a word, and something waits for that.

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::rc::Weak;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,11 +20,12 @@ use crate::buffer::{LANDING_HEAD_BYTES, Landing};
 use crate::driver::STARVED_RETRY;
 use crate::envelope::Otherwise;
 use crate::error::{ReceiveError, SendError, WrapError};
-use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Kind, discard};
+use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Credentials, Fds, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
 use crate::op::{AtOnce, Done, OneTaken};
 use crate::reactor::{Reactor, Sleep};
+use crate::reader::Reader;
 use crate::request::{Arrival, BURST_MAX, Request};
 use crate::sys::{self, SocketOption, UnixAddress, ready};
 
@@ -450,8 +452,8 @@ impl Socket {
 
     /// The posts that could not be sent and of which [somebody is to be told](Otherwise::Tell), in order: the
     /// number of each, and why. Whoever waits for a message is woken by them, and
-    /// [`poll_read_of_many`](Socket::poll_read_of_many) says `None` until they are taken. When the socket is
-    /// dropped they are forgotten.
+    /// a [reader](Socket::set_reader) is shown nothing until they are taken. When the socket is dropped they
+    /// are forgotten.
     pub fn take_failed(&self) -> Vec<(u64, SendError)> {
         self.reactor.with(|core, _| core.take_failed(self.channel))
     }
@@ -665,46 +667,6 @@ impl Socket {
         self.reactor.with(|core, woken| core.poll_receive_of_many(self.channel, asker, woken))
     }
 
-    /// As [`poll_receive_of_many`](Socket::poll_receive_of_many), for a message that need not be kept: `read`
-    /// reads it where it lies, takes descriptors that came with it, and says whether it is done with it.
-    /// Then, `Some`, and whether more is here; what it has not taken is closed.
-    ///
-    /// `None` if the next message, or whatever else is next, has to be received: what `read` was not done
-    /// with is still there, but for what it has taken; what did not come in one piece, or without all of its
-    /// descriptors, it was not shown, nor the end.
-    ///
-    /// ```
-    /// # use std::task::{Context, Poll, Waker};
-    /// # use ring::{Executor, Kind, Message, Reactor, Socket};
-    /// # let reactor = Reactor::new()?;
-    /// # let executor = Executor::new(&reactor);
-    /// # let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// # let far = Socket::wrap(&reactor, far)?;
-    /// # near.stream();
-    /// # executor.block_on(far.send(Message::from("one of many")))?;
-    /// # while !near.has_arrived() {
-    /// #     reactor.turn(ring::Wait::Not)?;
-    /// # }
-    /// let mut context = Context::from_waker(Waker::noop());
-    /// assert_eq!(near.poll_read_of_many(&mut context, |bytes, _| bytes == b"the first"), Poll::Ready(None));
-    /// let read = near.poll_read_of_many(&mut context, |bytes, _| bytes == b"one of many");
-    /// assert_eq!(read, Poll::Ready(Some(false)));
-    /// assert!(near.poll_read_of_many(&mut context, |_, _| true).is_pending());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Panics
-    /// If `read` uses this reactor, or anything on it.
-    #[inline]
-    pub fn poll_read_of_many(
-        &self,
-        context: &mut Context<'_>,
-        read: impl FnOnce(&[u8], &mut Descriptors) -> bool,
-    ) -> Poll<Option<bool>> {
-        let asker = self.reactor.asker(context);
-        self.reactor.with(|core, woken| core.poll_read_of_many(self.channel, asker, read, woken))
-    }
-
     /// As [`poll_receive`](Socket::poll_receive), where an answer may be there before anything is waited
     /// for: looks into the queue first, unless it is known to be empty, and then leaves it to the reactor. So
     /// up to 16 messages are taken without a turn; the next one waits for it.
@@ -879,6 +841,46 @@ impl Socket {
     /// The next message arrives as ever, and no landing is kept.
     pub fn expect_no_piece(&self) {
         self.fd.as_ref().expect("present until dropped").set_landing(None);
+    }
+
+    /// From now on shows messages of the [stream](Socket::stream) to this reader, where they have arrived and
+    /// before anybody is woken for them. It is shown what is next to be received and came whole: not what was
+    /// cut off or has lost descriptors, not the end, and nothing while something that came before has not
+    /// been received, or [posts have failed](Socket::take_failed). Once the reader is gone all is as before.
+    ///
+    /// ```
+    /// # use std::cell::Cell;
+    /// # use std::rc::Rc;
+    /// # use ring::{Executor, Kind, Message, Reactor, Reader, Reading, Socket};
+    /// struct Sum(Cell<usize>);
+    ///
+    /// impl Reader for Sum {
+    ///     fn read(&self, reading: Reading<'_>) -> bool {
+    ///         let Ok([digit]) = <[u8; 1]>::try_from(reading.bytes) else { return false };
+    ///         self.0.set(self.0.get() + usize::from(digit));
+    ///         true
+    ///     }
+    /// }
+    ///
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let far = Socket::wrap(&reactor, far)?;
+    /// let sum = Rc::new(Sum(Cell::new(0)));
+    /// near.set_reader(Rc::downgrade(&sum));
+    /// near.stream();
+    /// # Executor::new(&reactor).block_on(async {
+    /// for message in [b"\x03".as_slice(), b"\x04", b"more than a digit"] {
+    ///     far.send(Message::from(message)).await?;
+    /// }
+    /// assert_eq!(near.receive().await?.bytes(), b"more than a digit");
+    /// assert_eq!(sum.0.get(), 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_reader(&self, reader: Weak<impl Reader + 'static>) {
+        let before = self.reactor.with_core(|core| core.set_reader(self.channel, reader));
+        drop(before);
     }
 
     /// Sends here and receives the one message that answers there, both submitted together. Dropping the

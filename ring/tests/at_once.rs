@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use ring::{
-    Descriptors, DriverKind, Executor, Fd, Kind, Message, Reactor, ReceiveError, Received, SendError,
-    Sending, Socket, Wait,
+    DriverKind, Fd, Kind, Message, Reactor, ReceiveError, Received, SendError, Sending, Socket, Wait,
 };
 use testing::{on_each_driver, on_each_driver_and_seed, receive_packet, send_packet, settle, turn};
 
@@ -29,21 +28,12 @@ impl Wake for Woken {
     }
 }
 
-/// Reads the next message where it lies, if it is this.
-fn read(socket: &Socket, expected: &[u8]) -> Poll<Option<bool>> {
-    socket.poll_read_of_many(&mut Context::from_waker(Waker::noop()), |bytes, _| bytes == expected)
-}
-
 /// What a look finds.
 fn look(socket: &Socket) -> Option<Vec<u8>> {
     match socket.poll_receive_here(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(received) => Some(received.unwrap().into_bytes()),
         Poll::Pending => None,
     }
-}
-
-fn inode(fd: impl AsFd) -> u64 {
-    rustix::fs::fstat(fd).unwrap().st_ino
 }
 
 fn bytes(far: &OwnedFd) -> Option<Vec<u8>> {
@@ -332,121 +322,6 @@ on_each_driver! {
             let polled = near.poll_receive_of_many(&mut context);
             assert!(matches!(polled, Poll::Ready((Ok(_), false))));
         }
-    }
-
-    fn what_is_read_where_it_lies_is_gone(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        [b"1", b"2"].iter().for_each(|packet| send_packet(&far, *packet, &[]).unwrap());
-        turn(reactor);
-        turn(reactor);
-        assert_eq!(read(&near, b"1"), Poll::Ready(Some(true)));
-        assert_eq!(read(&near, b"2"), Poll::Ready(Some(false)));
-        assert!(read(&near, b"3").is_pending());
-    }
-
-    fn what_was_not_read_is_still_to_be_received(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        [b"1", b"2"].iter().for_each(|packet| send_packet(&far, *packet, &[]).unwrap());
-        turn(reactor);
-        turn(reactor);
-        assert_eq!(read(&near, b"another"), Poll::Ready(None));
-        assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"1");
-        assert_eq!(read(&near, b"2"), Poll::Ready(Some(false)));
-    }
-
-    fn who_reads_a_message_takes_its_descriptors_or_leaves_them(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        let (end, _other) = std::io::pipe().unwrap();
-        send_packet(&far, b"a pipe", &[end.as_fd()]).unwrap();
-        turn(reactor);
-        let mut context = Context::from_waker(Waker::noop());
-        let read = near.poll_read_of_many(&mut context, |_, descriptors| descriptors.is_empty());
-        assert_eq!(read, Poll::Ready(None));
-        let mut taken = None;
-        let read = near.poll_read_of_many(&mut context, |_, descriptors| {
-            taken = descriptors.take_first();
-            descriptors.is_empty()
-        });
-        assert_eq!(read, Poll::Ready(Some(false)));
-        assert_eq!(inode(taken.unwrap()), inode(&end));
-    }
-
-    fn what_whoever_reads_a_message_has_taken_does_not_come_with_it_again(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        let [(one, _), (other, _)] = [(); 2].map(|()| std::io::pipe().unwrap());
-        send_packet(&far, b"two", &[one.as_fd(), other.as_fd()]).unwrap();
-        turn(reactor);
-        let mut context = Context::from_waker(Waker::noop());
-        let mut taken = None;
-        let read = near.poll_read_of_many(&mut context, |_, descriptors| {
-            taken = descriptors.take_first();
-            false
-        });
-        assert_eq!(read, Poll::Ready(None));
-        let left = settle(reactor, near.receive()).unwrap().take_descriptors();
-        assert_eq!([taken.as_ref().unwrap(), &left[0]].map(inode), [inode(&one), inode(&other)]);
-    }
-
-    fn what_has_lost_descriptors_is_not_shown_to_who_reads(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.set_descriptors_max(1);
-        near.stream();
-        let (one, other) = std::io::pipe().unwrap();
-        send_packet(&far, b"two", &[one.as_fd(), other.as_fd()]).unwrap();
-        turn(reactor);
-        assert_eq!(read(&near, b"two"), Poll::Ready(None));
-        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::DescriptorsLost(_))));
-    }
-
-    fn the_end_is_not_shown_to_who_reads_bytes(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        send_packet(&far, b"bye", &[]).unwrap();
-        drop(far);
-        turn(reactor);
-        turn(reactor);
-        assert_eq!(read(&near, b"bye"), Poll::Ready(Some(true)));
-        assert_eq!(read(&near, b""), Poll::Ready(None));
-        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
-    }
-
-    fn who_read_the_only_one_is_woken_by_the_next(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        near.stream();
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
-        let mut context = Context::from_waker(&waker);
-        assert!(near.poll_read_of_many(&mut context, |_, _| true).is_pending());
-        for round in 1..=3 {
-            send_packet(&far, b"one", &[]).unwrap();
-            turn(reactor);
-            assert_eq!(woken.0.load(Ordering::Relaxed), round);
-            let read = near.poll_read_of_many(&mut context, |bytes, _| bytes == b"one");
-            assert_eq!(read, Poll::Ready(Some(false)));
-        }
-    }
-
-    /// More than may lie here before anybody reads them.
-    fn a_stream_that_has_paused_goes_on_for_who_reads_where_it_lies(reactor: &Reactor) {
-        const MESSAGES: u32 = 300;
-        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
-        near.stream();
-        let far = Socket::wrap(reactor, far).unwrap();
-        (0..MESSAGES).for_each(|number| far.post(&[&number.to_ne_bytes(), &[0; 60_000]], Vec::new()));
-        let executor = Executor::new(reactor);
-        executor.settle();
-        assert!(far.unsent() > 0);
-        executor.block_on(async {
-            for number in 0..MESSAGES {
-                let is_next = |bytes: &[u8], _: &mut Descriptors| bytes[..4] == number.to_ne_bytes();
-                let read = poll_fn(|context| near.poll_read_of_many(context, is_next)).await;
-                assert!(read.is_some(), "{number}");
-            }
-        });
     }
 
     fn a_socket_is_quiet_until_something_is_on_its_way(reactor: &Reactor) {

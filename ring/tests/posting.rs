@@ -3,18 +3,27 @@
 #![allow(clippy::unwrap_used)]
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 
-use ring::{Kind, Message, Otherwise, PACKET_BYTES_MAX, Reactor, SendError, Socket};
+use ring::{Kind, Message, Otherwise, PACKET_BYTES_MAX, Reactor, Reader, Reading, SendError, Socket};
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use testing::{Census, on_each_driver, receive_packet, too_many_in_flight, turn};
+use testing::{Census, on_each_driver, receive_packet, send_packet, settle, too_many_in_flight, turn};
 
 fn pair(reactor: &Reactor) -> (Socket, OwnedFd) {
     let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
     testing::set_nonblocking(&far);
     (near, far)
+}
+
+struct DoneWithAll;
+
+impl Reader for DoneWithAll {
+    fn read(&self, _: Reading<'_>) -> bool {
+        true
+    }
 }
 
 fn pipe() -> OwnedFd {
@@ -140,20 +149,39 @@ on_each_driver! {
         drop(many);
     }
 
-    fn whoever_waits_for_a_message_is_woken_and_asked_to_look(reactor: &Reactor) {
+    fn whoever_waits_for_a_message_is_woken_to_look(reactor: &Reactor) {
         let (near, _far) = pair(reactor);
         near.stream();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut context = Context::from_waker(&waker);
-        assert!(near.poll_read_of_many(&mut context, |_, _| true).is_pending());
+        assert!(near.poll_receive(&mut context).is_pending());
         let many = too_many_in_flight();
         near.post_with(b"a ", &mut with_pipe("pipe"), Otherwise::Tell(1));
         turn(reactor);
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
-        assert_eq!(near.poll_read_of_many(&mut context, |_, _| true), Poll::Ready(None));
         assert!(is_out_of_descriptors(&near.take_failed(), &[1]));
-        assert!(near.poll_read_of_many(&mut context, |_, _| true).is_pending());
+        assert!(near.poll_receive(&mut context).is_pending());
+        drop(many);
+    }
+
+    fn nothing_is_read_where_it_arrives_until_somebody_has_looked(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let reader = Rc::new(DoneWithAll);
+        near.set_reader(Rc::downgrade(&reader));
+        near.stream();
+        let many = too_many_in_flight();
+        near.post_with(b"a ", &mut with_pipe("pipe"), Otherwise::Tell(1));
+        turn(reactor);
+        send_packet(&far, b"before", &[]).unwrap();
+        assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"before");
+        assert!(is_out_of_descriptors(&near.take_failed(), &[1]));
+        let read = reactor.stats().messages_received;
+        send_packet(&far, b"behind", &[]).unwrap();
+        while reactor.stats().messages_received == read {
+            turn(reactor);
+        }
+        assert!(near.try_receive().is_none());
         drop(many);
     }
 

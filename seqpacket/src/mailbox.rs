@@ -25,7 +25,7 @@ use crate::object::deadline;
 use crate::parts::{LARGE_STALL_MAX, LARGE_TOGETHER_DEFAULT};
 use crate::served::{Client, Over, Served, Session, Terms};
 use crate::stats::{Counters, SessionStats, Stats};
-use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
+use crate::waiting::{Place, Waiting, Woken, wake};
 use crate::wire::{
     CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Hello, MESSAGE_BYTES_DEFAULT, MESSAGE_BYTES_MAX,
     PACKET_BYTES_MAX, PAYLOAD_BYTES_MAX, RefusedReason, Windows,
@@ -884,14 +884,12 @@ impl Shared {
         wake(woken);
     }
 
-    /// A session that had no calls has some.
+    /// A session that had no calls has some. Gives whom to wake.
     #[inline]
-    pub(crate) fn take_turn(&self, key: usize) {
+    pub(crate) fn take_turn(&self, key: usize) -> Woken {
         let mut state = self.state.borrow_mut();
         state.turn.with_memory().push_back(key);
-        let woken = state.waiting.take_all();
-        drop(state);
-        wake_if_any(woken);
+        state.waiting.take_all()
     }
 
     /// A call that was handed out is answered elsewhere.

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use ring::{
-    Bytes, Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, ReceiveError,
-    Received, Socket, Spare,
+    Bytes, Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, Reader, Reading,
+    ReceiveError, Received, Socket, Spare,
 };
 
 use crate::brought::{Brought, SpareBoxes};
@@ -29,7 +29,7 @@ use crate::rooms::{Kept, Piece, Room, Ticket};
 use crate::stats::{Counters, SessionStats};
 use crate::table::{SpareRows, Table};
 use crate::trace;
-use crate::waiting::wake;
+use crate::waiting::{wake, wake_each, wake_if_any};
 use crate::wire::{
     self, Arrived, Body, FromClient, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
     Place, REFUSED_FRAME_BYTES, RefusedReason, Size,
@@ -85,11 +85,14 @@ impl Served {
             large: None,
             unread: None,
             waker: None,
+            begun: Begun::default(),
+            read_in: 0,
         });
         let counters = Counters::default();
         counters.opened();
         let session = Rc::new(Session { client, socket, terms, mailbox, counters, state });
         session.say(&hello.frame());
+        session.socket.set_reader(Rc::downgrade(&session));
         let companion = reactor.companion(Serving(Rc::clone(&session)));
         Rc::new(Served { session, _companion: companion })
     }
@@ -170,7 +173,7 @@ struct State {
     /// How many times nothing was left to send, and `said` began anew.
     emptied: u64,
     /// Answers with descriptors, and ways elsewhere, of which the client has not said that they were lost.
-    losable: u64,
+    losable: u32,
     /// Final frames that may not have left, in order: where they end in what was said, and what they give
     /// back.
     unsettled: Queue<(u64, Cost)>,
@@ -182,6 +185,10 @@ struct State {
     unread: Option<Box<Unread>>,
     /// Of the companion.
     waker: Option<Waker>,
+    /// Of the packet that the companion receives next.
+    begun: Begun,
+    /// The turn, by the lower half of its number, in which a packet was read where it arrived.
+    read_in: u32,
 }
 
 /// A large call that begins.
@@ -263,8 +270,8 @@ enum Stage {
 /// What has been filed at once of the packet that is next.
 #[derive(Default)]
 struct Begun {
-    bytes: usize,
-    calls: usize,
+    bytes: u32,
+    calls: u16,
     /// One of them has the descriptors of the packet.
     descriptors: bool,
     /// The session had no calls before, and the mailbox does not know of these.
@@ -310,6 +317,38 @@ impl Future for Serving {
     }
 }
 
+impl Reader for Session {
+    /// Straight through, where nothing large is under way and no packet was left half read, as far as this
+    /// one begins with small calls. They are nearly always all of it; otherwise the companion goes on.
+    fn read(&self, reading: Reading<'_>) -> bool {
+        let Reading { bytes, descriptors, turn, unsent, mut wakes, .. } = reading;
+        let turn = turn as u32;
+        let mut state = self.state.borrow_mut();
+        // One packet in a turn: `SESSION_PACKETS_A_TURN_MAX`.
+        if state.large.is_some() || state.unread.is_some() || state.read_in == turn {
+            return false;
+        }
+        if state.unsettled.len() >= SETTLED_TOGETHER {
+            state.settle(unsent, &self.terms);
+        }
+        let begun = self.file_small_calls(&mut state, bytes, descriptors);
+        let whole = begun.bytes as usize == bytes.len() && descriptors.is_empty();
+        let asks_for_turn = begun.asks_for_turn;
+        // Of what nothing could be filed the companion reads in this turn.
+        if begun.calls > 0 {
+            state.read_in = turn;
+        }
+        if !whole {
+            state.begun = begun;
+        }
+        drop(state);
+        if asks_for_turn && let Some(mailbox) = self.mailbox.upgrade() {
+            wake_each(mailbox.take_turn(self.client.key), |waker| wakes.wake(waker));
+        }
+        whole
+    }
+}
+
 impl Session {
     pub(crate) fn reactor(&self) -> &Reactor {
         self.socket.reactor()
@@ -331,46 +370,29 @@ impl Session {
     // -- what the client says ---------------------------------------------------------------------------
 
     /// Receives and files until the session ends.
-    #[inline]
     fn poll_over(&self, context: &mut Context<'_>) -> Poll<Over> {
-        let mut begun = Begun::default();
-        if self.look_after_answers(context) {
-            // Straight through, where nothing large is under way and no packet was left half read: the next
-            // is read where it lies, as far as it begins with small calls. They are nearly always all of it.
-            let read = self.socket.poll_read_of_many(context, |packet, descriptors| {
-                begun = self.file_small_calls(packet, descriptors);
-                begun.bytes == packet.len() && descriptors.is_empty()
-            });
-            if begun.asks_for_turn {
-                self.mailbox.upgrade().iter().for_each(|mailbox| mailbox.take_turn(self.client.key));
-            }
-            match read {
-                Poll::Ready(Some(false)) | Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(true)) => {
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Poll::Ready(None) => {}
-            }
+        self.look_after_answers(context);
+        let (begun, unread, read_in) = self.state.borrow_mut().take_begun();
+        // One packet in a turn, wherever it was read: `SESSION_PACKETS_A_TURN_MAX`.
+        if begun.bytes == 0
+            && unread.is_none()
+            && read_in == self.reactor().turns() as u32
+            && self.socket.has_arrived()
+        {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        self.poll_further(begun, context)
-    }
-
-    /// Receives and files what is not as most packets are, of which so much is filed already.
-    #[inline(never)]
-    fn poll_further(&self, begun: Begun, context: &mut Context<'_>) -> Poll<Over> {
-        let unread = self.state.borrow_mut().unread.take();
         let unread = match unread {
             Some(unread) => Ok(*unread),
             None => self.unread_of(ready!(self.poll_next(context))),
         };
         match unread {
             Ok(mut unread) => {
-                unread.place.read = unread.place.read.max(begun.bytes);
+                unread.place.read = unread.place.read.max(begun.bytes as usize);
                 if begun.descriptors {
-                    unread.place = Place::behind_descriptors(begun.bytes);
+                    unread.place = Place::behind_descriptors(begun.bytes as usize);
                 }
-                self.file_and_go_on(unread, begun.calls, context)
+                self.file_and_go_on(unread, begun.calls.into(), context)
             }
             Err(over) => Poll::Ready(over),
         }
@@ -416,10 +438,8 @@ impl Session {
         Ok(Unread { packet: Packet::new(packet), descriptors, place: Place::beginning(arrived) })
     }
 
-    /// Sends the next part of a large answer, and gives back what answers took that have left. Says whether
-    /// nothing large is under way and nothing left of an earlier packet.
-    #[inline]
-    fn look_after_answers(&self, context: &mut Context<'_>) -> bool {
+    /// Sends the next part of a large answer, and gives back what answers took that have left.
+    fn look_after_answers(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
         if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
             let old = state.waker.replace(context.waker().clone());
@@ -429,15 +449,13 @@ impl Session {
         }
         // With each packet, or a session that rests would remember as many answers as its window has.
         if state.unsettled.len() >= SETTLED_TOGETHER {
-            state.settle(&self.socket, &self.terms);
+            state.settle(self.socket.unsent(), &self.terms);
         }
-        if state.large.is_none() {
-            return state.unread.is_none();
+        if state.large.is_some() {
+            drop(state);
+            self.send_parts(context);
+            self.settle();
         }
-        drop(state);
-        self.send_parts(context);
-        self.settle();
-        false
     }
 
     /// Receives the next packet; `None` if a large message stands still.
@@ -553,8 +571,7 @@ impl Session {
     /// Files the small calls that a packet begins with, for as long as there is nothing to be said against
     /// them. What follows was not looked at.
     #[inline]
-    fn file_small_calls(&self, packet: &[u8], descriptors: &mut Descriptors) -> Begun {
-        let state = &mut *self.state.borrow_mut();
+    fn file_small_calls(&self, state: &mut State, packet: &[u8], descriptors: &mut Descriptors) -> Begun {
         if state.over || state.leaving || state.client_leaving || packet.len() > PACKET_BYTES_MAX {
             return Begun::default();
         }
@@ -590,7 +607,8 @@ impl Session {
         self.counters.calls_arrived(count, bytes, came);
         let asks_for_turn = count > 0 && !state.in_turn;
         state.in_turn |= asks_for_turn;
-        Begun { bytes, calls: count, descriptors: came > 0, asks_for_turn }
+        // Of one packet, and of no more calls than a turn has time for.
+        Begun { bytes: bytes as u32, calls: count as u16, descriptors: came > 0, asks_for_turn }
     }
 
     /// Files what a packet says, or as much of it as one turn has time for, in which so many of its frames
@@ -1030,7 +1048,7 @@ impl Session {
         let Some(mailbox) = self.mailbox.upgrade() else { return };
         state.in_turn = true;
         drop(state);
-        mailbox.take_turn(self.client.key);
+        wake_if_any(mailbox.take_turn(self.client.key));
     }
 
     /// The oldest call that nobody has taken. Those whose callers have given up by now are not worth
@@ -1107,7 +1125,7 @@ impl Session {
         let header = wire::small_answer_header(number, size);
         let length = header.len() + bytes;
         state.said += if descriptors == 0 { length } else { length.max(REFUSED_FRAME_BYTES) } as u64;
-        state.losable += u64::from(descriptors > 0);
+        state.losable = state.losable.saturating_add(u32::from(descriptors > 0));
         unsettled.lend(&mut state.unsettled).push_back((state.said, cost));
         // To post may wake a host, whose waker is its own code.
         drop(spares);
@@ -1244,7 +1262,7 @@ impl Session {
         // and with that byte not counted the frame before it would seem not to have left. Its caller, who has
         // read it and calls again, was disconnected for not reading.
         state.said += bytes.max(REFUSED_FRAME_BYTES) as u64;
-        state.losable += 1;
+        state.losable = state.losable.saturating_add(1);
         drop(state);
         self.counters.sent(bytes, message.descriptors().len());
         let instead = RefusedReason::OutOfDescriptors.frame(number);
@@ -1264,7 +1282,7 @@ impl Session {
     fn settle(&self) {
         let mut state = self.state.borrow_mut();
         if !state.unsettled.is_empty() {
-            state.settle(&self.socket, &self.terms);
+            state.settle(self.socket.unsent(), &self.terms);
         }
     }
 
@@ -1349,8 +1367,14 @@ impl Drop for Session {
 }
 
 impl State {
-    fn settle(&mut self, socket: &Socket, terms: &Terms) {
-        let unsent = socket.unsent() as u64;
+    /// What is begun and not done, and when a packet was last read where it arrived.
+    fn take_begun(&mut self) -> (Begun, Option<Box<Unread>>, u32) {
+        (std::mem::take(&mut self.begun), self.unread.take(), self.read_in)
+    }
+
+    /// Gives back what calls took whose final frames have left, with so many bytes that still wait.
+    fn settle(&mut self, unsent: usize, terms: &Terms) {
+        let unsent = unsent as u64;
         if unsent == 0 {
             // Of an answer and the refusal sent in its place the longer is counted, so that more may seem to
             // have left than has. Where nothing waits the count is right again.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use imc::{ConnectError, ConnectedSocket, SocketAddress};
 use ring::{
-    Companion, Descriptors, Message, Otherwise, Queue, Reactor, ReceiveError, Received, SendError, Sending,
-    Socket,
+    Companion, Descriptors, Message, Otherwise, Queue, Reactor, Reader, Reading, ReceiveError, Received,
+    SendError, Sending, Socket,
 };
 
 use crate::credit::{Account, Cost, Short};
@@ -26,7 +26,7 @@ use crate::parts::{Assembly, Left, OutOfMemory, Outbox, Watch};
 use crate::rooms::Piece;
 use crate::slots::{Asked, Elsewhere, Outgoing, Slots, Stage, UnderWay};
 use crate::stats::Counters;
-use crate::waiting::{Place, Waiting, Woken, wake, wake_if_any};
+use crate::waiting::{Place, Waiting, Woken, wake};
 use crate::wire::{
     self, Arrived, Body, FromServer, HEADER_BYTES, Header, Hello, Kind, Malformed, Opening, PACKET_BYTES_MAX,
     PAYLOAD_BYTES_MAX, RefusedReason, Resource, Size, Windows,
@@ -95,6 +95,8 @@ struct State {
     posted: u32,
     /// Of the companion.
     waker: Option<Waker>,
+    /// Of the packet that the companion receives next.
+    filed: Straight,
     /// Those who wait for the attachment only.
     attaching: Waiting,
 }
@@ -505,7 +507,7 @@ impl Session {
             0 if cut => Straight::default(),
             0 => {
                 let (bytes, descriptors) = packet.lying();
-                state.file_straight(bytes, descriptors, &mut woken)
+                state.file_straight(bytes, descriptors, |waker| woken.push(waker))
             }
             _ => filed,
         };
@@ -1034,7 +1036,12 @@ impl State {
     /// nothing large under way and no send that may still fail. What `frame` does with any answer, for all of
     /// them in one go; how far it has come says where `frame` is to go on.
     #[inline]
-    fn file_straight(&mut self, packet: &[u8], descriptors: &mut Descriptors, woken: &mut Woken) -> Straight {
+    fn file_straight(
+        &mut self,
+        packet: &[u8],
+        descriptors: &mut Descriptors,
+        mut wake: impl FnMut(Waker),
+    ) -> Straight {
         let mut straight = Straight::default();
         let Phase::Open { account, .. } = &mut self.phase else { return straight };
         if self.large.is_some() || !self.sendings.is_empty() {
@@ -1062,7 +1069,7 @@ impl State {
                 straight.descriptors = declared;
             }
             if let Some(waker) = slot.waker.take() {
-                woken.push(waker);
+                wake(waker);
             }
             straight.frames += 1;
             straight.bytes += HEADER_BYTES + payload.len();
@@ -1389,8 +1396,7 @@ impl Serving {
         Serving { session, step: Step::Connecting(connecting) }
     }
 
-    #[inline(never)]
-    fn poll_end(&mut self, filed: Straight, context: &mut Context<'_>) -> Poll<End> {
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<End> {
         let Serving { session, step } = self;
         loop {
             match step {
@@ -1421,9 +1427,10 @@ impl Serving {
                         Err(ReceiveError::Io(error)) => return Poll::Ready(End::of_kernel(&error)),
                         Err(_) => return Poll::Ready(End::Gone),
                     }
+                    socket.set_reader(Rc::downgrade(session));
                     *step = Step::Attached(Rc::clone(socket));
                 }
-                Step::Attached(socket) => return session.poll_end(filed, socket, context),
+                Step::Attached(socket) => return session.poll_end(socket, context),
             }
         }
     }
@@ -1433,12 +1440,7 @@ impl Future for Serving {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let filed = match &self.step {
-            Step::Attached(socket) => self.session.poll_straight(socket, context),
-            Step::Connecting(_) | Step::AwaitingHello(_) => Some(Straight::default()),
-        };
-        let Some(filed) = filed else { return Poll::Pending };
-        let end = ready!(self.poll_end(filed, context));
+        let end = ready!(self.poll_end(context));
         if let (End::Malformed | End::Stalled, Step::AwaitingHello(socket) | Step::Attached(socket)) =
             (end, &self.step)
         {
@@ -1449,40 +1451,29 @@ impl Future for Serving {
     }
 }
 
-impl Session {
-    /// Straight through, where nothing is to be done but to receive, and packets hold what most do: they are
-    /// read where they lie. `None` if that was all, and more is waited for. Otherwise somebody has to
-    /// [look](Session::poll_end) at everything, and so much is filed of the packet that is next.
-    #[inline]
-    fn poll_straight(&self, socket: &Socket, context: &mut Context<'_>) -> Option<Straight> {
-        loop {
-            let (mut straight, mut woken, mut quiet) = (Straight::default(), Woken::default(), false);
-            let waker = context.waker();
-            let read = socket.poll_read_of_many(context, |packet, descriptors| {
-                let state = &mut *self.state.borrow_mut();
-                if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                    return false;
-                }
-                straight = state.file_straight(packet, descriptors, &mut woken);
-                quiet = state.is_quiet();
-                let whole = straight.bytes == packet.len() && descriptors.is_empty();
-                if whole {
-                    state.counters.answers_arrived(straight.frames, straight.bytes, straight.descriptors);
-                }
-                whole
-            });
-            wake_if_any(woken);
-            match read {
-                Poll::Ready(Some(false)) if quiet => return None,
-                Poll::Ready(Some(true)) if quiet => {}
-                Poll::Ready(Some(_)) => return Some(Straight::default()),
-                Poll::Ready(None) | Poll::Pending => return Some(straight),
-            }
+impl Reader for Session {
+    /// Straight through, where nothing is to be done but to receive, and the packet holds what most do.
+    /// Otherwise the companion does it, from where this has come to.
+    fn read(&self, reading: Reading<'_>) -> bool {
+        let Reading { bytes, descriptors, mut wakes, .. } = reading;
+        let state = &mut *self.state.borrow_mut();
+        if !state.is_quiet() {
+            return false;
         }
+        let straight = state.file_straight(bytes, descriptors, |waker| wakes.wake(waker));
+        let whole = straight.bytes == bytes.len() && descriptors.is_empty();
+        match whole {
+            true => state.counters.answers_arrived(straight.frames, straight.bytes, straight.descriptors),
+            false => state.filed = straight,
+        }
+        whole
     }
+}
 
-    /// Receives and files until the session ends. So much of the next packet is filed already.
-    fn poll_end(&self, mut filed: Straight, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
+impl Session {
+    /// Receives and files until the session ends.
+    fn poll_end(&self, socket: &Socket, context: &mut Context<'_>) -> Poll<End> {
+        let mut filed = std::mem::take(&mut self.state.borrow_mut().filed);
         // Closed from here when nothing is left to wait for, so that a server that leaves need not wait for
         // long.
         loop {

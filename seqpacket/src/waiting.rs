@@ -153,11 +153,17 @@ pub(crate) fn wake(woken: impl IntoIterator<Item = Waker>) {
 /// As [`wake`], where mostly there is one or nobody.
 #[inline]
 pub(crate) fn wake_if_any(woken: Woken) {
+    wake_each(woken, Waker::wake);
+}
+
+/// Wakes in whatever way, where mostly there is one or nobody.
+#[inline]
+pub(crate) fn wake_each(woken: Woken, mut wake: impl FnMut(Waker)) {
     let Woken { first, others } = woken;
     if let Some(first) = first {
-        first.wake();
+        wake(first);
         if !others.is_empty() {
-            wake(others);
+            others.into_iter().for_each(wake);
         }
     }
 }
