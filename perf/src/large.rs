@@ -81,7 +81,8 @@ pub fn serve(mut order: Order) -> Result<(), Failure> {
     let reactor = order.reactor()?;
     let mailbox = Mailbox::from_fd(&reactor, bound)?;
     Executor::new(&reactor).block_on(async {
-        let mut prepared = Vec::new();
+        // Sent over and over, from where it lies.
+        let mut prepared = Arc::new(Vec::new());
         while let Some(mut call) = mailbox.next().await {
             if let Some(fd) = call.take_descriptor() {
                 let seen = look_at(&FrozenMemory::from_fd(fd)?.map()?);
@@ -90,10 +91,11 @@ pub fn serve(mut order: Order) -> Result<(), Failure> {
                 if prepared.len() as u64 != size {
                     return Err("an answer of a size that was not prepared".into());
                 }
-                call.answer(std::mem::take(&mut prepared))?;
+                call.answer(Arc::clone(&prepared))?;
             } else if let Some([size, PREPARE]) = call.read::<[u64; 2]>() {
-                prepared = ring::room_for(usize::try_from(size)?)?;
-                prepared.extend((0..size).map(|at| (at / 64) as u8));
+                if prepared.len() as u64 != size {
+                    prepared = Arc::new(source(usize::try_from(size)?));
+                }
                 call.answer("prepared")?;
             } else if call.bytes() == SMALL {
                 call.answer(SMALL)?;
