@@ -45,7 +45,8 @@ impl Reader for Shelf {
     fn read(&self, reading: Reading<'_>) -> bool {
         let Reading { bytes, descriptors, turn, unsent, mut wakes, .. } = reading;
         self.shown.set(self.shown.get() + 1);
-        (self.unsent.set(unsent), self.turn.set(turn));
+        self.unsent.set(unsent);
+        self.turn.set(turn);
         if let Some(waker) = &*self.wakes.borrow() {
             wakes.wake(waker.clone());
         }
