@@ -121,6 +121,15 @@ impl Envelope {
         self.carrier = Some(Carrier { bytes: self.bytes.len() - length..self.bytes.len(), told });
     }
 
+    /// Bytes in all, with or without its descriptors: what is said in their place may be longer.
+    #[inline]
+    pub(crate) fn length_at_most(&self) -> usize {
+        match &self.carrier {
+            Some(Carrier { bytes, .. }) => self.length() + self.instead.len().saturating_sub(bytes.len()),
+            None => self.length(),
+        }
+    }
+
     /// Whether somebody has said what becomes of it without its descriptors.
     pub(crate) fn is_provided_for(&self) -> bool {
         self.carrier.is_some()

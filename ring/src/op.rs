@@ -64,10 +64,10 @@ const LOOKS_MAX: usize = 16;
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
 
-/// How many [pieces](crate::Socket::send_piece) all sockets of a reactor send between two of its turns,
-/// without waiting for one, and how many they [take](crate::Socket::take_piece): 3. With the one that each
-/// socket has in its turn these are as many of 64 KiB as fit the kernel's queue at the usual SO_SNDBUF.
-/// Everybody else waits for no more than that.
+/// How many [pieces](crate::Socket::send_piece) all sockets of a reactor [take](crate::Socket::take_piece)
+/// between two of its turns, without waiting for one: 3. With the one that each socket has in its turn these
+/// are as many of 64 KiB as fit the kernel's queue at the usual SO_SNDBUF. Everybody else waits for no more
+/// than that.
 pub const PIECES_AT_ONCE_MAX: usize = 3;
 
 /// How many letters of one socket are sent with plain calls in one turn before others have theirs.
@@ -167,9 +167,7 @@ pub(crate) struct Core {
     first_went: Option<u64>,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
-    /// Pieces sent since the last turn that did not wait for one.
-    pieces_at_once: usize,
-    /// And pieces taken by those who looked for themselves.
+    /// And pieces of something larger.
     pieces_taken: usize,
 }
 
@@ -420,7 +418,6 @@ impl Core {
             hurried: false,
             first_went: None,
             taken_here: 0,
-            pieces_at_once: 0,
             pieces_taken: 0,
         }
     }
@@ -818,46 +815,18 @@ impl Core {
         self.stats.descriptors_sent += envelope.descriptors().len() as u64;
     }
 
-    /// Sends a message of a few bytes and a piece of others: now, if nothing waits before it and this turn
-    /// has not sent its share of them, or else from the queue.
+    /// Queues a message of a few bytes and a piece of others. The waiter is told how it went.
     pub(crate) fn send_piece(
         &mut self,
         key: usize,
         bytes: &[u8],
         whole: Arc<Vec<u8>>,
         piece: Range<usize>,
-        woken: &mut Woken,
-    ) -> AtOnce {
+    ) -> usize {
         let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
         envelope.append(bytes);
         envelope.append_piece(whole, piece);
-        let lane = &self.channels[key].lane;
-        if self.pieces_at_once >= PIECES_AT_ONCE_MAX
-            || !lane.is_idle()
-            || lane.broken
-            || !self.driver.sends_now()
-        {
-            return AtOnce::Queued(Some(self.queue_waited(key, envelope)));
-        }
-        self.pieces_at_once += 1;
-        envelope.seal();
-        match self.driver.send_now(&self.channels[key].fd, &envelope) {
-            Ok(_) => {
-                self.count_sent(&envelope);
-                self.keep_envelope(envelope);
-                AtOnce::Gone
-            }
-            Err(error) => {
-                let waiter = self.wait(key);
-                let slip = Slip { waiter: Some(number_of(waiter)), silent: false, open: false };
-                let letter = Letter { envelope, slip };
-                self.not_sent(key, letter, SendError::from_kernel(error), woken);
-                if !self.channels[key].lane.blocked {
-                    self.mark_dirty(key);
-                }
-                AtOnce::Queued(Some(waiter))
-            }
-        }
+        self.queue_waited(key, envelope)
     }
 
     /// Whoever asked for this letter does not wait any more, and it goes out all the same. If it cannot, what
@@ -973,7 +942,7 @@ impl Core {
     #[inline]
     pub(crate) fn post(&mut self, key: usize, parts: &[&[u8]], descriptors: Fds) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        let envelope = self.post_parts(key, parts, length, !descriptors.is_empty());
+        let envelope = self.post_parts(key, parts, length, !descriptors.is_empty(), length);
         if !descriptors.is_empty() {
             envelope.attach(descriptors);
         }
@@ -989,7 +958,11 @@ impl Core {
         otherwise: Otherwise<'_>,
     ) {
         let length = head.len() + message.bytes().len();
-        let envelope = self.post_parts(key, &[head, message.bytes()], length, true);
+        let at_most = match otherwise {
+            Otherwise::Say(instead) => length.max(instead.len()),
+            Otherwise::Tell(_) => length,
+        };
+        let envelope = self.post_parts(key, &[head, message.bytes()], length, true, at_most);
         envelope.attach(message.take_descriptors());
         envelope.provide(length, otherwise);
     }
@@ -1005,16 +978,23 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// Queues parts of so many bytes together, and gives the packet that they are in. Descriptors belong to
-    /// one post of a packet only, or nobody could say whose they are: a packet that has some is of no use to
-    /// another post that has some.
+    /// Queues parts of so many bytes together, which may become more, and gives the packet that they are in.
+    /// Descriptors belong to one post of a packet only, or nobody could say whose they are: a packet that has
+    /// some is of no use to another post that has some.
     #[inline]
-    fn post_parts(&mut self, key: usize, parts: &[&[u8]], length: usize, has_some: bool) -> &mut Envelope {
+    fn post_parts(
+        &mut self,
+        key: usize,
+        parts: &[&[u8]],
+        length: usize,
+        has_some: bool,
+        at_most: usize,
+    ) -> &mut Envelope {
         assert!(length <= PACKET_BYTES_MAX, "whoever posts keeps to the packet");
         assert!(length > 0, "an empty post could not be told from the end of file");
         self.mark_dirty(key);
         let joins = self.channels[key].lane.waiting.back_mut().is_some_and(|Letter { envelope, slip }| {
-            let fits = envelope.length() + length <= PACKET_BYTES_MAX;
+            let fits = envelope.length_at_most() + at_most <= PACKET_BYTES_MAX;
             slip.open && fits && !(has_some && envelope.has_descriptors())
         });
         if !joins {
@@ -1037,7 +1017,7 @@ impl Core {
         let lane = &mut self.channels[key].lane;
         if let Some(Letter { envelope, slip }) = lane.waiting.back_mut()
             && slip.open
-            && envelope.length() + length <= PACKET_BYTES_MAX
+            && envelope.length_at_most() + length <= PACKET_BYTES_MAX
         {
             envelope.append(head);
             envelope.append(rest);
@@ -1306,6 +1286,7 @@ impl Core {
                     if channel.private {
                         self.driver.shut_down(&channel.fd);
                     }
+                    self.tell_failed(key, &letter.envelope, SendError::Gone, woken);
                 }
                 self.settle(letter.slip, Err(error), woken);
             }
@@ -1575,6 +1556,7 @@ impl Core {
                 self.stats.messages_received += 1;
                 self.stats.bytes_received += arrival.message.length() as u64;
                 arrival.message.let_go();
+                self.channels[key].inbox.nothings = 0;
                 true
             }
             found => {
@@ -1587,9 +1569,13 @@ impl Core {
     }
 
     /// Whether what has arrived first is a piece that may be received without waiting for a turn.
-    pub(crate) fn goes_on_with_piece(&mut self, key: usize, is_piece: impl FnOnce(&[u8]) -> bool) -> bool {
+    pub(crate) fn goes_on_with_piece(
+        &mut self,
+        key: usize,
+        is_piece: impl FnOnce(&[u8], usize) -> bool,
+    ) -> bool {
         let first = self.channels[key].inbox.arrived.front();
-        first.is_some_and(|first| first.as_ref().is_ok_and(|first| is_piece(first.bytes())))
+        first.is_some_and(|first| first.as_ref().is_ok_and(|first| is_piece(first.bytes(), first.length())))
             && self.may_take_piece()
     }
 
@@ -1767,7 +1753,7 @@ impl Core {
         let is_read = reader.read(reading);
         // What is left to be received is counted when it is.
         let left = if is_read { 0 } else { descriptors.len() };
-        self.stats.descriptors_received += (came - left) as u64;
+        self.stats.descriptors_received += came.saturating_sub(left) as u64;
         if is_read {
             inbox.nothings = 0;
             self.stats.messages_received += 1;
@@ -1975,7 +1961,7 @@ impl Core {
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
         self.taken_here = 0;
-        (self.pieces_at_once, self.pieces_taken) = (0, 0);
+        self.pieces_taken = 0;
         self.closed_at_once = 0;
         let behind = !self.dirty.is_empty() && self.flush(woken);
         let mut home = std::mem::take(&mut self.home);

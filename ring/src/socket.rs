@@ -464,8 +464,7 @@ impl Socket {
     }
 
     /// As [`send`](Socket::send), a message of `bytes` and a piece of something larger, which is shared and
-    /// not copied for it. Where nothing waits before it, it goes now, as far as that is no more than
-    /// [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) since the last turn, of all sockets together.
+    /// not copied for it.
     ///
     /// ```
     /// # use std::sync::Arc;
@@ -492,8 +491,8 @@ impl Socket {
         let length = bytes.len() + piece.len();
         assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever sends pieces keeps to the packet");
         let whole = Arc::clone(whole);
-        let sent = self.reactor.with(|core, woken| core.send_piece(self.channel, bytes, whole, piece, woken));
-        Sending { reactor: self.reactor.clone(), state: SendingState::from(sent) }
+        let waiter = self.reactor.with(|core, _| core.send_piece(self.channel, bytes, whole, piece));
+        Sending { reactor: self.reactor.clone(), state: SendingState::Waiting(waiter) }
     }
 
     /// Bytes that wait to be sent.
@@ -676,9 +675,10 @@ impl Socket {
     }
 
     /// Whether whoever has received a piece may go on with what has arrived behind it, and leave everybody
-    /// else waiting: if that is there, and looks like another one, and not more than
-    /// [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) go on since the last turn.
-    pub fn goes_on_with_piece(&self, is_piece: impl FnOnce(&[u8]) -> bool) -> bool {
+    /// else waiting: if that is there, and is another one by its first bytes and its length, those that have
+    /// landed included, and not more than [`PIECES_AT_ONCE_MAX`](crate::PIECES_AT_ONCE_MAX) go on since the
+    /// last turn.
+    pub fn goes_on_with_piece(&self, is_piece: impl FnOnce(&[u8], usize) -> bool) -> bool {
         self.reactor.with_core(|core| core.goes_on_with_piece(self.channel, is_piece))
     }
 

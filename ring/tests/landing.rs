@@ -164,14 +164,15 @@ on_each_driver! {
 
     fn whoever_goes_on_with_a_piece_leaves_what_looks_like_none(reactor: &Reactor) {
         let (near, _landing, far) = landing(reactor, 100);
-        assert!(!near.goes_on_with_piece(|_| true), "there is nothing");
+        assert!(!near.goes_on_with_piece(|_, _| true), "there is nothing");
         send_packet(&far, b"something", &[]).unwrap();
         testing::wait_until("it is here", || {
             turn(reactor);
             near.has_arrived()
         });
-        assert!(!near.goes_on_with_piece(|bytes| bytes != b"something"));
-        let goes_on = (0..9).filter(|_| near.goes_on_with_piece(|bytes| bytes == b"something"));
+        assert!(!near.goes_on_with_piece(|bytes, _| bytes != b"something"));
+        let goes_on =
+            (0..9).filter(|_| near.goes_on_with_piece(|bytes, length| bytes == b"something" && length == 9));
         assert_eq!(goes_on.count(), PIECES_AT_ONCE_MAX);
     }
 

@@ -13,9 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use ring::{
-    DriverKind, Fd, Kind, Message, PACKET_BYTES_MAX, PIECES_AT_ONCE_MAX, Reactor, SendError, Socket, Wait,
-};
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
@@ -236,35 +234,11 @@ on_each_driver_and_seed! {
         assert_eq!(drain(&far), [b"firstinstead".to_vec()]);
     }
 
-    fn pieces_go_at_once_as_many_as_all_sockets_may_send_in_a_turn(reactor: &Reactor) {
-        let ends = [shared(reactor), shared(reactor)];
-        let whole = Arc::new(b"0123456789".to_vec());
-        let mut at_once = 0;
-        let sends: Vec<_> = (0..6)
-            .map(|place| {
-                let sending = ends[place % 2].0.send_piece(b"", &whole, place..place + 1);
-                at_once += usize::from(sending.has_gone());
-                sending
-            })
-            .collect();
-        // The world of a script sends at once when it likes to.
-        let scripted = !matches!(reactor.driver().kind(), DriverKind::Uring | DriverKind::Epoll);
-        assert!(at_once == PIECES_AT_ONCE_MAX || scripted && at_once < PIECES_AT_ONCE_MAX, "{at_once}");
-        sends.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
-        assert_eq!(drain(&ends[0].1), [b"0", b"2", b"4"].map(|one| one.to_vec()));
-        assert_eq!(drain(&ends[1].1), [b"1", b"3", b"5"].map(|one| one.to_vec()));
-        let next = ends[0].0.send_piece(b"", &whole, 6..7);
-        assert!(next.has_gone() || scripted, "a turn has passed");
-        settle(reactor, next).unwrap();
-    }
-
     fn a_piece_is_not_sent_before_what_waits(reactor: &Reactor) {
         let (near, far) = shared(reactor);
         let whole = Arc::new(b"piece".to_vec());
         near.post(&[b"before"], Vec::new());
-        let sending = near.send_piece(b"", &whole, 0..5);
-        assert!(!sending.has_gone());
-        settle(reactor, sending).unwrap();
+        settle(reactor, near.send_piece(b"", &whole, 0..5)).unwrap();
         assert_eq!(drain(&far), [b"before".to_vec(), b"piece".to_vec()]);
     }
 

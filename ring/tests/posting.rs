@@ -149,6 +149,20 @@ on_each_driver! {
         drop(many);
     }
 
+    fn what_is_said_instead_does_not_make_a_packet_too_long(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        let many = too_many_in_flight();
+        near.post_with(&[1; 16], &mut with_pipe(""), Otherwise::Say(&[2; 17]));
+        near.post_bytes(&[3; 16], &[3; PACKET_BYTES_MAX - 32]);
+        near.post_bytes(&[4; 16], &[4; PACKET_BYTES_MAX - 32]);
+        near.post_with(&[5; 16], &mut with_pipe(""), Otherwise::Say(&[6; 17]));
+        turn(reactor);
+        turn(reactor);
+        let lengths: Vec<_> = packets(&far).into_iter().map(|(bytes, _)| bytes.len()).collect();
+        assert_eq!(lengths, [17, PACKET_BYTES_MAX - 16, PACKET_BYTES_MAX - 16, 17]);
+        drop(many);
+    }
+
     fn whoever_waits_for_a_message_is_woken_to_look(reactor: &Reactor) {
         let (near, _far) = pair(reactor);
         near.stream();

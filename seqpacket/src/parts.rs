@@ -171,11 +171,7 @@ impl Outbox {
             let (sending, bytes) = next.send_part(socket, part_bytes_max);
             self.said.0 += 1;
             self.said.1 += bytes;
-            if sending.has_gone() {
-                self.moved = Some(now);
-            } else {
-                self.away = Some((next.number, sending));
-            }
+            self.away = Some((next.number, sending));
             if next.sent == next.bytes.len() {
                 left.push(Left::Whole(next.number));
                 self.waiting.remove(place);

@@ -415,9 +415,10 @@ impl Session {
         self.poll_over(context)
     }
 
-    /// Whether what has arrived is the next part of a large call, and may be filed in this turn too.
+    /// Whether what has arrived is the next part of a large call and nothing else, and may be filed in this
+    /// turn too.
     fn goes_on_with_parts(&self) -> bool {
-        self.state.borrow().arriving == 1 && self.socket.goes_on_with_piece(wire::is_part)
+        self.state.borrow().arriving == 1 && self.socket.goes_on_with_piece(wire::is_one_part)
     }
 
     fn unread_of(&self, received: Option<Result<Received, ReceiveError>>) -> Result<Unread, Over> {
@@ -1191,7 +1192,7 @@ impl Session {
             descriptors.into_iter().for_each(|fd| message.push_descriptor(fd));
             let mut state = self.state.borrow_mut();
             state.said += frame.len() as u64;
-            state.losable += 1;
+            state.losable = state.losable.saturating_add(1);
             drop(state);
             self.counters.sent(frame.len(), message.descriptors().len());
             Some(self.socket.send(message))

@@ -1488,6 +1488,10 @@ impl Session {
             }
             if !quiet || socket.has_failed() {
                 self.look_after_sends(socket, context);
+                // What was just taken, or could not be sent, may have been the last there was.
+                if filed.frames == 0 && self.look(context.waker()).is_none() {
+                    return Poll::Ready(End::Gone);
+                }
             }
             // What has arrived counts before what has not.
             let (received, more) = match socket.poll_receive_of_many(context) {

@@ -1307,10 +1307,11 @@ pub(crate) fn small_answer_header(number: u32, message: Size) -> [u8; HEADER_BYT
     ])
 }
 
-/// Whether a packet begins with a part of a large message.
-pub(crate) fn is_part(packet: &[u8]) -> bool {
+/// Whether a packet of so many bytes, which begins with these, is one part of a large message and nothing
+/// else.
+pub(crate) fn is_one_part(packet: &[u8], length: usize) -> bool {
     let header = packet.first_chunk().and_then(|header| Header::parse(header).ok());
-    header.is_some_and(|header| header.kind == Kind::Part)
+    header.is_some_and(|header| header.kind == Kind::Part && HEADER_BYTES + header.length as usize == length)
 }
 
 /// Of which call a part is that has been received where it belongs: its packet is the header that was

@@ -496,6 +496,52 @@ on_each_driver! {
         assert!(session.hear().is_none());
     }
 
+    /// The last ones were taken out of the queue past the companion's receive.
+    fn a_client_closes_when_the_last_parts_have_come_after_the_farewell(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (server, object) = RawServer::new(reactor);
+        let call = object.call_with("much?", room(MIB));
+        executor.settle();
+        let session = server.attach(&executor, Hello::default());
+        assert_eq!(kinds_of_next(&session, &executor), [(Kind::Call, 0)]);
+        let whole = bytes(2 * PAYLOAD_BYTES_MAX + 1);
+        assert!(session.say(&bare(Header::goodbye()), &[]));
+        executor.settle();
+        assert!(session.say(&large_answer(0, whole.len()), &[]));
+        for part in parts_of(0, &whole) {
+            assert!(session.say(&part, &[]));
+        }
+        assert!(executor.block_on(call).unwrap().bytes() == whole);
+        session.hear_the_end(&executor);
+        drop(object);
+    }
+
+    /// The object is kept, and not used again.
+    fn a_client_closes_when_its_last_answer_has_come_in_parts_after_the_farewell(reactor: &Reactor) {
+        const NEVER: Duration = Duration::from_secs(3600);
+        let executor = Executor::new(reactor);
+        for parts in 1..=8 {
+            let (object, mailbox) = object(reactor).unwrap();
+            let asked = object.call_with("one?", room(MIB));
+            let incoming = executor.block_on(mailbox.next()).unwrap();
+            let left = Rc::new(Cell::new(false));
+            let has_left = Rc::clone(&left);
+            executor.spawn(async move {
+                let _ = mailbox.leave(NEVER).await;
+                has_left.set(true);
+            });
+            executor.settle();
+            incoming.answer(bytes(parts * PAYLOAD_BYTES_MAX)).unwrap();
+            assert_eq!(executor.block_on(asked).unwrap().bytes().len(), parts * PAYLOAD_BYTES_MAX);
+            testing::wait_until("it has left", || {
+                testing::turn(reactor);
+                executor.settle();
+                left.get()
+            });
+            drop(object);
+        }
+    }
+
     fn a_call_of_which_the_server_has_no_memory_is_refused_and_its_parts_are_ignored(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let options = MailboxOptions { large_bytes_together: 0, ..MailboxOptions::default() };
@@ -837,7 +883,7 @@ on_each_driver! {
         assert_eq!(mailbox.violations(), Default::default());
     }
 
-    /// It is in its place already, and nobody has looked at it.
+    /// It is in its place already.
     fn a_part_of_an_answer_that_is_withdrawn_is_counted_and_not_kept(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (server, object) = RawServer::new(reactor);
