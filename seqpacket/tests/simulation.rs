@@ -319,13 +319,20 @@ in_own_process! {
     }
 
     fn descriptors_that_come_twice_or_to_others_or_not_at_all_are_noticed() {
-        let other = "has other descriptors than were sent";
-        is_noticed(&outcome_of!(a_driver_delivers_twice), &["delivered twice", other, "answered: Some"]);
-        // Whoever waits at a socket whose other end has gone to a stranger waits for ever.
-        let waits = "everybody waits for somebody else";
-        is_noticed(&outcome_of!(a_driver_misdelivers), &[other, "answered: Some", waits]);
+        // What is noticed first depends on what the descriptor was: an argument, an answer, an end at which
+        // somebody waits for ever, or one that somebody else shuts down.
+        let astray = [
+            "delivered twice",
+            "has other descriptors than were sent",
+            "answered: Some",
+            "everybody waits for somebody else",
+            "told Err(",
+            "alformed",
+        ];
+        is_noticed(&outcome_of!(a_driver_delivers_twice), &astray);
+        is_noticed(&outcome_of!(a_driver_misdelivers), &astray);
         is_noticed(&outcome_of!(a_server_swaps_descriptors), &["answered: Some"]);
-        is_noticed(&outcome_of!(a_driver_loses_silently), &["malformed", "Malformed", other]);
+        is_noticed(&outcome_of!(a_driver_loses_silently), &astray);
     }
 
     fn a_loss_that_one_side_does_not_hear_of_is_noticed() {
