@@ -4,7 +4,7 @@
 //! attaches, receives and files outcomes, whoever polls which call; the calls' futures only look here. Each
 //! number ends once: with the final frame, or with the session. It never knows what a message means.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -516,11 +516,7 @@ impl Session {
             return self.file_rest(packet, cut, straight, woken);
         }
         state.counters.answers_arrived(straight.frames, straight.bytes, straight.descriptors);
-        woken.extend(state.advance(&self.options));
-        let quiet = state.is_quiet();
-        drop(state);
-        wake(woken);
-        Ok(quiet)
+        self.send_after(Ok(()), state, woken)
     }
 
     /// Files a packet from where something else begins than the answers that most packets hold.
@@ -556,14 +552,25 @@ impl Session {
             }
         }
         state.counters.received(frames, packet.bytes().len(), came);
+        self.send_after(result, state, woken)
+    }
+
+    /// Sends what there is room for, now that a packet is filed. Says whether all there is to do after that
+    /// is to receive.
+    fn send_after(
+        &self,
+        filed: Result<(), Malformed>,
+        mut state: RefMut<'_, State>,
+        mut woken: Woken,
+    ) -> Result<bool, Malformed> {
         // Whoever breaks the protocol is not sent anything more.
-        if result.is_ok() {
+        if filed.is_ok() {
             woken.extend(state.advance(&self.options));
         }
         let quiet = state.is_quiet();
         drop(state);
         wake(woken);
-        result.map(|()| quiet)
+        filed.map(|()| quiet)
     }
 
     /// Files the parts of a large answer that are in the queue.
@@ -580,13 +587,7 @@ impl Session {
         let number = wire::part_landed(packet.bytes());
         state.counters.received(1, packet.bytes().len() + packet.landed(), 0);
         let result = state.part(number, Piece::Landed(packet.landed()), &mut woken);
-        if result.is_ok() {
-            woken.extend(state.advance(&self.options));
-        }
-        let quiet = state.is_quiet();
-        drop(state);
-        wake(woken);
-        result.map(|()| quiet)
+        self.send_after(result, state, woken)
     }
 
     /// The session is over: everybody is told, once.
