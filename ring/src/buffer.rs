@@ -263,6 +263,12 @@ impl Landing {
         std::mem::take(&mut site.bytes)
     }
 
+    /// Whether the next message may land here.
+    #[cfg(uring)]
+    pub(crate) fn expects(&self) -> bool {
+        self.0.borrow().expected.is_some()
+    }
+
     /// The next message is received elsewhere.
     pub(crate) fn expect_nothing(&self) {
         self.0.borrow_mut().expected = None;

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -21,6 +22,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::envelope::{self, Envelope, Room, Taken};
 use crate::fd::{Fd, Kind};
+use crate::remote::Bell;
 #[cfg(uring)]
 use crate::request::Request;
 use crate::request::{Completion, Requests, Token};
@@ -269,7 +271,7 @@ impl Driver {
     pub(crate) fn open(
         choice: DriverChoice,
         ground: Ground,
-        bell: OwnedFd,
+        bell: &Arc<Bell>,
     ) -> Result<(Driver, DriverReport), StartError> {
         let (choice, asked_by) = match (choice, std::env::var(DRIVER_VARIABLE)) {
             (DriverChoice::Auto, Ok(name)) => (name.parse()?, DRIVER_VARIABLE),
@@ -288,35 +290,35 @@ impl Driver {
                     let reason = format!("asked for by {asked_by}; {how}");
                     Ok((driver, DriverReport { kind: DriverKind::Uring, reason }))
                 }
-                Err((why, _)) => Err(StartError::UringRefused { asked_by, why }),
+                Err(why) => Err(StartError::UringRefused { asked_by, why }),
             },
             DriverChoice::Auto => match Driver::uring(&ground, bell) {
                 Ok((driver, how)) => Ok((driver, DriverReport { kind: DriverKind::Uring, reason: how })),
-                Err((reason, bell)) => {
+                Err(reason) => {
                     Ok((Driver::epoll(ground, bell)?, DriverReport { kind: DriverKind::Epoll, reason }))
                 }
             },
         }
     }
 
-    fn epoll(ground: Ground, bell: OwnedFd) -> io::Result<Driver> {
-        Ok(Driver::Epoll(Box::new(Epoll::new(ground, bell)?)))
+    fn epoll(ground: Ground, bell: &Arc<Bell>) -> io::Result<Driver> {
+        Ok(Driver::Epoll(Box::new(Epoll::new(ground, Arc::clone(bell))?)))
     }
 
-    /// The ring, if it passes a descriptor; or what refused, and the bell back.
+    /// The ring, if it passes a descriptor; or what refused.
     #[cfg(uring)]
-    fn uring(ground: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
-        let (uring, how) = Uring::probe(ground, bell)?;
+    fn uring(ground: &Ground, bell: &Arc<Bell>) -> Result<(Driver, String), String> {
+        let (uring, how) = Uring::probe(ground, Arc::clone(bell))?;
         Ok((Driver::Uring(Box::new(uring)), how))
     }
 
     #[cfg(not(uring))]
-    fn uring(_: &Ground, bell: OwnedFd) -> Result<(Driver, String), (String, OwnedFd)> {
+    fn uring(_: &Ground, _: &Arc<Bell>) -> Result<(Driver, String), String> {
         let reason = match cfg!(feature = "uring") {
             true => "there are no bindings to io_uring for this processor",
             false => "this program was built without the feature `uring`",
         };
-        Err((reason.to_owned(), bell))
+        Err(reason.to_owned())
     }
 
     /// Accepts a request that stands in its slot.
@@ -450,6 +452,39 @@ impl Driver {
             Driver::Epoll(_) | Driver::Child(_) => {}
             #[cfg(feature = "script")]
             Driver::Script(_) => {}
+        }
+    }
+
+    /// Whether an executor takes the turns. Whoever takes them one by one may want to hear of each signal.
+    pub(crate) fn set_driven(&mut self, driven: bool) {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.set_driven(driven),
+            Driver::Epoll(_) | Driver::Child(_) => {}
+            #[cfg(feature = "script")]
+            Driver::Script(_) => {}
+        }
+    }
+
+    /// Whether a turn that sleeps, with nothing else to do, begins with a receive of this socket.
+    pub(crate) fn sleeps_in(&self, fd: &Fd) -> bool {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.sleeps_in(fd),
+            Driver::Epoll(_) | Driver::Child(_) => false,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
+    }
+
+    /// How many sleeps were slept in a receive of one socket, past what else there is to hear of.
+    pub(crate) fn slept_in_receives(&self) -> u64 {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.slept_in_receives(),
+            Driver::Epoll(_) | Driver::Child(_) => 0,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => 0,
         }
     }
 

@@ -7,6 +7,8 @@
 // Lengths in a `msghdr` are `size_t` with glibc and `socklen_t` with musl.
 #![allow(clippy::unnecessary_cast)]
 
+#[cfg(uring)]
+use std::cell::UnsafeCell;
 use std::io::{self, IoSlice};
 use std::mem::{self, MaybeUninit};
 use std::ops::Range;
@@ -490,11 +492,78 @@ fn vector_of<T>(into: &mut [T]) -> libc::iovec {
     libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: mem::size_of_val(into) }
 }
 
+/// The header of a receive that sleeps and that somebody else may end: with a write to its [weak
+/// place](Snare::weak_place). If that comes before the receive has begun, it fails (EFAULT). If the receive
+/// sleeps already and is interrupted after the write, the kernel begins it again, and then it fails.
+///
+/// It stands where it is for as long as it exists.
+#[cfg(uring)]
+pub(crate) struct Snare(Box<UnsafeCell<libc::msghdr>>);
+
+#[cfg(uring)]
+impl Snare {
+    pub(crate) fn new() -> Snare {
+        // SAFETY: all zeroes is a valid `msghdr`.
+        // Kept honest by `sleeping.rs::a_message_ends_a_sleep_in_its_socket`.
+        Snare(Box::new(UnsafeCell::new(unsafe { mem::zeroed() })))
+    }
+
+    /// Where the kernel is told of the memory for bytes: eight bytes, of which a small number makes an
+    /// address where nothing can be.
+    pub(crate) fn weak_place(&self) -> *mut u8 {
+        let header = self.0.get();
+        // SAFETY: within the header. Kept honest by `sleeping.rs::another_socket_ends_it`.
+        unsafe { (&raw mut (*header).msg_iov).cast() }
+    }
+
+    /// Receives, asleep in the kernel until there is something, unless a last look finds a reason not to.
+    /// `WouldBlock` then, and where somebody has made the open description non-blocking; EFAULT if it was
+    /// ended.
+    pub(crate) fn receive_asleep(
+        &self,
+        fd: BorrowedFd<'_>,
+        into: &mut [u8],
+        room: Room,
+        last_look: impl FnOnce() -> bool,
+    ) -> io::Result<Taken> {
+        receive_by(&mut [vector_of(into)], room, |prepared| {
+            let header = self.0.get();
+            // SAFETY: nobody else writes to it but the kernel, on this thread's behalf and in place of it.
+            // Volatile, because the kernel may do so between this and the call below.
+            // Kept honest by `sleeping.rs::another_socket_ends_it`.
+            unsafe { header.write_volatile(*prepared) };
+            if !last_look() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            // SAFETY: the header points at what `prepared` does, or at nothing; the kernel checks.
+            // Kept honest by `sleeping.rs::another_socket_ends_it`.
+            let length = unsafe { libc::recvmsg(fd.as_raw_fd(), header, RECEIVE_FLAGS) };
+            // SAFETY: as above. Kept honest by `sleeping.rs::a_message_ends_a_sleep_in_its_socket`.
+            *prepared = unsafe { header.read_volatile() };
+            Ok(length)
+        })
+    }
+}
+
 fn receive_with(
     fd: BorrowedFd<'_>,
     into: &mut [libc::iovec],
     room: Room,
     flags: libc::c_int,
+) -> io::Result<Taken> {
+    receive_by(into, room, |header| {
+        // SAFETY: see `receive_by`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
+        Ok(unsafe { libc::recvmsg(fd.as_raw_fd(), header, flags) })
+    })
+}
+
+/// Receives by this call, which is given a header that points at memory of this frame, and at what the
+/// callers have borrowed for `into`, with their true lengths; and which leaves there what the kernel says.
+#[inline(always)]
+fn receive_by(
+    into: &mut [libc::iovec],
+    room: Room,
+    call: impl FnOnce(&mut libc::msghdr) -> io::Result<isize>,
 ) -> io::Result<Taken> {
     // Not zeroed, which would take as long as the rest of this: only what the kernel has filled is read.
     let mut control = MaybeUninit::<[u64; CONTROL_WORDS_MAX]>::uninit();
@@ -508,10 +577,7 @@ fn receive_with(
     header.msg_iovlen = into.len() as _;
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control_bytes as _;
-    // SAFETY: the header points at memory of this frame, and at what its callers have borrowed for `into`,
-    // with their true lengths.
-    // Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
-    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    let length = call(&mut header)?;
     if length < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -423,7 +423,8 @@ impl Core {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        Stats { receives_starved: self.budget.starved(), ..self.stats }
+        let slept_in_receives = self.driver.slept_in_receives();
+        Stats { receives_starved: self.budget.starved(), slept_in_receives, ..self.stats }
     }
 
     // -- channels ---------------------------------------------------------------------------------------
@@ -771,6 +772,7 @@ impl Core {
     pub(crate) fn set_driven(&mut self, driven: bool) -> bool {
         self.close_the_retired();
         (self.closed_at_once, self.given_at_once) = (0, 0);
+        self.driver.set_driven(driven);
         std::mem::replace(&mut self.driven, driven)
     }
 
@@ -1524,7 +1526,9 @@ impl Core {
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
-        if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) {
+        // Where the next sleep is a receive of this socket that is the look.
+        let look = self.taken_here < TAKEN_HERE_MAX && !self.driver.sleeps_in(&self.channels[key].fd);
+        if look && self.may_look(key) {
             self.ask_for_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
@@ -2361,17 +2365,24 @@ impl Drop for Core {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
     use std::task::Waker;
 
     use super::*;
     use crate::driver::{DriverChoice, SleepPlace};
     use crate::envelope::Control;
+    use crate::remote::Bell;
     use crate::request::BURST_MAX;
 
     fn core() -> Core {
         let budget = Rc::new(Budget::new(0, Clock::Real));
         let ground = Ground { pool: Pool::new(4), budget, clock: Clock::Real, place: SleepPlace::OwnTurn };
-        let (driver, _) = Driver::open(DriverChoice::Epoll, ground.clone(), sys::eventfd().unwrap()).unwrap();
+        let (driver, _) = Driver::open(
+            DriverChoice::Epoll,
+            ground.clone(),
+            &Arc::new(Bell::new(SleepPlace::OwnTurn).unwrap()),
+        )
+        .unwrap();
         Core::new(driver, ground)
     }
 

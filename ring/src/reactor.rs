@@ -124,7 +124,7 @@ impl Reactor {
 
     pub(crate) fn sleeping_in(config: Config, place: SleepPlace) -> Result<Reactor, StartError> {
         let (bell, ground) = (Arc::new(Bell::new(place)?), ground(&config, Clock::Real, place));
-        let (driver, report) = Driver::open(config.driver, ground.clone(), bell.try_clone()?)?;
+        let (driver, report) = Driver::open(config.driver, ground.clone(), &bell)?;
         driver::announce(&report);
         Ok(Reactor::on(driver, report, ground, bell, config.wait)?)
     }

@@ -8,7 +8,9 @@ use std::task::Waker;
 
 use crate::driver::SleepPlace;
 use crate::fork::{self, Generation};
-use crate::sync::{AtomicU8, Mutex, MutexGuard, Ordering, PoisonError, ThreadNumber, this_thread};
+use crate::sync::{
+    AtomicBool, AtomicU8, Mutex, MutexGuard, Ordering, PoisonError, ThreadNumber, this_thread,
+};
 use crate::sys::{self, EventFd};
 
 /// Wakes a sleeping reactor from another thread. Cheap while it is awake: the bell is rung only for a
@@ -53,6 +55,11 @@ pub(crate) struct Bell {
     state: AtomicU8,
     /// Woken instead of the eventfd: a host that runs tasks needs no system call to be told.
     attendant: Mutex<Option<Waker>>,
+    /// Written to as well while a driver sleeps past what its ring tells it. Another one, because the kernel
+    /// writes to no eventfd on behalf of another that was just written to, but by milliseconds later. None
+    /// in a host's loop.
+    alert: Option<EventFd>,
+    alerts: AtomicBool,
     made_in: Generation,
 }
 
@@ -64,13 +71,33 @@ impl Bell {
             place,
             state: AtomicU8::new(AWAKE),
             attendant: Mutex::new(None),
+            alert: if place == SleepPlace::OwnTurn { Some(sys::eventfd()?) } else { None },
+            alerts: AtomicBool::new(false),
             made_in: fork::generation(),
         })
     }
 
-    /// The descriptor a driver sleeps on.
-    pub(crate) fn try_clone(&self) -> io::Result<EventFd> {
-        self.eventfd.try_clone()
+    /// The eventfd a driver sleeps on.
+    pub(crate) fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+
+    /// The eventfd that is written to besides, if [asked for](Bell::alert_too).
+    pub(crate) fn alert(&self) -> Option<&EventFd> {
+        self.alert.as_ref()
+    }
+
+    /// From here on whoever rings for a sleeper writes to the second eventfd too. False if somebody has rung
+    /// since the reactor fell asleep, who may not have.
+    pub(crate) fn alert_too(&self) -> bool {
+        self.alerts.store(true, Ordering::SeqCst);
+        // An exchange, so that who rings after it has seen what was stored before.
+        self.state.compare_exchange(ASLEEP, ASLEEP, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// The first is enough again.
+    pub(crate) fn alert_no_more(&self) {
+        self.alerts.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn ring(&self) {
@@ -106,6 +133,11 @@ impl Bell {
         match attendant {
             Some(waker) => waker.wake(),
             None => sys::eventfd_ring(self.eventfd.as_fd()),
+        }
+        if self.alerts.load(Ordering::SeqCst)
+            && let Some(alert) = self.alert()
+        {
+            sys::eventfd_ring(alert.as_fd());
         }
     }
 

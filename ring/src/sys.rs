@@ -29,6 +29,7 @@ pub(crate) mod errno {
     pub(crate) const ECANCELED: i32 = libc::ECANCELED;
     pub(crate) const ECONNREFUSED: i32 = libc::ECONNREFUSED;
     pub(crate) const ECONNRESET: i32 = libc::ECONNRESET;
+    pub(crate) const EFAULT: i32 = libc::EFAULT;
     pub(crate) const EINTR: i32 = libc::EINTR;
     pub(crate) const EMFILE: i32 = libc::EMFILE;
     pub(crate) const EMSGSIZE: i32 = libc::EMSGSIZE;

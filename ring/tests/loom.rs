@@ -76,7 +76,7 @@ fn in_every_order(arrangement: impl Fn() + Sync + Send + 'static) {
 /// A bell, and what its reactor sleeps on.
 fn bell(place: SleepPlace) -> (Arc<Bell>, EventFd) {
     let bell = Arc::new(Bell::new(place).unwrap());
-    let eventfd = bell.try_clone().unwrap();
+    let eventfd = bell.eventfd().try_clone().unwrap();
     (bell, eventfd)
 }
 
@@ -197,6 +197,33 @@ fn nobody_who_rings_is_missed_beside_another() {
         for other in others {
             other.join().unwrap();
         }
+    });
+}
+
+/// A reactor that sleeps where its bell is not heard, and has said so: the second eventfd ends that.
+#[test]
+fn who_sleeps_elsewhere_is_alerted() {
+    in_every_order(|| {
+        let (bell, _) = bell(SleepPlace::OwnTurn);
+        let alert = bell.alert().unwrap().try_clone().unwrap();
+        let told = Arc::new(AtomicBool::new(false));
+        let (rings, tells) = (Arc::clone(&bell), Arc::clone(&told));
+        let other = thread::spawn(move || {
+            tells.store(true, Ordering::Relaxed);
+            rings.ring();
+        });
+        let mut alerted = false;
+        while !told.load(Ordering::Relaxed) {
+            if bell.fall_asleep() {
+                // Once for many sleeps.
+                if alerted || bell.alert_too() {
+                    alert.sleep();
+                }
+                alerted = true;
+            }
+            bell.awake();
+        }
+        other.join().unwrap();
     });
 }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use slab::Slab;
@@ -15,6 +16,7 @@ use crate::buffer::Landing;
 use crate::envelope::{self, Room, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
+use crate::remote::Bell;
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 
@@ -71,7 +73,7 @@ const TIMER: u64 = u64::MAX - 1;
 pub(crate) struct Epoll {
     ground: Ground,
     epoll: OwnedFd,
-    bell: OwnedFd,
+    bell: Arc<Bell>,
     /// In a host's loop only, where no sleep of ours ends in time.
     timer: Option<OwnedFd>,
     alarm: Alarm,
@@ -152,9 +154,9 @@ enum Attempt {
 }
 
 impl Epoll {
-    pub(crate) fn new(ground: Ground, bell: OwnedFd) -> io::Result<Epoll> {
+    pub(crate) fn new(ground: Ground, bell: Arc<Bell>) -> io::Result<Epoll> {
         let epoll = sys::epoll_create()?;
-        sys::epoll_add_level(epoll.as_fd(), bell.as_fd(), BELL)?;
+        sys::epoll_add_level(epoll.as_fd(), bell.eventfd().as_fd(), BELL)?;
         let timer = match ground.place {
             SleepPlace::OwnTurn => None,
             SleepPlace::HostLoop => {
@@ -323,7 +325,7 @@ impl Epoll {
         let mut events = std::mem::take(&mut self.events);
         for event in events.drain(..) {
             if event.data == BELL {
-                sys::counter_drain(self.bell.as_fd());
+                sys::counter_drain(self.bell.eventfd().as_fd());
                 continue;
             }
             if let (TIMER, Some(timer)) = (event.data, &self.timer) {
@@ -561,12 +563,46 @@ fn receive(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize, landing: Opti
         }
         return receive_apart(ground, fd, room, bytes_max);
     };
+    receive_into(ground, number, bytes_max, room, |bytes| match landing {
+        Some(landing) => landing.receive(fd.as_fd(), bytes, room),
+        None => envelope::receive(fd.as_fd(), bytes, room).map(|taken| (taken, 0)),
+    })
+}
+
+/// How many descriptors have to be free for a receive that sleeps, besides those it has room for: what other
+/// threads open meanwhile it does not notice.
+#[cfg(uring)]
+const SPARE_ASLEEP: usize = 2 * DESCRIPTORS_MAX;
+
+/// Receives one message by a call that sleeps until there is one, into a buffer of the pool. `Empty` if it
+/// does not, or was interrupted, or where it had better not sleep like this: with few descriptors left, or no
+/// buffer, or where the next message may be one that is to land elsewhere.
+#[cfg(uring)]
+pub(super) fn receive_asleep(
+    ground: &Ground,
+    fd: &Fd,
+    room: Room,
+    receive: impl FnOnce(&mut [u8], Room) -> io::Result<Taken>,
+) -> Now {
+    let room = Room { descriptors: DESCRIPTORS_MAX as u16, pidfd: room.pidfd };
+    if !ground.budget.covers(DESCRIPTORS_MAX + SPARE_ASLEEP) || fd.landing().is_some_and(|to| to.expects()) {
+        return Now::Empty;
+    }
+    let Some(number) = ground.pool.take() else { return Now::Empty };
+    receive_into(ground, number, PACKET_BYTES_MAX, room, |bytes| receive(bytes, room).map(|taken| (taken, 0)))
+}
+
+/// Receives by this call, which says how many bytes of the message have landed elsewhere.
+#[inline]
+fn receive_into(
+    ground: &Ground,
+    number: u16,
+    bytes_max: usize,
+    room: Room,
+    receive: impl FnOnce(&mut [u8]) -> io::Result<(Taken, usize)>,
+) -> Now {
     let mut lease = ground.pool.lend(number, 0..bytes_max);
-    let received = match landing {
-        Some(landing) => landing.receive(fd.as_fd(), lease.bytes_mut(), room),
-        None => envelope::receive(fd.as_fd(), lease.bytes_mut(), room).map(|taken| (taken, 0)),
-    };
-    match received {
+    match receive(lease.bytes_mut()) {
         Ok((mut taken, landed)) => {
             lease.keep_head(taken.length - landed, landed);
             let control = std::mem::take(&mut taken.control);
@@ -628,6 +664,8 @@ fn failed(error: io::Error) -> Now {
         io::ErrorKind::WouldBlock => Now::Empty,
         // A signal between two messages; the queue has not been looked at.
         io::ErrorKind::Interrupted => Now::Empty,
+        // It slept, and was ended like this. No address of ours is bad otherwise.
+        _ if error.raw_os_error() == Some(errno::EFAULT) => Now::Empty,
         // What is queued stays there until the kernel has what it takes.
         _ if out_of_descriptors(&error) || out_of_memory(&error) => Now::Starved,
         _ => Now::Failed(error),

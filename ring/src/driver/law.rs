@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::{Driver, DriverChoice, Ground, Sleep, SleepPlace};
 use crate::budget::{Budget, COUNTED};
@@ -18,11 +18,16 @@ use crate::driver::script::Fate;
 use crate::envelope::{Envelope, Room};
 use crate::fd::{Fd, Kind};
 use crate::message::Message;
+use crate::remote::Bell;
 use crate::request::{BURST_MAX, Completion, Outcome, Request, Requests, Token, Want};
 use crate::sys::{self, ready};
 
 const ENDS: usize = 6;
 const REQUESTS: usize = 60;
+
+fn bell() -> Arc<Bell> {
+    Arc::new(Bell::new(SleepPlace::OwnTurn).unwrap())
+}
 
 fn ground(clock: Clock) -> Ground {
     let budget = Rc::new(Budget::new(0, clock.clone()));
@@ -161,7 +166,7 @@ fn key(token: Token) -> (u32, u32) {
 fn on(choice: DriverChoice) {
     for seed in 0..20 {
         let ground = ground(Clock::Real);
-        match Driver::open(choice, ground, sys::eventfd().unwrap()) {
+        match Driver::open(choice, ground, &bell()) {
             Ok((driver, _)) => Trial::new(driver, Fate::new(seed, Faults::NONE)).run(),
             Err(refusal) if choice == DriverChoice::Uring => return println!("skipped: {refusal}"),
             Err(error) => panic!("{error}"),
@@ -197,7 +202,7 @@ const MORE_THAN_FIT: usize = 5000;
 #[test]
 fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     let _alone = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut driver = match Driver::open(DriverChoice::Uring, ground(Clock::Real), sys::eventfd().unwrap()) {
+    let mut driver = match Driver::open(DriverChoice::Uring, ground(Clock::Real), &bell()) {
         Ok((driver, _)) => driver,
         Err(refusal) => return println!("skipped: {refusal}"),
     };

@@ -1,0 +1,304 @@
+//! Sleeps in the receive of one socket: whatever else happens ends them too, and nothing is told late or
+//! lost. Says nothing of what such a sleep costs.
+#![allow(clippy::unwrap_used)]
+
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ring::{DriverKind, Executor, Message, Reactor, ReceiveError, Socket, Wait};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::net::{Shutdown, shutdown};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::gettid;
+use testing::{on_each_driver, packet_pair, receive_packet, send_packet, wait_until};
+
+/// Enough for a reactor to have found that nothing but these ends its sleeps.
+const ROUNDS: u32 = 40;
+
+/// Answers so many times, and once more after it was told to.
+struct Answerer {
+    thread: JoinHandle<()>,
+    told: Arc<AtomicBool>,
+}
+
+impl Answerer {
+    /// `before_last` runs when the last call has come and whoever calls is asleep.
+    fn start(far: OwnedFd, before_last: impl FnOnce(&OwnedFd) + Send + 'static) -> Answerer {
+        let told = Arc::new(AtomicBool::new(false));
+        let (is_told, caller) = (Arc::clone(&told), gettid().as_raw_nonzero().get());
+        let thread = thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                let call = receive_packet(&far).unwrap().bytes;
+                wait_until("the caller is asleep", || is_asleep(caller));
+                send_packet(&far, &call, &[]).unwrap();
+            }
+            let call = receive_packet(&far).unwrap().bytes;
+            wait_until("the caller is asleep", || is_asleep(caller));
+            before_last(&far);
+            wait_until("the caller has been told", || is_told.load(Ordering::SeqCst));
+            let _ = send_packet(&far, &call, &[]);
+        });
+        Answerer { thread, told }
+    }
+
+    fn go_on(&self) {
+        self.told.store(true, Ordering::SeqCst);
+    }
+}
+
+fn is_asleep(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().trim_start().starts_with('S')
+}
+
+async fn call(near: &Socket, number: u32) -> Result<(), ReceiveError> {
+    near.send(Message::from(number.to_ne_bytes().as_slice())).await.unwrap();
+    assert_eq!(near.receive().await?.bytes(), number.to_ne_bytes());
+    Ok(())
+}
+
+/// Calls until its sleeps are slept in a receive, where they ever are.
+async fn call_often(near: &Socket) {
+    for number in 0..ROUNDS {
+        call(near, number).await.unwrap();
+    }
+}
+
+/// Whether a reactor like this sleeps in receives.
+fn does(reactor: &Reactor) -> bool {
+    reactor.driver().kind() == DriverKind::Uring && cfg!(target_arch = "x86_64")
+}
+
+fn wrap_pair(reactor: &Reactor) -> (Socket, OwnedFd) {
+    let (near, far) = packet_pair();
+    (Socket::wrap(reactor, near).unwrap(), far)
+}
+
+on_each_driver! {
+    fn a_message_ends_a_sleep_in_its_socket(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        Executor::new(reactor).block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn a_stream_of_messages_is_slept_in_too(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        near.stream();
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        Executor::new(reactor).block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn another_socket_ends_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let (other, others) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, move |_| send_packet(&others, b"news", &[]).unwrap());
+        let executor = Executor::new(reactor);
+        let told = Arc::clone(&answerer.told);
+        executor.spawn(async move {
+            assert_eq!(other.receive().await.unwrap().bytes(), b"news");
+            told.store(true, Ordering::SeqCst);
+        });
+        executor.block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn another_thread_ends_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let waker = Arc::new(Mutex::new(None::<Waker>));
+        let wakes = Arc::clone(&waker);
+        let rung = Arc::new(AtomicBool::new(false));
+        let rings = Arc::clone(&rung);
+        let answerer = Answerer::start(far, move |_| {
+            rings.store(true, Ordering::SeqCst);
+            wakes.lock().unwrap().take().unwrap().wake();
+        });
+        let executor = Executor::new(reactor);
+        let told = Arc::clone(&answerer.told);
+        executor.spawn(async move {
+            poll_fn(|context| {
+                *waker.lock().unwrap() = Some(context.waker().clone());
+                if rung.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            told.store(true, Ordering::SeqCst);
+        });
+        executor.block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn a_timer_ends_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, |_| {});
+        let executor = Executor::new(reactor);
+        let told = Arc::clone(&answerer.told);
+        let timer = reactor.clone();
+        executor.spawn(async move {
+            let moment = Instant::now() + Duration::from_millis(300);
+            timer.sleep_until(moment).await;
+            assert!(Instant::now() >= moment);
+            told.store(true, Ordering::SeqCst);
+        });
+        executor.block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn timers_that_come_and_go_keep_nobody_from_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        Executor::new(reactor).block_on(async {
+            for number in 0..=ROUNDS {
+                // As a call with a deadline.
+                let mut deadline = Box::pin(reactor.sleep(Duration::from_secs(60)));
+                let mut answer = Box::pin(call(&near, number));
+                poll_fn(|context| {
+                    assert!(deadline.as_mut().poll(context).is_pending());
+                    answer.as_mut().poll(context)
+                })
+                .await
+                .unwrap();
+            }
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn a_peer_that_closes_ends_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, |far| shutdown(far, Shutdown::Both).unwrap());
+        answerer.go_on();
+        Executor::new(reactor).block_on(async {
+            call_often(&near).await;
+            assert!(matches!(call(&near, ROUNDS).await, Err(ReceiveError::Closed)));
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn readiness_ends_it(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let (other, others) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, move |_| send_packet(&others, b"news", &[]).unwrap());
+        let executor = Executor::new(reactor);
+        let told = Arc::clone(&answerer.told);
+        executor.spawn(async move {
+            other.readable().await.unwrap();
+            told.store(true, Ordering::SeqCst);
+        });
+        executor.block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn of_two_sockets_that_take_turns_neither_is_slept_in(reactor: &Reactor) {
+        let [(near, far), (next, beyond)] = [wrap_pair(reactor), wrap_pair(reactor)];
+        let answerers = [far, beyond].map(|far| Answerer::start(far, |_| {}));
+        answerers.iter().for_each(Answerer::go_on);
+        Executor::new(reactor).block_on(async {
+            for number in 0..=ROUNDS {
+                call(&near, number).await.unwrap();
+                call(&next, number).await.unwrap();
+            }
+        });
+        for answerer in answerers {
+            answerer.thread.join().unwrap();
+        }
+        assert_eq!(reactor.stats().slept_in_receives, 0);
+    }
+
+    /// O_NONBLOCK belongs to the open description, which others may hold.
+    fn a_socket_that_others_have_made_non_blocking_is_waited_for(reactor: &Reactor) {
+        let (near, far) = packet_pair();
+        let held = near.try_clone().unwrap();
+        let near = Socket::wrap(reactor, near).unwrap();
+        let answerer = Answerer::start(far, |_| {});
+        let executor = Executor::new(reactor);
+        executor.block_on(call_often(&near));
+        fcntl_setfl(&held, fcntl_getfl(&held).unwrap() | OFlags::NONBLOCK).unwrap();
+        let before = reactor.stats().turns;
+        answerer.go_on();
+        executor.block_on(call(&near, ROUNDS)).unwrap();
+        assert!(reactor.stats().turns - before < 10, "asleep, and not asking again and again");
+        answerer.thread.join().unwrap();
+    }
+
+    /// Of a signal, say, whose handler sets a flag and has system calls begin again.
+    fn whoever_takes_turns_one_by_one_hears_of_everything(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        for number in 0..=ROUNDS {
+            let mut answer = Box::pin(call(&near, number));
+            let mut context = Context::from_waker(Waker::noop());
+            while answer.as_mut().poll(&mut context).is_pending() {
+                reactor.turn(Wait::Forever).unwrap();
+            }
+        }
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives, 0);
+    }
+
+    /// What arrives while others open the last ones would be lost.
+    fn with_few_descriptors_left_nobody_sleeps_like_this(_reactor: &Reactor) {
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(700), ..limit }).unwrap();
+        let own = testing::reactor();
+        let (near, far) = wrap_pair(&own);
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        Executor::new(&own).block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(own.stats().slept_in_receives, 0);
+        setrlimit(Resource::Nofile, limit).unwrap();
+    }
+
+    fn what_is_armed_is_taken_back(reactor: &Reactor) {
+        for _ in 0..20 {
+            let own = testing::reactor();
+            let (near, far) = wrap_pair(&own);
+            let answerer = Answerer::start(far, |_| {});
+            answerer.go_on();
+            Executor::new(&own).block_on(async {
+                call_often(&near).await;
+                call(&near, ROUNDS).await.unwrap();
+            });
+            assert_eq!(own.stats().slept_in_receives > 0, does(reactor));
+            answerer.thread.join().unwrap();
+        }
+    }
+}
