@@ -35,6 +35,9 @@ pub const WARM_UP_TIME_ATTACKED: Duration = Duration::from_secs(1);
 /// The fewest rounds.
 pub const ROUNDS_MIN: u32 = 3;
 
+/// The most calls in a round.
+const CALLS_MAX: usize = 1_000_000_000;
+
 /// What is said of a row behind its name, where somebody else had a descriptor in flight.
 pub const PARKED: &str = ", one in flight";
 
@@ -133,7 +136,7 @@ pub fn run(
     }
     for round in 0..rounds {
         for turns in tasks.iter_mut().flatten() {
-            turns.running.round(turns.calls, &mut turns.recorder)?;
+            turns.round()?;
             turn(f64::from(round + 1) / f64::from(rounds));
         }
     }
@@ -162,8 +165,10 @@ struct Turns {
     head: Head,
     running: Running,
     recorder: Recorder,
-    /// In each round.
+    /// In the next round.
     calls: usize,
+    /// How long a round is to be; `None` where calls are due at a rate, and so are as many in each.
+    round_time: Option<Duration>,
 }
 
 struct Times {
@@ -177,19 +182,37 @@ impl Turns {
         let head = task.head();
         let mut running = task.start(&settings.program)?;
         let each = warm_up(&mut running, head.depth, warm_up_time)?;
-        let (calls, recorder) = match settings.rate {
-            None => (round_time.as_secs_f64() / each.as_secs_f64(), Recorder::closed()),
-            Some(rate) => (round_time.as_secs_f64() * rate, Recorder::open(rate)),
+        let (calls, recorder, round_time) = match settings.rate {
+            None => (round_time.as_secs_f64() / each.as_secs_f64(), Recorder::closed(), Some(round_time)),
+            Some(rate) => (round_time.as_secs_f64() * rate, Recorder::open(rate), None),
         };
-        Ok(Turns { calls: calls.clamp(1.0, 1e9) as usize, head, running, recorder })
+        Ok(Turns { calls: calls.clamp(1.0, CALLS_MAX as f64) as usize, head, running, recorder, round_time })
     }
+
+    fn round(&mut self) -> Result<(), MeasureError> {
+        let start = Instant::now();
+        self.running.round(self.calls, &mut self.recorder)?;
+        if let Some(round_time) = self.round_time {
+            self.calls = next(self.calls, start.elapsed(), round_time);
+        }
+        Ok(())
+    }
+}
+
+/// How many calls the next round has. Twice as many after one that was over in less than half its time: where
+/// the machine was busy while it was asked what a call takes, a row had one call in each round, each of which
+/// found the caches of somebody else, and took three times as long as those beside it.
+fn next(calls: usize, took: Duration, round_time: Duration) -> usize {
+    if took < round_time / 2 { (calls * 2).min(CALLS_MAX) } else { calls }
 }
 
 /// Calls until this time is over, which the first calls need that fault memory in and fill pools. What a
 /// call takes.
 fn warm_up(running: &mut Running, depth: usize, time: Duration) -> Result<Duration, MeasureError> {
-    let began = Instant::now();
     let mut calls = depth.max(1);
+    // The first waits until its server is there, which is no part of what a call takes.
+    running.round(calls, &mut Recorder::off())?;
+    let began = Instant::now();
     loop {
         let start = Instant::now();
         running.round(calls, &mut Recorder::off())?;
@@ -217,5 +240,14 @@ mod tests {
         assert_eq!(rounds_in(ROUND_TIME * ROUNDS_MIN), ROUNDS_MIN);
         assert_eq!(rounds_in(ROUND_TIME * (ROUNDS_MIN + 1)), ROUNDS_MIN + 1);
         assert_eq!(rounds_in(Duration::from_millis(1)), ROUNDS_MIN);
+    }
+
+    #[test]
+    fn a_round_that_was_over_soon_has_more_calls_next_time() {
+        let half = ROUND_TIME / 2;
+        assert_eq!(next(1, half - Duration::from_nanos(1), ROUND_TIME), 2);
+        assert_eq!(next(1, half, ROUND_TIME), 1);
+        assert_eq!(next(700, ROUND_TIME * 9, ROUND_TIME), 700);
+        assert_eq!(next(CALLS_MAX, Duration::ZERO, ROUND_TIME), CALLS_MAX);
     }
 }
