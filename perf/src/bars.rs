@@ -79,7 +79,8 @@ const BARS: &[Bar] = &[
         measured: |records| ratio(records, "quick", false, |row| is(row, "returned", "async", "uring", 1, 0)),
         bare: |records| {
             let bare = |floor: Floor| ratio(records, "pairs", false, |row| row.name == floor.to_string());
-            bare(Floor::ReturnedLoops).or_else(|| bare(Floor::Returned))
+            let asked = bare(Floor::ReturnedAsked).or_else(|| bare(Floor::ReturnedLoops));
+            asked.or_else(|| bare(Floor::Returned))
         },
     },
     Bar {

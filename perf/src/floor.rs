@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::{Errno, Result};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -26,6 +27,8 @@ pub const FDS_MAX: usize = 17;
 
 /// The largest packet of a floor, in bytes: as many as one of the libraries' has.
 pub const PACKET_BYTES_MAX: usize = ring::PACKET_BYTES_MAX;
+
+const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +49,10 @@ pub enum Floor {
     Returned,
     /// That where both sides are [event loops](BareLoop), and each asks what socket has come to it.
     ReturnedLoops,
+    /// The same with everything asked that has to be known of such a pair, and asleep in the receive itself:
+    /// who sent, what socket has come, whether the near end is empty before it serves again, and whether
+    /// something lies in what is closed. Nobody who asks that much can be below it.
+    ReturnedAsked,
 }
 
 impl fmt::Display for Floor {
@@ -58,6 +65,7 @@ impl fmt::Display for Floor {
             Floor::FiveSteps => "raw five steps",
             Floor::Returned => "raw returned",
             Floor::ReturnedLoops => "raw returned between bare event loops",
+            Floor::ReturnedAsked => "raw returned, everything asked",
         })
     }
 }
@@ -275,7 +283,9 @@ impl RawCaller {
                 self.batch_of_packets()
             }
             (Floor::FiveSteps, _) => self.batch_of_pairs(),
-            (Floor::Returned | Floor::ReturnedLoops, _) => self.batch_of_returning_pairs(),
+            (Floor::Returned | Floor::ReturnedLoops | Floor::ReturnedAsked, _) => {
+                self.batch_of_returning_pairs()
+            }
         }
     }
 
@@ -349,13 +359,16 @@ impl RawCaller {
                 Some(pair) => pair,
                 None => self.returning_pair()?,
             };
+            if self.options.floor == Floor::ReturnedAsked && !is_quiet(near.socket())? {
+                return Err(Errno::CONNRESET);
+            }
             self.send_with_continuation(far)?;
             self.near.push(near);
         }
         while let Some(mut near) = self.near.pop() {
             let length = near.receive(&mut self.room, &mut self.arrived, self.options.wait)?;
             let far = self.arrived.pop().ok_or(Errno::CONNRESET)?;
-            if self.options.floor == Floor::ReturnedLoops {
+            if matches!(self.options.floor, Floor::ReturnedLoops | Floor::ReturnedAsked) {
                 rustix::net::sockopt::socket_cookie(&far)?;
             }
             self.arrived.clear();
@@ -369,6 +382,10 @@ impl RawCaller {
         let (near, far) = packet_pair()?;
         let near = match self.options.floor {
             Floor::ReturnedLoops => End::Loop(BareLoop::new(near, self.options.wait, true)?),
+            Floor::ReturnedAsked => {
+                rustix::net::sockopt::set_socket_passcred(&near, true)?;
+                End::Socket(near)
+            }
             _ => End::Socket(near),
         };
         Ok((near, far))
@@ -456,6 +473,34 @@ pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait:
         send_back(continuation.as_fd(), &room[..length], &arrived)?;
         arrived.clear();
     }
+}
+
+/// Sends each packet back over the last of its descriptors, with all of them, as whoever asks who sent it,
+/// what socket that is and, before it is closed, whether something lies in it; until nobody holds the other
+/// end.
+///
+/// # Errors
+/// The kernel's.
+pub fn return_continuations_asked(mailbox: OwnedFd, wait: Wait) -> Result<()> {
+    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut arrived = Vec::with_capacity(FDS_MAX);
+    rustix::net::sockopt::set_socket_passcred(&mailbox, true)?;
+    loop {
+        let length = receive_with(mailbox.as_fd(), &mut room, &mut arrived, wait)?;
+        let Some(continuation) = arrived.last() else { return Ok(()) };
+        rustix::net::sockopt::socket_cookie(continuation)?;
+        send_back(continuation.as_fd(), &room[..length], &arrived)?;
+        // At the end the caller is gone already; that is no reason not to close it here.
+        let _ = is_quiet(continuation.as_fd())?;
+        arrived.clear();
+    }
+}
+
+/// Whether there is nothing to receive, no packet and no end.
+#[inline]
+fn is_quiet(socket: BorrowedFd<'_>) -> Result<bool> {
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::IN | PollFlags::RDHUP)];
+    Ok(rustix::event::poll(&mut asked, Some(&AT_ONCE))? == 0)
 }
 
 #[inline]

@@ -69,6 +69,7 @@ const PARTS: &[process::Part] = &[
     (serving::CONTINUATIONS, serving::continuations),
     (serving::CONTINUATIONS_RETURNED, serving::continuations_returned),
     (serving::CONTINUATIONS_RETURNED_IN_LOOP, serving::continuations_returned_in_loop),
+    (serving::CONTINUATIONS_RETURNED_ASKED, serving::continuations_returned_asked),
     (serving::SESSION, serving::session),
     (serving::PLAIN, serving::plain),
     (serving::PLAIN_RETURNED, serving::plain_returned),

@@ -23,6 +23,8 @@ pub const CONTINUATIONS: &str = "raw continuations";
 pub const CONTINUATIONS_RETURNED: &str = "raw returned continuations";
 /// The same in an event loop with nothing else in it, told as [`ECHO_IN_LOOP`] is.
 pub const CONTINUATIONS_RETURNED_IN_LOOP: &str = "raw returned continuations in a loop";
+/// As [`CONTINUATIONS_RETURNED`], and everything asked that has to be known of such a descriptor.
+pub const CONTINUATIONS_RETURNED_ASKED: &str = "raw returned continuations, asked";
 /// What [`ECHO_IN_LOOP`] is told if no packet is sent before the last one was answered.
 pub const ONE_AT_A_TIME: &str = "1";
 /// The mailbox of an object with sessions.
@@ -55,6 +57,11 @@ pub(crate) fn continuations_returned(mut order: Order) -> Result<(), Failure> {
 pub(crate) fn continuations_returned_in_loop(mut order: Order) -> Result<(), Failure> {
     let [end] = order.take()?;
     Ok(floor::return_continuations_in_loop(end, order.told == ONE_AT_A_TIME, order.wait)?)
+}
+
+pub(crate) fn continuations_returned_asked(mut order: Order) -> Result<(), Failure> {
+    let [end] = order.take()?;
+    Ok(floor::return_continuations_asked(end, order.wait)?)
 }
 
 pub(crate) fn session(mut order: Order) -> Result<(), Failure> {

@@ -234,9 +234,9 @@ fn floors(cpus: &Cpus) -> Vec<Group> {
 }
 
 fn pairs(cpus: &Cpus, drivers: &[DriverChoice], parked: bool) -> Group {
-    let mut tasks = [Floor::FiveSteps, Floor::Returned, Floor::ReturnedLoops, Floor::PingPong]
-        .map(|floor| Task::Floor(FloorOptions::on(floor, cpus)))
-        .to_vec();
+    let floors =
+        [Floor::FiveSteps, Floor::Returned, Floor::ReturnedAsked, Floor::ReturnedLoops, Floor::PingPong];
+    let mut tasks = floors.map(|floor| Task::Floor(FloorOptions::on(floor, cpus))).to_vec();
     let ways = [Way::Plain(Pairs::Fresh), Way::Plain(Pairs::Ahead), Way::Returned, Way::Session];
     for driver in drivers {
         let on = |way, client| Options { way, client, driver: *driver, ..Options::on(cpus) };

@@ -268,6 +268,7 @@ impl Workload {
             Floor::FiveSteps => serving::CONTINUATIONS,
             Floor::Returned => serving::CONTINUATIONS_RETURNED,
             Floor::ReturnedLoops => serving::CONTINUATIONS_RETURNED_IN_LOOP,
+            Floor::ReturnedAsked => serving::CONTINUATIONS_RETURNED_ASKED,
         };
         let (near, far) = floor::packet_pair()?;
         let at = Posting { driver: DriverChoice::Auto, wait: options.wait, cpu: options.cpus.server };

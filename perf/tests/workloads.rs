@@ -161,7 +161,7 @@ on_each_driver! {
     }
 }
 
-const FLOORS: [Floor; 7] = [
+const FLOORS: [Floor; 8] = [
     Floor::PingPong,
     Floor::LoopServed,
     Floor::Loops,
@@ -169,6 +169,7 @@ const FLOORS: [Floor; 7] = [
     Floor::FiveSteps,
     Floor::Returned,
     Floor::ReturnedLoops,
+    Floor::ReturnedAsked,
 ];
 
 in_own_process! {

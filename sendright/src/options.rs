@@ -345,7 +345,7 @@ pub struct Only {
     /// How calls travel; raw and raw-… are bare system calls
     #[arg(long, value_name = "WAY", default_value = "session", value_parser = [
         "session", "plain", "fresh", "returned", "raw", "raw-loop-served", "raw-loops", "raw-coalesced",
-        "raw-five-steps", "raw-returned",
+        "raw-five-steps", "raw-returned", "raw-returned-asked",
     ])]
     pub way: String,
 

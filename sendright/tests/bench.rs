@@ -176,7 +176,7 @@ fn calls_alone_are_made_for_whoever_counts() {
             }
         }
     }
-    for way in ["raw", "raw-coalesced", "raw-five-steps", "raw-returned"] {
+    for way in ["raw", "raw-coalesced", "raw-five-steps", "raw-returned", "raw-returned-asked"] {
         says(&["bench", "only", "--way", way, "--calls", "10", "--payload", "8"], "10 calls");
     }
     for way in ["session", "plain"] {

@@ -29,6 +29,7 @@ pub fn run(only: &Only) -> Result<Outcome, Failure> {
         "raw-coalesced" => Err(Floor::Coalesced),
         "raw-five-steps" => Err(Floor::FiveSteps),
         "raw-returned" => Err(Floor::Returned),
+        "raw-returned-asked" => Err(Floor::ReturnedAsked),
         _ => Err(Floor::PingPong),
     };
     let workload = match way {
