@@ -315,6 +315,40 @@ on_each_driver! {
         });
     }
 
+    fn sixteen_that_wait_are_accepted_without_a_turn_and_the_next_with_one(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        let _clients: Vec<_> = (0..17).map(|_| address.try_connect().unwrap()).collect();
+        settle(reactor, async {
+            let before = reactor.stats().turns;
+            for _ in 0..16 {
+                bound.accept().await.unwrap();
+            }
+            assert_eq!(reactor.stats().turns, before);
+            bound.accept().await.unwrap();
+            assert!(reactor.stats().turns > before);
+        });
+    }
+
+    fn an_acceptor_that_does_much_for_each_has_a_turn_after_a_few(reactor: &Reactor) {
+        let (bound, address) = bound_socket(reactor).unwrap();
+        bound.set_burst(8);
+        let _clients: Vec<_> = (0..3).map(|_| address.try_connect().unwrap()).collect();
+        settle(reactor, async {
+            let before = reactor.stats().turns;
+            bound.accept().await.unwrap();
+            bound.accept().await.unwrap();
+            assert_eq!(reactor.stats().turns, before);
+        });
+        bound.set_burst(1);
+        settle(reactor, async {
+            let before = reactor.stats().turns;
+            bound.accept().await.unwrap();
+            let _client = address.try_connect().unwrap();
+            bound.accept().await.unwrap();
+            assert!(reactor.stats().turns > before);
+        });
+    }
+
     fn accepting_works_for_futures_written_by_hand(reactor: &Reactor) {
         let (bound, address) = bound_socket(reactor).unwrap();
         let mut context = Context::from_waker(Waker::noop());

@@ -237,8 +237,11 @@ where
     if depth == 1 {
         return Ok(one().await.map(drop)?);
     }
-    let held = join_all((0..depth).map(|_| one())).await;
-    held.into_iter().try_for_each(|connection| Ok(connection.map(drop)?))
+    // More than 30 joined would each be kept in a task of its own, which takes a tenth of what a client does.
+    const JOINED_MAX: usize = 16;
+    let group = |first| join_all((first..depth.min(first + JOINED_MAX)).map(|_| one()));
+    let held = join_all((0..depth).step_by(JOINED_MAX).map(group)).await;
+    held.into_iter().flatten().try_for_each(|connection| Ok(connection.map(drop)?))
 }
 
 // -- bare system calls -------------------------------------------------------------------------------------
@@ -251,6 +254,7 @@ where
 pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
     let (way, depth) = heard(&order.told)?;
     let [control, bound] = order.take()?;
+    let mut accepted = Vec::with_capacity(depth);
     loop {
         for _ in 0..depth {
             let near = match way {
@@ -265,7 +269,12 @@ pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
             if way == Way::Confirmed {
                 rustix::net::send(&near, b"a", SendFlags::NOSIGNAL)?;
             }
+            // A socket closed while others are in flight calls the kernel's collector of those.
+            if way != Way::Stream {
+                accepted.push(near);
+            }
         }
+        accepted.clear();
         if way != Way::Confirmed {
             rustix::net::send(&control, b"all", SendFlags::NOSIGNAL)?;
         }
@@ -282,6 +291,8 @@ pub struct RawClient {
     /// Where the acceptor listens, where it has a name: and the acceptor's own socket, to be shut down.
     named: Option<(SocketAddrUnix, OwnedFd)>,
     held: Vec<OwnedFd>,
+    /// Far ends, until all of them have been sent.
+    sent: Vec<OwnedFd>,
 }
 
 impl RawClient {
@@ -310,8 +321,8 @@ impl RawClient {
                 (socket(SocketType::DGRAM)?, bound, Some((name, kept)))
             }
         };
-        let held = Vec::with_capacity(depth);
-        Ok((RawClient { way, depth, control, over, named, held }, vec![far, bound]))
+        let (held, sent) = (Vec::with_capacity(depth), Vec::with_capacity(depth));
+        Ok((RawClient { way, depth, control, over, named, held, sent }, vec![far, bound]))
     }
 
     /// Connects so many batches.
@@ -320,9 +331,14 @@ impl RawClient {
     /// The kernel's; the acceptor has ended.
     pub fn batches(&mut self, count: u64) -> Result<(), Failure> {
         for _ in 0..count {
-            for _ in 0..self.depth {
-                let near = self.connect()?;
-                self.held.push(near);
+            match self.way {
+                Way::Replacement | Way::Confirmed => self.replace_all()?,
+                Way::Stream | Way::Datagram => {
+                    for _ in 0..self.depth {
+                        let near = self.connect()?;
+                        self.held.push(near);
+                    }
+                }
             }
             match self.way {
                 Way::Confirmed => self.held.iter().try_for_each(|near| hear(near.as_fd()))?,
@@ -330,6 +346,21 @@ impl RawClient {
             }
             self.held.clear();
         }
+        Ok(())
+    }
+
+    /// In the order that takes least by plain system calls: all pairs first, then all requests, and only then
+    /// are the ends closed that were sent. One after the other takes a tenth longer.
+    fn replace_all(&mut self) -> Result<(), Failure> {
+        for _ in 0..self.depth {
+            let (near, far) = packet_pair()?;
+            self.held.push(near);
+            self.sent.push(far);
+        }
+        for far in &self.sent {
+            crate::floor::send_with(self.over.as_fd(), b"c", &[far.as_fd()], SendFlags::empty())?;
+        }
+        self.sent.clear();
         Ok(())
     }
 
@@ -355,11 +386,7 @@ impl RawClient {
                 )?;
                 Ok(near)
             }
-            _ => {
-                let (near, far) = packet_pair()?;
-                crate::floor::send_with(self.over.as_fd(), b"c", &[far.as_fd()], SendFlags::empty())?;
-                Ok(near)
-            }
+            _ => Err("only a name is connected to one by one".into()),
         }
     }
 

@@ -980,6 +980,24 @@ impl Core {
         self.mark_dirty(key);
     }
 
+    /// Posts bytes in a packet of their own: the first of a turn go at once, and those after them, of
+    /// whatever socket, together, in the next turn. Says whether they are still here.
+    pub(crate) fn post_together(&mut self, key: usize, bytes: &[u8], woken: &mut Woken) -> bool {
+        assert!((1..=PACKET_BYTES_MAX).contains(&bytes.len()), "whoever posts keeps to the packet");
+        self.post_apart(key, &[bytes]).slip.open = false;
+        self.mark_dirty(key);
+        let turn = self.stats.turns;
+        if !self.driver.sends_together() || self.first_went.replace(turn) != Some(turn) {
+            self.send_posted(key, woken);
+        }
+        !self.channels[key].lane.is_idle()
+    }
+
+    /// Sends what is posted, now, where nothing of it is away already.
+    pub(crate) fn send_posted(&mut self, key: usize, woken: &mut Woken) {
+        self.advance_lane(key, Way::Direct, woken);
+    }
+
     /// Queues parts of so many bytes together, which may become more, and gives the packet that they are in.
     /// Descriptors belong to one post of a packet only, or nobody could say whose they are: a packet that has
     /// some is of no use to another post that has some.
@@ -1487,10 +1505,11 @@ impl Core {
             return Poll::Ready(result);
         }
         self.wait_for_message(key, asker, woken);
+        self.arm(key);
         Poll::Pending
     }
 
-    /// Arms the receive, and keeps whoever asks for what it brings.
+    /// Keeps whoever asks for what the receive brings, which is to be armed.
     #[inline]
     fn wait_for_message(&mut self, key: usize, asker: Asker<'_>, woken: &mut Woken) {
         let inbox = &mut self.channels[key].inbox;
@@ -1498,7 +1517,6 @@ impl Core {
             woken.drop.extend(inbox.sleeper.replace(Sleeper::from(asker)));
         }
         inbox.wanted = true;
-        self.arm(key);
     }
 
     /// As `poll_receive`; and whether more is here with the message. If not, whoever asks is kept for it
@@ -1513,6 +1531,7 @@ impl Core {
         let more = self.has_arrived(key);
         if !more {
             self.wait_for_message(key, asker, woken);
+            self.arm(key);
         }
         taken.map_or(Poll::Pending, |result| Poll::Ready((result, more)))
     }
@@ -1536,6 +1555,12 @@ impl Core {
                 Now::Arrived(arrival) if arrival.is_whole() => {
                     self.taken_here += share;
                     return Poll::Ready(self.hand_over_at_once(key, arrival));
+                }
+                // What waits for it now need not look again.
+                Now::Empty => {
+                    self.wait_for_message(key, asker, woken);
+                    self.arm_after_a_look(key, true);
+                    return Poll::Pending;
                 }
                 found => {
                     if self.found_here(key, found, woken) {
@@ -1706,6 +1731,10 @@ impl Core {
 
     /// Starts receiving before anybody asks.
     pub(crate) fn arm(&mut self, key: usize) {
+        self.arm_after_a_look(key, false);
+    }
+
+    fn arm_after_a_look(&mut self, key: usize, looked: bool) {
         let channel = &mut self.channels[key];
         channel.inbox.leaving = false;
         if channel.inbox.away.is_some() || channel.inbox.ended || channel.inbox.stopped || channel.closed {
@@ -1716,7 +1745,7 @@ impl Core {
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
         let (strange, connected) = (!channel.made_here, channel.nameless);
-        let want = Want { room, many, burst: channel.burst, strange, connected };
+        let want = Want { room, many, burst: channel.burst, strange, connected, looked };
         let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);

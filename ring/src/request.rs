@@ -66,6 +66,8 @@ pub(crate) struct Want {
     pub(crate) strange: bool,
     /// One end of a connection, whose readiness says all.
     pub(crate) connected: bool,
+    /// A look has just found it empty, so that it is connected: it is waited for without another look.
+    pub(crate) looked: bool,
 }
 
 /// How many messages one socket may deliver in one turn of a reactor before others have theirs; fewer where

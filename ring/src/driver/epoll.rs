@@ -199,7 +199,12 @@ impl Epoll {
     }
 
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
-        receive_now(&self.ground, fd, room)
+        let found = receive_now(&self.ground, fd, room);
+        // As after a receive in vain: what comes now makes an event.
+        if let (Now::Empty, Some(number)) = (&found, fd.watch().get()) {
+            self.watches[number as usize].readable = false;
+        }
+        found
     }
 
     pub(crate) fn forget(&mut self, fd: &Fd) {

@@ -203,7 +203,7 @@ impl Uring {
         let room = Room { descriptors: 0, pidfd: false };
         let receive = requests.insert(Request::receive(
             near,
-            Want { room, many: true, burst: 1, strange: false, connected: true },
+            Want { room, many: true, burst: 1, strange: false, connected: true, looked: false },
         ));
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
@@ -281,11 +281,12 @@ impl Uring {
                     entry
                 }
             }
-            Request::Receive { want: Want { many: false, strange: true, .. }, .. } => {
+            Request::Receive { want: Want { many: false, strange: true, looked: false, .. }, .. } => {
                 return self.fresh.push(token);
             }
             Request::Receive { fd, want, share } => {
-                if want.strange && !want.connected && !std::mem::replace(&mut share.hot, true) {
+                let asked_first = want.strange && !want.connected && !want.looked;
+                if asked_first && !std::mem::replace(&mut share.hot, true) {
                     self.hot.push(token);
                 }
                 let (fd, many) = (fd.clone(), want.many);
