@@ -86,9 +86,9 @@ fn group(page: &mut String, title: &str, rows: &[Measured]) -> Result<(), Failur
         let _ = write!(page, "<th>{column}</th>");
     }
     page.push_str("</tr>\n");
-    for (index, Measured { row, .. }) in rows.iter().enumerate() {
+    for (index, (name, Measured { row, .. })) in table::names(rows).iter().zip(rows).enumerate() {
         let colour = plot::colour(index);
-        let _ = write!(page, "<tr><td><i style=\"background:{colour}\"></i>{}</td>", text(&row.name));
+        let _ = write!(page, "<tr><td><i style=\"background:{colour}\"></i>{}</td>", text(name));
         let (driver, client) = if row.is_floor() { ("", "") } else { (&*row.driver, &*row.client) };
         let _ = write!(page, "<td>{}</td><td>{}</td>", text(driver), text(client));
         for time_ns in [row.p50_ns, row.p99_ns, row.p999_ns, row.p9999_ns, row.max_ns] {

@@ -20,13 +20,14 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
         let paced = rate.map(|rate| format!(", {rate} calls/s due")).unwrap_or_default();
         let title = paint(&format!("{title} ({cpus}{paced})"), Ink::Heading, &std::io::stdout());
         let _ = writeln!(text, "{title}");
-        let name_width = measured.iter().map(|one| one.row.name.chars().count()).fold(32, usize::max);
+        let names = names(measured);
+        let name_width = names.iter().map(|name| name.chars().count()).fold(32, usize::max);
         let _ = writeln!(
             text,
             "{:name_width$} {:6} {:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
             "", "driver", "client", "p50 µs", "p99", "p99.9", "p99.99", "max", "calls/s", "x floor"
         );
-        for Measured { row, .. } in measured {
+        for (name, Measured { row, .. }) in names.iter().zip(measured) {
             let micros = |time_ns: u64| format!("{:.2}", time_ns as f64 / 1e3);
             let (driver, client) = match row.is_floor() {
                 true => ("", ""),
@@ -35,7 +36,7 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
             let _ = writeln!(
                 text,
                 "{:name_width$} {driver:6} {client:8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>11} {:7.2}",
-                row.name,
+                name,
                 micros(row.p50_ns),
                 micros(row.p99_ns),
                 micros(row.p999_ns),
@@ -62,6 +63,18 @@ pub fn text(groups: &[(String, Vec<Measured>)], refused: &[(Head, String)], rate
         let _ = writeln!(text, "not measured: {}{others}: {why}", described(head));
     }
     text
+}
+
+/// What the rows of a group are called beside each other: where some bring descriptors and others none, that
+/// is said, too.
+pub fn names(measured: &[Measured]) -> Vec<String> {
+    let differ = measured.windows(2).any(|two| two[0].row.fds != two[1].row.fds);
+    let name = |one: &Measured| match (differ, one.row.fds) {
+        (false, _) | (true, 0) => one.row.name.clone(),
+        (true, 1) => format!("{}, 1 descriptor", one.row.name),
+        (true, fds) => format!("{}, {fds} descriptors", one.row.name),
+    };
+    measured.iter().map(name).collect()
 }
 
 /// A row in a few words.
