@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::str::FromStr;
@@ -632,6 +633,23 @@ impl Driver {
             Driver::Script(script) => script.send_now(fd, envelope),
             Driver::Child(_) => Err(child::refusal()),
             _ => envelope.send(fd.as_fd()),
+        }
+    }
+
+    /// Sends pieces of one whole now, with one system call, each behind bytes of its own and in a message of
+    /// its own. Says how many have gone.
+    pub(crate) fn send_pieces_now(
+        &mut self,
+        fd: &Fd,
+        whole: &[u8],
+        pieces: &[(&[u8], Range<usize>)],
+    ) -> io::Result<usize> {
+        match self {
+            // Messages have a fate of their own there, and go one by one.
+            #[cfg(feature = "script")]
+            Driver::Script(_) => Ok(0),
+            Driver::Child(_) => Err(child::refusal()),
+            _ => envelope::send_pieces(fd.as_fd(), whole, pieces),
         }
     }
 

@@ -20,6 +20,11 @@ use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Shell};
 use crate::message::{Credentials, Fds, Message};
 use crate::sys::UnixAddress;
 
+/// How many [pieces](crate::Socket::send_pieces) all sockets of a reactor send at once between two of its
+/// turns: 4, as many of 64 KiB as the kernel's queue has room for at the usual SO_SNDBUF. Everybody else
+/// waits for no more than that.
+pub const PIECES_SENT_AT_ONCE_MAX: usize = 4;
+
 /// A message on its way out.
 pub(crate) struct Envelope {
     header: libc::msghdr,
@@ -252,6 +257,35 @@ impl Envelope {
         self.header.msg_namelen = 0;
         result
     }
+}
+
+/// Sends pieces of one whole now, with one system call, each behind bytes of its own and in a message of its
+/// own; no more than [`PIECES_SENT_AT_ONCE_MAX`]. Says how many have gone: if not all, then the next cannot
+/// go now.
+pub(crate) fn send_pieces(
+    fd: BorrowedFd<'_>,
+    whole: &[u8],
+    pieces: &[(&[u8], Range<usize>)],
+) -> io::Result<usize> {
+    let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+    let mut vectors = [[nothing; 2]; PIECES_SENT_AT_ONCE_MAX];
+    // SAFETY: all zeroes is a valid `mmsghdr`. Kept honest by
+    // `order.rs::pieces_that_are_sent_together_arrive_in_order`.
+    let mut headers: [libc::mmsghdr; PIECES_SENT_AT_ONCE_MAX] = unsafe { mem::zeroed() };
+    let count = pieces.len().min(PIECES_SENT_AT_ONCE_MAX);
+    for (place, (bytes, piece)) in pieces[..count].iter().enumerate() {
+        // Sending only reads, though an `iovec` does not say so.
+        let vector =
+            |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        vectors[place] = [vector(bytes), vector(&whole[piece.clone()])];
+        headers[place].msg_hdr.msg_iov = vectors[place].as_mut_ptr();
+        headers[place].msg_hdr.msg_iovlen = 2;
+    }
+    // SAFETY: the headers point at memory of this frame and of the caller's, with its true lengths, and
+    // nothing of it moves while the call runs.
+    // Kept honest by `order.rs::pieces_that_are_sent_together_arrive_in_order`.
+    let sent = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count as _, SEND_FLAGS as _) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
 /// Never wait in the kernel (the wait is ours), never a signal.

@@ -101,7 +101,7 @@ pub use datagram::Datagrams;
 pub use driver::{
     DRIVER_VARIABLE, DriverChoice, DriverKind, DriverReport, StartError, UNSEEN_TURNS_MAX, UnknownDriver,
 };
-pub use envelope::Otherwise;
+pub use envelope::{Otherwise, PIECES_SENT_AT_ONCE_MAX};
 pub use error::{ReceiveError, SendError, WrapError};
 pub use executor::{Executor, Settled, Spawner};
 pub use fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Descriptors, Fd, Kind, discard, is_unix_socket};

@@ -23,7 +23,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
-use crate::envelope::{Envelope, Otherwise, Room};
+use crate::envelope::{Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
@@ -169,6 +169,8 @@ pub(crate) struct Core {
     taken_here: u32,
     /// And pieces of something larger.
     pieces_taken: usize,
+    /// Pieces sent since the last turn that did not wait for one.
+    pieces_sent: usize,
 }
 
 /// What one socket has going on.
@@ -419,6 +421,7 @@ impl Core {
             first_went: None,
             taken_here: 0,
             pieces_taken: 0,
+            pieces_sent: 0,
         }
     }
 
@@ -825,10 +828,48 @@ impl Core {
         whole: Arc<Vec<u8>>,
         piece: Range<usize>,
     ) -> usize {
+        let envelope = self.envelope_of_piece(bytes, whole, piece);
+        self.queue_waited(key, envelope)
+    }
+
+    /// Sends as many of these pieces as go now, and as this turn has left, with one system call. The one
+    /// behind them waits. Says how many have gone, and who is told of that one.
+    pub(crate) fn send_pieces(
+        &mut self,
+        key: usize,
+        whole: &Arc<Vec<u8>>,
+        pieces: &[(&[u8], Range<usize>)],
+    ) -> (usize, Option<usize>) {
+        let lane = &self.channels[key].lane;
+        let share = (PIECES_SENT_AT_ONCE_MAX - self.pieces_sent).min(pieces.len());
+        let goes_now = share > 0 && lane.is_idle() && !lane.broken;
+        let sent = match goes_now {
+            true => self.driver.send_pieces_now(&self.channels[key].fd, whole, &pieces[..share]),
+            false => Ok(0),
+        };
+        let (gone, full) = match sent {
+            // Something has kept the next from going, and it is mostly that the queue is full.
+            Ok(gone) => (gone, 0 < gone && gone < share),
+            // What else it is the next turn finds out.
+            Err(error) => (0, error.kind() == io::ErrorKind::WouldBlock),
+        };
+        self.pieces_sent += gone;
+        self.stats.messages_sent += gone as u64;
+        let bytes = pieces[..gone].iter().map(|(bytes, piece)| bytes.len() + piece.len());
+        self.stats.bytes_sent += bytes.sum::<usize>() as u64;
+        let Some((bytes, piece)) = pieces.get(gone) else { return (gone, None) };
+        let waiter = self.send_piece(key, bytes, Arc::clone(whole), piece.clone());
+        if full {
+            self.block(key);
+        }
+        (gone, Some(waiter))
+    }
+
+    fn envelope_of_piece(&mut self, bytes: &[u8], whole: Arc<Vec<u8>>, piece: Range<usize>) -> Box<Envelope> {
         let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
         envelope.append(bytes);
         envelope.append_piece(whole, piece);
-        self.queue_waited(key, envelope)
+        envelope
     }
 
     /// Whoever asked for this letter does not wait any more, and it goes out all the same. If it cannot, what
@@ -1994,7 +2035,7 @@ impl Core {
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
         self.taken_here = 0;
-        self.pieces_taken = 0;
+        (self.pieces_taken, self.pieces_sent) = (0, 0);
         self.closed_at_once = 0;
         let behind = !self.dirty.is_empty() && self.flush(woken);
         let mut home = std::mem::take(&mut self.home);

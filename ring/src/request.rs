@@ -88,7 +88,9 @@ pub(crate) struct Share {
     /// Of the turn's number the lower half. Where that is the same by chance, the stream waits for a turn.
     turn: u16,
     messages: u8,
-    /// Whether another message stands right behind one that is taken.
+    /// Whether another message stands right behind one that is taken. Not one that fills a packet: that is
+    /// better taken in a turn of its own, since whoever is sent such has often a place for it by then, which
+    /// it knows from what came before (see [`Landing`](crate::Landing)).
     pub(crate) behind: Glance,
     /// Whether one comes while what was taken is answered.
     #[cfg(uring)]

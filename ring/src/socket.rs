@@ -516,12 +516,54 @@ impl Socket {
     /// If both together are empty or longer than a packet, if the piece ends beyond the whole, or on a
     /// stream.
     pub fn send_piece(&self, bytes: &[u8], whole: &Arc<Vec<u8>>, piece: Range<usize>) -> Sending {
-        assert_eq!(self.kind, Kind::SeqPacket, "a stream might take half of it");
-        let length = bytes.len() + piece.len();
-        assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever sends pieces keeps to the packet");
+        self.expect_packet(bytes, &piece);
         let whole = Arc::clone(whole);
         let waiter = self.reactor.with(|core, _| core.send_piece(self.channel, bytes, whole, piece));
         Sending { reactor: self.reactor.clone(), state: SendingState::Waiting(waiter) }
+    }
+
+    /// Sends pieces of one whole, each behind bytes of its own: as many as go now with one system call, and
+    /// the next one [as ever](Socket::send_piece). Those behind it are not sent. Nothing goes now while
+    /// something waits before it, nor more than [`PIECES_SENT_AT_ONCE_MAX`](crate::PIECES_SENT_AT_ONCE_MAX)
+    /// of all sockets of the reactor since its last turn.
+    ///
+    /// Says how many have gone, and gives what becomes of the one that waits, if all did not go.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// let whole = Arc::new(b"one two three".to_vec());
+    /// let (gone, waits) = near.send_pieces(&whole, &[(b"first: ", 0..3), (b"second: ", 4..7)]);
+    /// assert!(gone == 2 && waits.is_none());
+    /// # Executor::new(&reactor).block_on(async {
+    /// assert_eq!(far.receive().await?.bytes(), b"first: one");
+    /// assert_eq!(far.receive().await?.bytes(), b"second: two");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As `send_piece`.
+    pub fn send_pieces(
+        &self,
+        whole: &Arc<Vec<u8>>,
+        pieces: &[(&[u8], Range<usize>)],
+    ) -> (usize, Option<Sending>) {
+        pieces.iter().for_each(|(bytes, piece)| self.expect_packet(bytes, piece));
+        let (gone, waiter) = self.reactor.with_core(|core| core.send_pieces(self.channel, whole, pieces));
+        let sending =
+            |waiter| Sending { reactor: self.reactor.clone(), state: SendingState::Waiting(waiter) };
+        (gone, waiter.map(sending))
+    }
+
+    fn expect_packet(&self, bytes: &[u8], piece: &Range<usize>) {
+        assert_eq!(self.kind, Kind::SeqPacket, "a stream might take half of it");
+        let length = bytes.len() + piece.len();
+        assert!((1..=PACKET_BYTES_MAX).contains(&length), "whoever sends pieces keeps to the packet");
     }
 
     /// Bytes that wait to be sent.

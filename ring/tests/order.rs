@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, Reactor, SendError, Socket, Wait};
+use ring::{Fd, Kind, Message, PACKET_BYTES_MAX, PIECES_SENT_AT_ONCE_MAX, Reactor, SendError, Socket, Wait};
 use testing::{on_each_driver, on_each_driver_and_seed, settle, turn};
 
 /// Sends until the queue is full; says how many it took.
@@ -21,6 +21,11 @@ fn fill(socket: &Socket) -> usize {
     let count = (0..).take_while(|_| socket.try_send("filler").is_ok()).count();
     assert!(matches!(socket.try_send("filler"), Err(SendError::WouldBlock)));
     count
+}
+
+/// Bytes that are not the same anywhere.
+fn bytes(length: u8) -> Vec<u8> {
+    (0..length).collect()
 }
 
 /// Everything in the queue, read without a reactor.
@@ -293,6 +298,42 @@ on_each_driver_and_seed! {
         assert!(fails(&stream, &[], 0..5));
     }
 
+    fn pieces_that_are_sent_together_arrive_in_order(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        let whole = Arc::new(bytes(9));
+        let all: Vec<_> = (0..9).map(|at| at..at + 1).collect();
+        let mut sent = 0;
+        while sent < all.len() {
+            let next: Vec<_> = all[sent..].iter().map(|piece| (b"of ".as_slice(), piece.clone())).collect();
+            let (gone, waits) = near.send_pieces(&whole, &next);
+            sent += gone + usize::from(waits.is_some());
+            if let Some(sending) = waits {
+                settle(reactor, sending).unwrap();
+            }
+        }
+        let expected: Vec<_> = (0..9).map(|at| [b"of ", &bytes(9)[at..=at]].concat()).collect();
+        assert_eq!(drain(&far), expected);
+        assert_eq!(Arc::strong_count(&whole), 1, "what was lent has been given back");
+    }
+
+    fn pieces_are_not_sent_before_what_waits(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        near.post(&[b"before"], Vec::new());
+        let (gone, waits) = near.send_pieces(&Arc::new(b"piece".to_vec()), &[(b"a ", 0..5), (b"b ", 0..5)]);
+        assert_eq!(gone, 0);
+        settle(reactor, waits.unwrap()).unwrap();
+        assert_eq!(drain(&far), [b"before".to_vec(), b"a piece".to_vec()]);
+    }
+
+    fn pieces_for_nobody_are_gone(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        drop(far);
+        let (gone, waits) = near.send_pieces(&Arc::new(b"piece".to_vec()), &[(b"", 0..5), (b"", 0..5)]);
+        assert_eq!(gone, 0);
+        assert!(matches!(settle(reactor, waits.unwrap()), Err(SendError::Gone)));
+        assert!(near.is_broken());
+    }
+
     fn an_empty_message_is_refused(reactor: &Reactor) {
         let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
         assert!(matches!(settle(reactor, near.send("")), Err(SendError::Empty)));
@@ -370,6 +411,42 @@ on_each_driver_and_seed! {
 
 // What needs other threads, real processes, or turns that can be counted.
 on_each_driver! {
+    fn so_many_pieces_go_at_once_of_all_sockets_and_the_next_in_its_turn(reactor: &Reactor) {
+        let (first, second) = (shared(reactor), shared(reactor));
+        turn(reactor);
+        let whole = Arc::new(bytes(PIECES_SENT_AT_ONCE_MAX as u8 + 1));
+        let pieces: Vec<_> = (0..whole.len()).map(|at| (b"".as_slice(), at..at + 1)).collect();
+        let (gone, waits) = first.0.send_pieces(&whole, &pieces[..PIECES_SENT_AT_ONCE_MAX]);
+        assert!(gone == PIECES_SENT_AT_ONCE_MAX && waits.is_none());
+        let (gone, waits) = second.0.send_pieces(&whole, &pieces[..1]);
+        assert_eq!((gone, drain(&second.1).len()), (0, 0));
+        settle(reactor, waits.unwrap()).unwrap();
+        assert_eq!((drain(&first.1).len(), drain(&second.1).len()), (PIECES_SENT_AT_ONCE_MAX, 1));
+        turn(reactor);
+        let (gone, waits) = second.0.send_pieces(&whole, &pieces);
+        assert_eq!((gone, drain(&second.1).len()), (PIECES_SENT_AT_ONCE_MAX, PIECES_SENT_AT_ONCE_MAX));
+        drop(waits);
+    }
+
+    fn a_piece_behind_those_that_filled_the_queue_waits_for_room(reactor: &Reactor) {
+        let (near, far) = shared(reactor);
+        // Room for some of them and not for all.
+        let whole = Arc::new(vec![7; PACKET_BYTES_MAX]);
+        while near.try_send(vec![1; PACKET_BYTES_MAX]).is_ok() {}
+        testing::receive_packet(&far).unwrap();
+        testing::receive_packet(&far).unwrap();
+        turn(reactor);
+        let piece = (b"".as_slice(), 0..PACKET_BYTES_MAX);
+        let pieces: [_; PIECES_SENT_AT_ONCE_MAX] = std::array::from_fn(|_| piece.clone());
+        let (gone, waits) = near.send_pieces(&whole, &pieces);
+        assert!((1..PIECES_SENT_AT_ONCE_MAX).contains(&gone), "{gone}");
+        let mut waits = pin!(waits.unwrap());
+        assert!(waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let heard = drain(&far).into_iter().filter(|packet| *packet == *whole).count();
+        settle(reactor, waits).unwrap();
+        assert_eq!((heard, drain(&far)), (gone, vec![whole.to_vec()]));
+    }
+
     /// A large answer stood still behind a small one until something else happened.
     fn what_waits_behind_a_silent_send_is_not_slept_over(reactor: &Reactor) {
         let (near, far) = testing::ends(reactor, false);

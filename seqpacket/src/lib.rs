@@ -178,7 +178,10 @@ pub use object::{
     Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
 };
 pub use pairs::{PAIRS_DEFAULT, Pairs};
-pub use parts::{LARGE_PACE, LARGE_STALL_MAX, LARGE_START, LARGE_TOGETHER_DEFAULT, PARTS_QUEUED_MAX};
+pub use parts::{
+    LARGE_AT_ONCE_BYTES_MAX, LARGE_PACE, LARGE_STALL_MAX, LARGE_START, LARGE_TOGETHER_DEFAULT,
+    PARTS_QUEUED_MAX,
+};
 pub use plain::{
     ANSWERED_MAX, LARGE_ANSWER_PAUSE_MAX, PLAIN_ARGUMENTS_DEFAULT, PLAIN_ARGUMENTS_MAX, PLAIN_BYTES_MAX,
     PLAIN_CALLS_A_TURN_MAX, PlainCall, PlainContinuation, PlainIncoming, PlainMailbox, PlainNext,

@@ -5,16 +5,18 @@
 //! small frames go between. An assembly owns what has arrived of one. It does not know which side it is on,
 //! what a number stands for, or windows.
 
+use std::array;
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ring::{Bytes, LANDING_HEAD_BYTES, Reactor, SendError, Sending, Sleep, Socket};
+use ring::{Bytes, LANDING_HEAD_BYTES, PIECES_SENT_AT_ONCE_MAX, Reactor, SendError, Sending, Sleep, Socket};
 
 use crate::parcel::Parcel;
 use crate::rooms::{HugePages, Piece, Room};
@@ -24,6 +26,11 @@ use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 /// waits for so many, and for those that the kernel's queue has taken already (four of 65,536 bytes with the
 /// usual SO_SNDBUF of 212,992).
 pub const PARTS_QUEUED_MAX: usize = 1;
+
+/// Up to so many bytes a large message is given to the kernel as fast as that takes it, while nothing else is
+/// under way on its session: 2 MiB. Otherwise a part goes in each turn of the reactor, which leaves the
+/// kernel's queue half empty most of the time, and a small call beside 64 MiB waits for a third as long.
+pub const LARGE_AT_ONCE_BYTES_MAX: usize = 2 << 20;
 
 /// How long a large message that has begun may stand still before its session is ended: 10 seconds. It holds
 /// memory, and whoever sends it is expected to have it at hand.
@@ -132,11 +139,14 @@ impl Outbox {
         if self.is_empty() { None } else { self.moved }
     }
 
-    /// Gives the socket the next part when it has got rid of the last one. What is told here is told once.
+    /// Gives the socket the next part when it has got rid of the last one; of a message that is alone on its
+    /// session, and not [too long](LARGE_AT_ONCE_BYTES_MAX) for that, as many as go at once. What is told
+    /// here is told once.
     pub(crate) fn poll(
         &mut self,
         socket: &Socket,
         part_bytes_max: usize,
+        alone: bool,
         context: &mut Context<'_>,
     ) -> Vec<Left> {
         let mut left = Vec::new();
@@ -168,10 +178,17 @@ impl Outbox {
                 return left;
             };
             let next = &mut self.waiting[place];
-            let (sending, bytes) = next.send_part(socket, part_bytes_max);
-            self.said.0 += 1;
-            self.said.1 += bytes;
-            self.away = Some((next.number, sending));
+            let before = next.sent;
+            let (parts, sending) = match alone && next.bytes.len() <= LARGE_AT_ONCE_BYTES_MAX {
+                true => next.send_parts(socket, part_bytes_max),
+                false => (1, Some(next.send_part(socket, part_bytes_max))),
+            };
+            self.said.0 += parts as u64;
+            self.said.1 += (parts * HEADER_BYTES + next.sent - before) as u64;
+            if parts > 1 || sending.is_none() {
+                self.moved = Some(now);
+            }
+            self.away = sending.map(|sending| (next.number, sending));
             if next.sent == next.bytes.len() {
                 left.push(Left::Whole(next.number));
                 self.waiting.remove(place);
@@ -192,7 +209,7 @@ impl Outbox {
         for mut outgoing in self.waiting.drain(..) {
             outgoing.opening.take().into_iter().for_each(Sending::let_go);
             while outgoing.sent < outgoing.bytes.len() {
-                outgoing.send_part(socket, part_bytes_max).0.let_go();
+                outgoing.send_part(socket, part_bytes_max).let_go();
             }
         }
     }
@@ -219,13 +236,33 @@ impl Outbox {
 }
 
 impl Outgoing {
-    /// Gives the socket the next part. Says how many bytes that are.
-    fn send_part(&mut self, socket: &Socket, part_bytes_max: usize) -> (Sending, u64) {
-        let part = self.sent..self.bytes.len().min(self.sent + part_bytes_max);
+    /// Gives the socket the next part.
+    fn send_part(&mut self, socket: &Socket, part_bytes_max: usize) -> Sending {
+        let (header, part) = self.part_from(self.sent, part_bytes_max);
         self.sent = part.end;
-        let bytes = (HEADER_BYTES + part.len()) as u64;
-        let header = Header::part(self.number, part.len() as u32).encode();
-        (socket.send_piece(&header, &self.bytes, part), bytes)
+        socket.send_piece(&header, &self.bytes, part)
+    }
+
+    /// Gives the socket as many parts as go now, and the one behind them, which waits. Says how many that
+    /// were.
+    fn send_parts(&mut self, socket: &Socket, part_bytes_max: usize) -> (usize, Option<Sending>) {
+        let begin = self.sent;
+        let count = (self.bytes.len() - begin).div_ceil(part_bytes_max).min(PIECES_SENT_AT_ONCE_MAX);
+        let next: [_; PIECES_SENT_AT_ONCE_MAX] = array::from_fn(|place| match place < count {
+            true => self.part_from(begin + place * part_bytes_max, part_bytes_max),
+            false => Default::default(),
+        });
+        let pieces = next.each_ref().map(|(header, part)| (header.as_slice(), part.clone()));
+        let (gone, waits) = socket.send_pieces(&self.bytes, &pieces[..count]);
+        let given = gone + usize::from(waits.is_some());
+        self.sent = next[..given].last().map_or(begin, |(_, part)| part.end);
+        (given, waits)
+    }
+
+    /// The part that begins there, and its header.
+    fn part_from(&self, begin: usize, part_bytes_max: usize) -> ([u8; HEADER_BYTES], Range<usize>) {
+        let part = begin..self.bytes.len().min(begin + part_bytes_max);
+        (Header::part(self.number, part.len() as u32).encode(), part)
     }
 }
 

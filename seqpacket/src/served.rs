@@ -543,10 +543,11 @@ impl Session {
 
     fn send_parts(&self, context: &mut Context<'_>) {
         let mut state = self.state.borrow_mut();
-        let State { large, said, .. } = &mut *state;
+        let State { large, said, calls, .. } = &mut *state;
         let Some(Large { outbox, part_end, kept, .. }) = large.as_deref_mut() else { return };
         kept.poll(self.reactor(), context);
-        let left = outbox.poll(&self.socket, self.terms.hello.payload_bytes_max() as usize, context);
+        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let left = outbox.poll(&self.socket, part_bytes_max, calls.len() == 1, context);
         let (parts, bytes) = outbox.take_said();
         if parts > 0 {
             *said += bytes;

@@ -877,7 +877,8 @@ impl State {
     fn send_parts(&mut self, socket: &Socket, context: &mut Context<'_>, woken: &mut Woken) -> bool {
         let Phase::Open { hello, .. } = &self.phase else { return false };
         let Some(Large { outbox, .. }) = self.large.as_deref_mut() else { return false };
-        let left = outbox.poll(socket, hello.payload_bytes_max() as usize, context);
+        let alone = self.under_way == 1;
+        let left = outbox.poll(socket, hello.payload_bytes_max() as usize, alone, context);
         let (parts, bytes) = outbox.take_said();
         self.counters.parts_sent(parts, bytes);
         let mut ended = false;

@@ -11,13 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ring::{Executor, Fd, Message, Reactor};
+use ring::{Executor, Fd, Message, PIECES_SENT_AT_ONCE_MAX, Reactor, Wait};
 use seqpacket::wire::{
     EXTENSION_BYTES, HEADER_BYTES, Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size, Windows,
 };
 use seqpacket::{
-    AnswerError, CallError, CallOptions, Mailbox, MailboxOptions, Object, ObjectOptions, PARTS_QUEUED_MAX,
-    Part, object, object_with,
+    AnswerError, CallError, CallOptions, LARGE_AT_ONCE_BYTES_MAX, Mailbox, MailboxOptions, Object,
+    ObjectOptions, PARTS_QUEUED_MAX, Part, object, object_with,
 };
 use support::*;
 use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, start_helper};
@@ -279,6 +279,38 @@ on_each_driver! {
         assert!(session.say(&answer(small_number, b"soon", 0), &[]));
         assert_eq!(executor.block_on(small).unwrap().bytes(), b"soon");
         drop((attaching, large));
+    }
+
+    /// Alone on its session, and up to the limit: with one byte more, or a small call beside it, a part goes
+    /// in each turn.
+    fn a_message_that_is_not_too_large_is_given_to_the_kernel_at_once(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        for (beside, length, at_once) in [
+            (false, LARGE_AT_ONCE_BYTES_MAX, true),
+            (false, LARGE_AT_ONCE_BYTES_MAX + 1, false),
+            (true, LARGE_AT_ONCE_BYTES_MAX, false),
+        ] {
+            let (server, object) = RawServer::new(reactor);
+            let first = object.call("first");
+            executor.settle();
+            let session = server.attach(&executor, Hello::default());
+            let said = said_by_client(&session.hear_from(&executor));
+            if !beside {
+                assert!(session.say(&answer(said[0].1, b"done", 0), &[]));
+                executor.settle();
+            }
+            let large = object.call(bytes(length));
+            let mut most = 0;
+            // Counted by what each turn has sent: the opening goes in the first.
+            for _ in 0..PIECES_SENT_AT_ONCE_MAX {
+                let before = reactor.stats().messages_sent;
+                reactor.turn(Wait::Not).unwrap();
+                most = most.max(reactor.stats().messages_sent - before);
+            }
+            let expected = if at_once { PIECES_SENT_AT_ONCE_MAX } else { 1 };
+            assert!(most as usize >= expected && (at_once || most == 1), "{most} of {length}, {beside}");
+            drop((first, large));
+        }
     }
 
     fn large_messages_take_turns(reactor: &Reactor) {

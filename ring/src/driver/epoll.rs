@@ -446,15 +446,16 @@ impl Epoll {
         while share.is_left(self.turn, want) {
             match receive_now(&self.ground, fd, want.room) {
                 Now::Arrived(arrival) if want.many && !arrival.nothing => {
-                    share.took(arrival.message.length());
+                    let length = arrival.message.length();
+                    share.took(length);
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     taken += 1;
                     if taken > 1 {
-                        share.behind.found(true);
+                        share.behind.found(length < PACKET_BYTES_MAX);
                     }
                     // One receive has to find it empty. The next turn's may find what comes while this is
                     // answered.
-                    if !share.behind.is_due() {
+                    if length == PACKET_BYTES_MAX || !share.behind.is_due() {
                         return Attempt::Again;
                     }
                 }

@@ -20,7 +20,7 @@ use super::epoll::{Now, Yielding, out_of_descriptors, receive_asleep, receive_no
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS, Snare};
 use crate::fd::{Fd, Kind};
-use crate::message::Message;
+use crate::message::{Message, PACKET_BYTES_MAX};
 use crate::remote::Bell;
 use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, errno, ready};
@@ -996,15 +996,16 @@ impl Uring {
                 }
             };
             nothing = false;
-            share.took(arrival.message.length());
+            let length = arrival.message.length();
+            share.took(length);
             self.lately = Some(token);
             home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
             taken += 1;
             if taken > 1 {
-                share.behind.found(true);
+                share.behind.found(length < PACKET_BYTES_MAX);
             }
             // What stands behind it the ring tells of, unless it is found first when this has been answered.
-            if share.unwatched && !share.behind.is_due() {
+            if share.unwatched && (length == PACKET_BYTES_MAX || !share.behind.is_due()) {
                 if how != How::Asleep && share.soon.is_due() {
                     share.hot = true;
                     self.hot.push(token);
