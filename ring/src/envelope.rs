@@ -15,6 +15,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
+#[cfg(uring)]
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::fd::{DESCRIPTORS_MAX, Descriptors, Fd, Shell};
 use crate::message::{Credentials, Fds, Message};
@@ -566,15 +568,18 @@ impl Snare {
             // Volatile, because the kernel may do so between this and the call below.
             // Kept honest by `sleeping.rs::another_socket_ends_it`.
             unsafe { header.write_volatile(*prepared) };
+            compiler_fence(Ordering::SeqCst);
             if !last_look() {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
+            // The system call itself: the function of that name may hand the kernel a copy (musl's does), and
+            // then nobody would ever be woken.
             // SAFETY: the header points at what `prepared` does, or at nothing; the kernel checks.
             // Kept honest by `sleeping.rs::another_socket_ends_it`.
-            let length = unsafe { libc::recvmsg(fd.as_raw_fd(), header, RECEIVE_FLAGS) };
+            let length = unsafe { libc::syscall(libc::SYS_recvmsg, fd.as_raw_fd(), header, RECEIVE_FLAGS) };
             // SAFETY: as above. Kept honest by `sleeping.rs::a_message_ends_a_sleep_in_its_socket`.
             *prepared = unsafe { header.read_volatile() };
-            Ok(length)
+            Ok(length as isize)
         })
     }
 }

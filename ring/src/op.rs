@@ -1786,7 +1786,8 @@ impl Core {
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
         let (strange, connected) = (!channel.made_here, channel.nameless);
-        let want = Want { room, many, burst: channel.burst, strange, connected, looked };
+        let packets = channel.kind == Kind::SeqPacket;
+        let want = Want { room, many, burst: channel.burst, strange, connected, looked, packets };
         let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);

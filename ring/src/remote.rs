@@ -107,9 +107,9 @@ impl Bell {
     }
 
     /// As `ring`, unless called on the reactor's own thread, which is awake then. But for a guest: there the
-    /// host's own code runs between two turns.
+    /// host's own code runs between two turns; and for the handler of a signal, which may run in its sleep.
     pub(crate) fn ring_from_elsewhere(&self) {
-        if self.place == SleepPlace::HostLoop || this_thread() != self.home {
+        if self.place == SleepPlace::HostLoop || this_thread() != self.home || self.is_asleep() {
             self.ring();
         }
     }

@@ -68,6 +68,9 @@ pub(crate) struct Want {
     pub(crate) connected: bool,
     /// A look has just found it empty, so that it is connected: it is waited for without another look.
     pub(crate) looked: bool,
+    /// It brings packets, and no stream of bytes: there a holder may ask for more bytes than have come
+    /// (SO_RCVLOWAT), which a receive that sleeps waits for, and readiness does not.
+    pub(crate) packets: bool,
 }
 
 /// How many messages one socket may deliver in one turn of a reactor before others have theirs; fewer where

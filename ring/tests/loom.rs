@@ -227,6 +227,19 @@ fn who_sleeps_elsewhere_is_alerted() {
     });
 }
 
+/// Nothing else runs on that thread then.
+#[test]
+fn who_rings_on_a_sleepers_thread_handles_a_signal() {
+    in_every_order(|| {
+        let (bell, eventfd) = bell(SleepPlace::OwnTurn);
+        bell.ring_from_elsewhere();
+        assert!(!bell.is_rung(), "it is awake, and looks at everything before it sleeps");
+        assert!(bell.fall_asleep());
+        bell.ring_from_elsewhere();
+        eventfd.sleep();
+    });
+}
+
 /// A guest is asleep between two turns, whatever the host does then. It may have become the task of another
 /// runtime meanwhile.
 #[test]

@@ -10,12 +10,13 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ring::script::SystemCall;
 use ring::{DriverKind, Executor, Message, Reactor, ReceiveError, Socket, Wait};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::gettid;
-use testing::{on_each_driver, packet_pair, receive_packet, send_packet, wait_until};
+use testing::{Errno, gated, on_each_driver, packet_pair, receive_packet, send_packet, wait_until};
 
 /// Enough for a reactor to have found that nothing but these ends its sleeps.
 const ROUNDS: u32 = 40;
@@ -236,6 +237,40 @@ on_each_driver! {
             answerer.thread.join().unwrap();
         }
         assert_eq!(reactor.stats().slept_in_receives, 0);
+    }
+
+    /// A holder may have a receive wait for more bytes than have come (SO_RCVLOWAT), but not a poll.
+    fn a_stream_of_bytes_is_not_slept_in(reactor: &Reactor) {
+        let (near, far) = testing::stream_pair();
+        let near = Socket::wrap(reactor, near).unwrap();
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        Executor::new(reactor).block_on(async {
+            call_often(&near).await;
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(reactor.stats().slept_in_receives, 0);
+    }
+
+    /// The enter that shows the timer to the kernel, that is. Nobody sleeps without it.
+    fn a_timer_that_the_kernel_puts_off_ends_it(_reactor: &Reactor) {
+        gated(&[SystemCall::EnterRing], |refusals| {
+            let own = testing::reactor();
+            let (near, far) = wrap_pair(&own);
+            let answerer = Answerer::start(far, |_| {});
+            let executor = Executor::new(&own);
+            executor.block_on(call_often(&near));
+            refusals.next(SystemCall::EnterRing, Errno::AGAIN, 1);
+            let told = Arc::clone(&answerer.told);
+            let timer = own.clone();
+            executor.spawn(async move {
+                timer.sleep(Duration::from_millis(50)).await;
+                told.store(true, Ordering::SeqCst);
+            });
+            executor.block_on(call(&near, ROUNDS)).unwrap();
+            answerer.thread.join().unwrap();
+        });
     }
 
     /// O_NONBLOCK belongs to the open description, which others may hold.

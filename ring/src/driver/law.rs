@@ -65,8 +65,15 @@ impl Trial {
             1 => {
                 let room = Room { descriptors: 4, pidfd: false };
                 let (many, strange) = (self.fate.happens(500), self.fate.happens(500));
-                let want =
-                    Want { room, many, burst: BURST_MAX as u8, strange, connected: false, looked: false };
+                let want = Want {
+                    room,
+                    many,
+                    burst: BURST_MAX as u8,
+                    strange,
+                    connected: false,
+                    looked: false,
+                    packets: true,
+                };
                 (Request::receive(fd, want), Some((end, false)))
             }
             _ => {
@@ -212,8 +219,15 @@ fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     sys::set_socket_option(near.as_fd(), sys::SocketOption::PassCredentials, 1).unwrap();
     let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
     let room = Room { descriptors: 4, pidfd: false };
-    let want =
-        Want { room, many: true, burst: BURST_MAX as u8, strange: false, connected: false, looked: false };
+    let want = Want {
+        room,
+        many: true,
+        burst: BURST_MAX as u8,
+        strange: false,
+        connected: false,
+        looked: false,
+        packets: true,
+    };
     let stream = requests.insert(Request::receive(near.clone(), want));
     driver.submit(stream, &mut requests);
     let mut home = Vec::new();

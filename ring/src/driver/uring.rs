@@ -95,6 +95,8 @@ pub(crate) struct Uring {
     /// The socket that has ended the last sleeps, alone, and how many in a row.
     ended_by: Option<RawFd>,
     sleeps_ended: u8,
+    /// The last turn that could not sleep looked there, and found nothing.
+    looked_in_vain: bool,
     /// An executor takes the turns, and they need not end for a signal. The kernel begins a receive again
     /// behind one whose handler asked for that (SA_RESTART), as it never does with an enter.
     driven: bool,
@@ -150,6 +152,7 @@ impl Uring {
             lately: None,
             ended_by: None,
             sleeps_ended: 0,
+            looked_in_vain: false,
             driven: false,
             slept_in_receives: 0,
             looked_at: false,
@@ -203,7 +206,15 @@ impl Uring {
         let room = Room { descriptors: 0, pidfd: false };
         let receive = requests.insert(Request::receive(
             near,
-            Want { room, many: true, burst: 1, strange: false, connected: true, looked: false },
+            Want {
+                room,
+                many: true,
+                burst: 1,
+                strange: false,
+                connected: true,
+                looked: false,
+                packets: true,
+            },
         ));
         let send = requests.insert(Request::Send { fd: far, envelope, silent: true, prompt: true });
         self.submit(receive, &mut requests);
@@ -369,10 +380,13 @@ impl Uring {
         if !self.hot.is_empty() {
             self.go_on_with_the_hot(requests, home);
         }
-        let past_the_ring = self.sleeps_ended >= SLEEPS_BEFORE_RECEIVE
-            && home.is_empty()
-            && self.wait_past_the_ring(sleep, requests, home);
-        if !past_the_ring {
+        let (asked, mut sleep) = (sleep, sleep);
+        let watched = match self.sleeps_ended >= SLEEPS_BEFORE_RECEIVE && home.is_empty() {
+            true => self.wait_past_the_ring(&mut sleep, requests, home),
+            false => false,
+        };
+        let slept = sleep != asked;
+        if !watched {
             self.watch_the_unwatched(requests, home);
         }
         let busy = self.busy.len();
@@ -389,7 +403,9 @@ impl Uring {
             SleepPlace::OwnTurn => sleep.at_most(PUT_OFF_PAUSE).duration().unwrap_or(PUT_OFF_PAUSE),
             SleepPlace::HostLoop => PUT_OFF_PAUSE,
         };
-        let mut sleep = if reports { Sleep::Not } else { sleep };
+        if reports {
+            sleep = Sleep::Not;
+        }
         // Nobody but us knows that a silent send has succeeded, and we know it when the enter returns. Two
         // enters are cheaper than a sleep with a time limit: on a virtual machine a timer costs more than a
         // whole call.
@@ -399,13 +415,16 @@ impl Uring {
         if !self.starved.is_empty() {
             sleep = sleep.at_most(STARVED_RETRY);
         }
+        if sleep != Sleep::Not {
+            self.be_told_by_the_ring();
+        }
         let (entered, before) = (self.enter(sleep)?, home.len());
         // Asked before reaping, which may queue entries anew: a silent send whose entry the kernel has
         // consumed, and whose failure is not among what is reaped now, has succeeded. A failure may also
         // stand in the kernel's overflow list, behind a full queue.
         let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
         self.reap(requests, home);
-        if sleep != Sleep::Not {
+        if slept || sleep != Sleep::Not {
             self.ground.budget.slept();
             self.note_who_ended_it(&home[before..], requests);
         }
@@ -512,22 +531,31 @@ impl Uring {
     // -- asleep in a receive ----------------------------------------------------------------------------
 
     /// Waits for the one socket that has ended all the last sleeps where it is, if there is nothing else but
-    /// what the ring tells of already. False if the ring is to tell of it too.
+    /// what the ring tells of already. False if the ring is to tell of it too. A sleep that is over is not to
+    /// be slept again in the same turn: what a signal's handler has done is seen between two.
     fn wait_past_the_ring(
         &mut self,
-        sleep: Sleep,
+        sleep: &mut Sleep,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
     ) -> bool {
         let Some(token) = self.where_to_sleep(requests) else { return false };
         let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { return false };
         let (fd, want) = (fd.clone(), *want);
-        if sleep == Sleep::Not {
-            // A look costs less than to have the ring tell, and the next turn may sleep.
+        if *sleep == Sleep::Not {
+            // A look costs less than to have the ring tell, and the next turn may sleep. But not again and
+            // again; and a spinner looks by itself.
+            if self.looked_at || self.looked_in_vain {
+                return false;
+            }
             self.take_past_the_ring(token, &fd, want, How::Now { hung_up: false }, requests, home);
+            self.looked_in_vain = home.is_empty();
             return true;
         }
-        self.sleep_in_receive(token, &fd, want, sleep, requests, home);
+        self.looked_in_vain = false;
+        if let Slept::Once = self.sleep_in_receive(token, &fd, want, *sleep, requests, home) {
+            *sleep = Sleep::Not;
+        }
         !home.is_empty()
     }
 
@@ -538,7 +566,7 @@ impl Uring {
         let &[token] = self.unwatched.as_slice() else { return None };
         let nothing_else = self.alert.is_some() && self.driven && self.has_only_the_unwatched();
         match requests.find(token).filter(|_| nothing_else)? {
-            Request::Receive { fd, share, .. } if !share.hot && !share.starved => {
+            Request::Receive { fd, share, want } if want.packets && !share.hot && !share.starved => {
                 (self.ended_by == Some(fd.as_fd().as_raw_fd())).then_some(token)
             }
             _ => None,
@@ -555,14 +583,19 @@ impl Uring {
         sleep: Sleep,
         requests: &mut Requests,
         home: &mut Vec<Completion>,
-    ) {
+    ) -> Slept {
         if let Sleep::For(time) = sleep {
             // It is left where it is when the sleep ends sooner, and mostly serves the next ones too.
             let moment = Some(self.ground.clock.now() + time);
             if self.alarm.is_late_for(moment) && self.set_alarm(moment).is_err() {
-                return;
+                return Slept::Not;
+            }
+            // The kernel may have put it off, and then there is no alarm yet.
+            if !self.all_is_submitted() {
+                return Slept::Not;
             }
         }
+        let before = self.slept_in_receives;
         self.take_past_the_ring(token, fd, want, How::Asleep, requests, home);
         self.ground.budget.slept();
         if home.is_empty() {
@@ -572,6 +605,7 @@ impl Uring {
             }
             self.be_told_by_the_ring();
         }
+        if self.slept_in_receives == before { Slept::Not } else { Slept::Once }
     }
 
     /// Takes what there is of a socket of which nothing is in the ring.
@@ -713,7 +747,8 @@ impl Uring {
         *self.alarm_time = Timespec::from(time);
         let entry = if self.alarm.is_set() {
             // If it has gone off meanwhile this fails, and the turn that sees it go off sets it anew.
-            opcode::TimeoutUpdate::new(ALARM, &raw const *self.alarm_time).build().user_data(IGNORED)
+            let update = opcode::TimeoutUpdate::new(ALARM, &raw const *self.alarm_time).build();
+            update.flags(squeue::Flags::SKIP_SUCCESS).user_data(IGNORED)
         } else {
             opcode::Timeout::new(&raw const *self.alarm_time).build().user_data(ALARM)
         };
@@ -1200,6 +1235,13 @@ impl Uring {
     }
 }
 
+/// What became of a sleep in a receive.
+enum Slept {
+    /// Something was in the way, or there was news already.
+    Not,
+    Once,
+}
+
 /// How a stream is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
@@ -1232,8 +1274,7 @@ struct Alert {
 impl Alert {
     /// `Unsupported` where a mark of the kernel's and our look for it may pass each other: see `take_back`.
     fn beside(ring: &mut IoUring, bell: Arc<Bell>) -> io::Result<Alert> {
-        let (true, Some(eventfd)) = (cfg!(any(target_arch = "x86", target_arch = "x86_64")), bell.alert())
-        else {
+        let (true, Some(eventfd)) = (cfg!(target_arch = "x86_64"), bell.alert()) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let own = IoUring::builder().setup_single_issuer().setup_coop_taskrun().build(1)?;
@@ -1255,17 +1296,26 @@ impl Alert {
             }
         }
         self.reap();
-        if !self.armed
-            && let Some(snare) = &self.snare
-        {
+        // What was written late, of news that are known, is read at once.
+        for _ in 0..2 {
+            if !self.armed {
+                self.arm();
+                self.reap();
+            }
+        }
+        self.armed
+    }
+
+    fn arm(&mut self) {
+        if let Some(snare) = &self.snare {
             let eventfd = types::Fixed(0);
             let read = opcode::Read::new(eventfd, snare.weak_place(), ALERT_BYTES).build().user_data(ALERT);
             // SAFETY: what is read goes to the header of the snare, which stays where it is until the read
             // is home: see `drop`. Kept honest by `sleeping.rs::another_socket_ends_it`.
-            let pushed = unsafe { self.ring.submission().push(&read) };
-            self.armed = pushed.is_ok() && self.ring.submit().is_ok_and(|taken| taken == 1);
+            // With no room there is the same entry, which the kernel has put off.
+            let _ = unsafe { self.ring.submission().push(&read) };
+            self.armed = self.ring.submit().is_ok_and(|taken| taken == 1);
         }
-        self.armed
     }
 
     fn reap(&mut self) {
