@@ -59,17 +59,16 @@ const BARS: &[Bar] = &[
         bare: |records| bare_loops(records, true, Floor::LoopServed, 0),
     },
     Bar {
-        what: "session calls, 32 together, one CPU: millions per second",
-        limit: Limit::AtLeast(1.5),
+        // 1.5 million where those reach 3.3: how many they are depends on the machine's mood, the share does not.
+        what: "session calls a second, 32 together, one CPU: × raw coalesced (1.5 M where that is 3.3 M)",
+        limit: Limit::AtLeast(1.5 / 3.3),
         measured: |records| {
             let row = find(records, "quick", false, |row| is(row, "session", "async", "uring", 32, 0))?;
-            Some(row.calls_per_s / 1e6)
-        },
-        bare: |records| {
             let name = Floor::Coalesced.to_string();
-            let row = find(records, "quick", false, |row| row.name.starts_with(&name))?;
-            Some(row.calls_per_s / 1e6)
+            let floor = find(records, "quick", false, |row| row.name.starts_with(&name))?;
+            Some(row.calls_per_s / floor.calls_per_s)
         },
+        bare: |_| None,
     },
     Bar {
         what: "plain call, pairs made ahead: × raw five steps",
@@ -177,19 +176,15 @@ const BARS: &[Bar] = &[
         bare: |records| worst_of_keepers(records, true),
     },
     Bar {
-        what: "a call to one of 10,000 objects, in turn: × that to the only one",
+        what: "a call to one of 10,000 objects, the same again and again: × that to the only one",
         limit: Limit::AtMost(1.3),
-        measured: |records| {
-            let of = |count: &str| {
-                let row = find(records, "scale", false, |row| {
-                    is_uring(row)
-                        && row.name.starts_with(&format!("{count} objects"))
-                        && row.name.ends_with("in turn")
-                });
-                row.map(|row| row.p50_ns as f64)
-            };
-            Some(of("10000")? / of("1")?)
-        },
+        measured: |records| among_objects(records, "the same"),
+        bare: |_| None,
+    },
+    Bar {
+        what: "the same, each of them in turn, where no socket can be slept in",
+        limit: Limit::AtMost(1.3),
+        measured: |records| among_objects(records, "in turn"),
         bare: |_| None,
     },
     Bar {
@@ -298,6 +293,17 @@ fn ratio(records: &Records, suite: &str, is_apart: bool, is_it: impl Fn(&Row) ->
 
 fn is(row: &Row, way: &str, client: &str, driver: &str, depth: usize, fds: usize) -> bool {
     row.way == way && row.client == client && row.driver == driver && row.depth == depth && row.fds == fds
+}
+
+/// What a call costs among 10,000 objects, as a multiple of what it costs where there is one.
+fn among_objects(records: &Records, called: &str) -> Option<f64> {
+    let of = |count: &str| {
+        let row = find(records, "scale", false, |row| {
+            is_uring(row) && row.name.starts_with(&format!("{count} objects")) && row.name.ends_with(called)
+        });
+        row.map(|row| row.p50_ns as f64)
+    };
+    Some(of("10000")? / of("1")?)
 }
 
 /// An event loop with nothing in it, one at a time.
@@ -436,12 +442,12 @@ mod tests {
     #[test]
     fn calls_of_a_second_are_those_that_were_made_and_not_those_the_median_promises() {
         let ours = row("quick", "session call", "session", "uring", 600);
-        let ours = Row { depth: 32, calls_per_s: 1_400_000.0, ..ours };
+        let ours = Row { depth: 32, calls_per_s: 1_364_000.0, ..ours };
         let raw = row("quick", "raw coalesced, 32 in a packet", "raw", "none", 290);
         let raw = Row { depth: 32, calls_per_s: 3_100_000.0, ..raw };
         let record = Record::of(vec![raw, ours], surroundings("2026-11-21T12:00:00Z")).unwrap();
         let table = table(&Records::of(vec![record]));
-        assert!(table.contains("millions per second | ≥ 1.50 | **1.40** | 3.10 |"), "{table}");
+        assert!(table.contains("3.3 M) | ≥ 0.45 | **0.44** |"), "{table}");
     }
 
     #[test]
