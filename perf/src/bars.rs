@@ -59,7 +59,7 @@ const BARS: &[Bar] = &[
         bare: |records| bare_loops(records, true, Floor::LoopServed, 0),
     },
     Bar {
-        // 1.5 million where those reach 3.3: how many they are depends on the machine's mood, the share does not.
+        // How many those are depends on the machine's mood, the share does not.
         what: "session calls a second, 32 together, one CPU: × raw coalesced (1.5 M where that is 3.3 M)",
         limit: Limit::AtLeast(1.5 / 3.3),
         measured: |records| {
