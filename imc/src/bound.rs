@@ -11,7 +11,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
-use ring::{Credentials, Look, Reactor, ReceiveError, Received, Socket};
+use ring::{Credentials, Look, Reactor, ReceiveError, Received, SendError, Socket};
 
 use crate::{AcceptError, CONFIRM, CONNECT, ConnectedSocket, WrapError, fitness};
 
@@ -254,10 +254,15 @@ impl BoundSocket {
 
     /// Says `a` on a fresh connection, in a packet of its own.
     fn confirm(&self, socket: &ConnectedSocket) {
-        if self.confirming.get() {
-            // Whatever goes wrong says that the connection has ended. It is handed out all the same: there
-            // may be something left in it.
-            socket.post_together(CONFIRM);
+        if !self.confirming.get() {
+            return;
+        }
+        // Other errors say that the connection has ended. It is handed out all the same: there may be
+        // something left in it.
+        if let Err(SendError::WouldBlock) = socket.try_send(CONFIRM) {
+            // The client has filled its own queue before giving it away. The confirmation waits there like
+            // any message, and nobody waits for it.
+            socket.socket().post_or(&[CONFIRM], Vec::new(), CONFIRM.to_vec());
         }
     }
 
@@ -302,12 +307,8 @@ impl BoundSocket {
         self.socket.set_burst(requests);
     }
 
-    /// Whether to confirm each connection that is handed out, for clients that
+    /// Whether to confirm each connection before handing it out, for clients that
     /// [wait for it](crate::SocketAddress::connect_confirmed). All clients must know. Off at first.
-    ///
-    /// The first that is accepted between two turns of the reactor is confirmed at once; on io_uring those
-    /// after it are confirmed together, with the next turn, or earlier: before anything else is sent on the
-    /// connection, and before its socket or its descriptor is handed to anybody.
     pub fn set_confirming(&self, confirming: bool) {
         self.confirming.set(confirming);
     }

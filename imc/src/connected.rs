@@ -25,8 +25,6 @@ use crate::{CONFIRM, WrapError, fitness};
 pub struct ConnectedSocket {
     socket: Socket,
     confirmation_due: Cell<bool>,
-    /// Whether something is posted that goes before all else.
-    posted: Cell<bool>,
 }
 
 impl ConnectedSocket {
@@ -34,7 +32,7 @@ impl ConnectedSocket {
         // Given away by whoever connected, so that the end can be told at once.
         socket.set_private(true);
         socket.set_nameless();
-        ConnectedSocket { socket, confirmation_due: Cell::new(false), posted: Cell::new(false) }
+        ConnectedSocket { socket, confirmation_due: Cell::new(false) }
     }
 
     /// A connection without an acceptor: one end here, the other to be given to a child.
@@ -67,7 +65,7 @@ impl ConnectedSocket {
     /// # Errors
     /// [`SendError::WouldBlock`] if the queue is full or something waits before it.
     pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
-        self.first_socket().try_send(message)
+        self.socket.try_send(message)
     }
 
     /// Sends a last message, silently, and ends the connection when it has gone.
@@ -133,26 +131,12 @@ impl ConnectedSocket {
     /// The socket underneath, for its other verbs. What is received there directly may begin with a
     /// [confirmation](ConnectedSocket::is_confirmation_due).
     pub fn socket(&self) -> &Socket {
-        self.first_socket()
-    }
-
-    /// The first thing that is said here, together with what is first said on others.
-    pub(crate) fn post_together(&self, bytes: &[u8]) {
-        self.posted.set(self.socket.post_together(bytes));
-    }
-
-    /// The socket underneath, for what would not wait behind what is posted.
-    fn first_socket(&self) -> &Socket {
-        if self.posted.take() {
-            self.socket.send_posted();
-        }
         &self.socket
     }
 
     /// The socket underneath, private as it is here. A [confirmation](ConnectedSocket::is_confirmation_due)
     /// that comes is a message like any other from then on.
     pub fn into_socket(self) -> Socket {
-        self.first_socket();
         self.socket
     }
 
@@ -179,20 +163,19 @@ impl ConnectedSocket {
     /// been taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds,
     /// unless it has brought a message.
     pub fn into_fd(self) -> Result<OwnedFd, ConnectedSocket> {
-        self.first_socket();
-        let ConnectedSocket { socket, confirmation_due, posted } = self;
-        socket.into_fd().map_err(|socket| ConnectedSocket { socket, confirmation_due, posted })
+        let ConnectedSocket { socket, confirmation_due } = self;
+        socket.into_fd().map_err(|socket| ConnectedSocket { socket, confirmation_due })
     }
 }
 
 impl AsFd for ConnectedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.first_socket().as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl fmt::Debug for ConnectedSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectedSocket").field("fd", &self.socket.as_fd()).finish_non_exhaustive()
+        f.debug_struct("ConnectedSocket").field("fd", &self.as_fd()).finish_non_exhaustive()
     }
 }

@@ -1,9 +1,7 @@
 //! Confirmations: those that come, those that come late, and what comes instead.
 #![allow(clippy::unwrap_used)]
 
-use std::future::poll_fn;
 use std::os::fd::AsFd;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use imc::{ConfirmError, ConnectError, bound_socket};
@@ -196,104 +194,6 @@ on_each_driver! {
         });
     }
 
-    fn all_that_are_accepted_between_two_turns_are_confirmed_by_the_next(reactor: &Reactor) {
-        let (bound, address) = bound_socket(reactor).unwrap();
-        bound.set_confirming(true);
-        let clients: Vec<_> = (0..12).map(|_| address.try_connect().unwrap()).collect();
-        clients.iter().for_each(testing::set_nonblocking);
-        settle(reactor, async {
-            let mut servers = Vec::new();
-            for _ in &clients {
-                servers.push(bound.accept().await.unwrap());
-            }
-            // Of those that were accepted last some may wait for this.
-            a_turn().await;
-            for client in &clients {
-                assert_eq!(receive_packet(client).unwrap().bytes, b"a");
-            }
-        });
-    }
-
-    fn what_an_acceptor_sends_comes_behind_the_confirmation(reactor: &Reactor) {
-        let (bound, address) = bound_socket(reactor).unwrap();
-        bound.set_confirming(true);
-        let clients: Vec<_> = (0..5).map(|_| address.try_connect().unwrap()).collect();
-        settle(reactor, async {
-            let mut servers = Vec::new();
-            for _ in &clients {
-                servers.push(bound.accept().await.unwrap().socket);
-            }
-            let [tried, verb, sent, given, finished] = servers.try_into().unwrap();
-            tried.try_send("next").unwrap();
-            verb.socket().try_send("next").unwrap();
-            sent.send("next").await.unwrap();
-            send_packet(&given, b"next", &[]).unwrap();
-            finished.finish("next").unwrap();
-            for client in &clients {
-                assert_eq!(client.receive().await.unwrap().bytes(), b"a");
-                assert_eq!(client.receive().await.unwrap().bytes(), b"next");
-            }
-        });
-    }
-
-    fn a_connection_that_is_handed_on_at_once_is_confirmed_before(reactor: &Reactor) {
-        let (bound, address) = bound_socket(reactor).unwrap();
-        bound.set_confirming(true);
-        let clients: Vec<_> = (0..3).map(|_| address.try_connect().unwrap()).collect();
-        settle(reactor, async {
-            let first = bound.accept().await.unwrap().socket;
-            let descriptor = bound.accept().await.unwrap().socket.into_fd().unwrap();
-            let socket = bound.accept().await.unwrap().socket.into_socket();
-            send_packet(&first, b"next", &[]).unwrap();
-            send_packet(&descriptor, b"next", &[]).unwrap();
-            socket.try_send("next").unwrap();
-            for client in &clients {
-                assert_eq!(client.receive().await.unwrap().bytes(), b"a");
-                assert_eq!(client.receive().await.unwrap().bytes(), b"next");
-            }
-        });
-    }
-
-    fn connections_that_are_let_go_of_at_once_are_confirmed_and_end(reactor: &Reactor) {
-        let census = Census::take();
-        let (bound, address) = bound_socket(reactor).unwrap();
-        bound.set_confirming(true);
-        let clients: Vec<_> = (0..40).map(|_| address.try_connect().unwrap()).collect();
-        settle(reactor, async {
-            for _ in &clients {
-                drop(bound.accept().await.unwrap());
-            }
-            for client in &clients {
-                assert_eq!(client.receive().await.unwrap().bytes(), b"a");
-                assert!(matches!(client.receive().await, Err(ReceiveError::Closed)));
-            }
-        });
-        drop((clients, bound, address));
-        Executor::new(reactor).settle();
-        census.unchanged();
-    }
-
-    fn a_client_that_has_gone_before_it_is_confirmed_is_handed_out(reactor: &Reactor) {
-        let (bound, address) = bound_socket(reactor).unwrap();
-        bound.set_confirming(true);
-        let clients: Vec<_> = (0..3).map(|_| address.try_connect().unwrap()).collect();
-        clients[2].try_send("farewell").unwrap();
-        settle(reactor, async {
-            let first = bound.accept().await.unwrap();
-            drop(clients);
-            a_turn().await;
-            for _ in 0..2 {
-                let server = bound.accept().await.unwrap().socket;
-                a_turn().await;
-                match server.receive().await {
-                    Ok(message) => assert_eq!(message.bytes(), b"farewell"),
-                    Err(error) => assert!(matches!(error, ReceiveError::Closed), "{error:?}"),
-                }
-            }
-            drop(first);
-        });
-    }
-
     /// The confirmation as anybody would write it who has only read the protocol.
     fn the_bytes_are_those_of_the_protocol(reactor: &Reactor) {
         let (near, far) = testing::packet_pair();
@@ -316,17 +216,4 @@ on_each_driver! {
         settle(reactor, server.send(Message::from("welcome"))).unwrap();
         assert_eq!(receive_packet(&near).unwrap().bytes, b"welcome");
     }
-}
-
-/// Lets the reactor have a turn.
-async fn a_turn() {
-    let mut turned = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut turned, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -1021,24 +1021,6 @@ impl Core {
         self.mark_dirty(key);
     }
 
-    /// Posts bytes in a packet of their own: the first of a turn go at once, and those after them, of
-    /// whatever socket, together, in the next turn. Says whether they are still here.
-    pub(crate) fn post_together(&mut self, key: usize, bytes: &[u8], woken: &mut Woken) -> bool {
-        assert!((1..=PACKET_BYTES_MAX).contains(&bytes.len()), "whoever posts keeps to the packet");
-        self.post_apart(key, &[bytes]).slip.open = false;
-        self.mark_dirty(key);
-        let turn = self.stats.turns;
-        if !self.driver.sends_together() || self.first_went.replace(turn) != Some(turn) {
-            self.send_posted(key, woken);
-        }
-        !self.channels[key].lane.is_idle()
-    }
-
-    /// Sends what is posted, now, where nothing of it is away already.
-    pub(crate) fn send_posted(&mut self, key: usize, woken: &mut Woken) {
-        self.advance_lane(key, Way::Direct, woken);
-    }
-
     /// Queues parts of so many bytes together, which may become more, and gives the packet that they are in.
     /// Descriptors belong to one post of a packet only, or nobody could say whose they are: a packet that has
     /// some is of no use to another post that has some.

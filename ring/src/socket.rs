@@ -403,35 +403,6 @@ impl Socket {
         self.reactor.with_core(|core| core.post_bytes(self.channel, head, rest));
     }
 
-    /// As [`post`](Socket::post), in a packet of its own, for whoever says the same on many sockets: the
-    /// first of a turn goes at once. On io_uring those that are posted so before the next turn, on whatever
-    /// socket, go with it, all with one system call; on epoll each goes at once. Says whether it is still
-    /// here, for whoever must [send it](Socket::send_posted) before something that is not queued behind it.
-    ///
-    /// ```
-    /// # use ring::{Kind, Reactor, Socket};
-    /// # let reactor = Reactor::new()?;
-    /// let (one, _far) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// let (other, _other_far) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// assert!(!one.post_together(b"you are in"));
-    /// if other.post_together(b"you are in") {
-    ///     other.send_posted();
-    /// }
-    /// other.try_send("and this comes after it")?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Panics
-    /// If there are no bytes, or more than a packet has.
-    pub fn post_together(&self, bytes: &[u8]) -> bool {
-        self.reactor.with(|core, woken| core.post_together(self.channel, bytes, woken))
-    }
-
-    /// Sends what was posted, now, where it can go; the rest waits as ever.
-    pub fn send_posted(&self) {
-        self.reactor.with(|core, woken| core.send_posted(self.channel, woken));
-    }
-
     /// As [`post`](Socket::post), in a packet of its own; and if it cannot be sent with its descriptors (too
     /// many in flight), `instead` is sent in its place, without any.
     ///

@@ -73,53 +73,6 @@ on_each_driver! {
         assert_eq!(bytes(&far).unwrap(), b"second");
     }
 
-    fn of_what_is_posted_together_the_first_goes_at_once_and_the_others_with_the_turn(reactor: &Reactor) {
-        let pairs: Vec<_> = (0..12).map(|_| pair(reactor)).collect();
-        for _ in 0..2 {
-            let waits: Vec<_> = pairs.iter().map(|(near, _)| near.post_together(b"in")).collect();
-            let together = reactor.driver().kind() == DriverKind::Uring;
-            assert!(!waits[0] && waits[1..].iter().all(|waits| *waits == together));
-            assert_eq!(bytes(&pairs[0].1).unwrap(), b"in");
-            turn(reactor);
-            for (_, far) in &pairs[1..] {
-                assert_eq!(bytes(far).unwrap(), b"in");
-            }
-        }
-    }
-
-    fn what_is_posted_goes_in_front_when_it_is_asked_to(reactor: &Reactor) {
-        let [(one, _far), (other, far)] = [pair(reactor), pair(reactor)];
-        one.post_together(b"in");
-        other.post_together(b"in");
-        other.post_together(b"and in");
-        other.send_posted();
-        other.try_send("next").unwrap();
-        for expected in [b"in".as_slice(), b"and in", b"next"] {
-            assert_eq!(bytes(&far).unwrap(), expected);
-        }
-        // There is nothing left to be sent, and nothing is.
-        other.send_posted();
-        turn(reactor);
-        assert_eq!(bytes(&far), None);
-    }
-
-    fn what_is_posted_together_waits_for_a_full_queue(reactor: &Reactor) {
-        let (near, far) = pair(reactor);
-        let mut queued = 0;
-        while near.try_send("full").is_ok() {
-            queued += 1;
-        }
-        assert!(near.post_together(b"last"));
-        near.send_posted();
-        for _ in 0..queued {
-            assert_eq!(bytes(&far).unwrap(), b"full");
-        }
-        while near.unsent() > 0 {
-            reactor.turn(Wait::Forever).unwrap();
-        }
-        assert_eq!(bytes(&far).unwrap(), b"last");
-    }
-
     fn of_those_that_may_overtake_the_first_goes_at_once_and_the_others_together(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         for _ in 0..2 {

@@ -163,6 +163,10 @@ on_each_driver! {
     fn a_quiet_socket_is_heard_in_the_same_turn_as_one_that_brings_much(reactor: &Reactor) {
         let (busy, far) = streaming(reactor);
         let (quiet, voice) = streaming(reactor);
+        // Behind one that is alone nobody looks for another for a while.
+        testing::send_packet(&far, b"little", &[]).unwrap();
+        brought(reactor);
+        take_all(&busy);
         for _ in 0..30 {
             testing::send_packet(&voice, b"here", &[]).unwrap();
             fill(&far, PACKET_BYTES_MAX);

@@ -455,7 +455,7 @@ impl Epoll {
                     }
                     // One receive has to find it empty. The next turn's may find what comes while this is
                     // answered.
-                    if !share.behind.is_due() {
+                    if share.is_left(self.turn, want) && !share.behind.is_due() {
                         return Attempt::Again;
                     }
                 }
