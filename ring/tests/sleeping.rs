@@ -290,7 +290,8 @@ on_each_driver! {
     /// What arrives while others open the last ones would be lost.
     fn with_few_descriptors_left_nobody_sleeps_like_this(_reactor: &Reactor) {
         let limit = getrlimit(Resource::Nofile);
-        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum.map_or(Some(700), |most| Some(most.min(700))), ..limit }).unwrap();
+        let few = limit.maximum.unwrap_or(700).min(700);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(few), ..limit }).unwrap();
         let own = testing::reactor();
         let (near, far) = wrap_pair(&own);
         let answerer = Answerer::start(far, |_| {});
