@@ -53,7 +53,7 @@ const ALERT: u64 = 1;
 const ALERT_BYTES: u32 = 8;
 
 /// After so many sleeps in a row that one socket has ended, and nothing else, the next is slept in a receive
-/// of that socket. To end such a sleep for something else costs as much as three of them save.
+/// of that socket. To end such a sleep for something else costs as much as three of them save, by reckoning.
 const SLEEPS_BEFORE_RECEIVE: u8 = 16;
 
 pub(crate) struct Uring {
