@@ -158,16 +158,9 @@ impl BoundSocket {
     pub async fn accept(&self) -> Result<Arrival, AcceptError> {
         // Where many are asked for at once the next is here: to look takes less than a turn of the reactor.
         let mut looked = false;
-        poll_fn(|context| {
-            if !std::mem::replace(&mut looked, true) {
-                while let Poll::Ready(received) = self.socket.poll_receive_here(context) {
-                    if let Some(accepted) = self.admit(received) {
-                        return Poll::Ready(accepted);
-                    }
-                }
-                return Poll::Pending;
-            }
-            self.poll_accept(context)
+        poll_fn(|context| match std::mem::replace(&mut looked, true) {
+            false => self.admit_one(|| self.socket.poll_receive_here(context)),
+            true => self.poll_accept(context),
         })
         .await
     }
@@ -178,11 +171,7 @@ impl BoundSocket {
     /// # Errors
     /// As `accept`.
     pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<Result<Arrival, AcceptError>> {
-        loop {
-            if let Some(accepted) = self.admit(ready!(self.socket.poll_receive(context))) {
-                return Poll::Ready(accepted);
-            }
-        }
+        self.admit_one(|| self.socket.poll_receive(context))
     }
 
     /// As [`accept`](BoundSocket::accept), for a bound socket that is [shared](BoundSocket::set_shared): a
@@ -205,8 +194,16 @@ impl BoundSocket {
         look: &mut Look,
         context: &mut Context<'_>,
     ) -> Poll<Result<Arrival, AcceptError>> {
+        self.admit_one(|| self.socket.poll_take_one(look, context))
+    }
+
+    /// Receives until a connection or the end has come.
+    fn admit_one(
+        &self,
+        mut receive: impl FnMut() -> Poll<Result<Received, ReceiveError>>,
+    ) -> Poll<Result<Arrival, AcceptError>> {
         loop {
-            if let Some(accepted) = self.admit(ready!(self.socket.poll_take_one(look, context))) {
+            if let Some(accepted) = self.admit(ready!(receive())) {
                 return Poll::Ready(accepted);
             }
         }

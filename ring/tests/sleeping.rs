@@ -47,6 +47,13 @@ impl Answerer {
         Answerer { thread, told }
     }
 
+    /// Of which nothing else is to be seen.
+    fn to_the_end(far: OwnedFd) -> Answerer {
+        let answerer = Answerer::start(far, |_| {});
+        answerer.go_on();
+        answerer
+    }
+
     fn go_on(&self) {
         self.told.store(true, Ordering::SeqCst);
     }
@@ -93,8 +100,7 @@ fn wrap_pair(reactor: &Reactor) -> (Socket, OwnedFd) {
 on_each_driver! {
     fn a_message_ends_a_sleep_in_its_socket(reactor: &Reactor) {
         let (near, far) = wrap_pair(reactor);
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         make_all_calls(&Executor::new(reactor), &near, answerer);
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
@@ -102,8 +108,7 @@ on_each_driver! {
     fn a_stream_of_messages_is_slept_in_too(reactor: &Reactor) {
         let (near, far) = wrap_pair(reactor);
         near.stream();
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         make_all_calls(&Executor::new(reactor), &near, answerer);
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
@@ -164,8 +169,7 @@ on_each_driver! {
 
     fn timers_that_come_and_go_keep_nobody_from_it(reactor: &Reactor) {
         let (near, far) = wrap_pair(reactor);
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         Executor::new(reactor).block_on(async {
             for number in 0..=ROUNDS {
                 // As a call with a deadline.
@@ -229,8 +233,7 @@ on_each_driver! {
     fn a_stream_of_bytes_is_not_slept_in(reactor: &Reactor) {
         let (near, far) = testing::stream_pair();
         let near = Socket::wrap(reactor, near).unwrap();
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         make_all_calls(&Executor::new(reactor), &near, answerer);
         assert_eq!(reactor.stats().slept_in_receives, 0);
     }
@@ -274,8 +277,7 @@ on_each_driver! {
     /// Of a signal, say, whose handler sets a flag and has system calls begin again.
     fn whoever_takes_turns_one_by_one_hears_of_everything(reactor: &Reactor) {
         let (near, far) = wrap_pair(reactor);
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         for number in 0..=ROUNDS {
             let mut answer = Box::pin(call(&near, number));
             let mut context = Context::from_waker(Waker::noop());
@@ -294,8 +296,7 @@ on_each_driver! {
         setrlimit(Resource::Nofile, Rlimit { current: Some(few), ..limit }).unwrap();
         let own = testing::reactor();
         let (near, far) = wrap_pair(&own);
-        let answerer = Answerer::start(far, |_| {});
-        answerer.go_on();
+        let answerer = Answerer::to_the_end(far);
         make_all_calls(&Executor::new(&own), &near, answerer);
         assert_eq!(own.stats().slept_in_receives, 0);
         setrlimit(Resource::Nofile, limit).unwrap();
@@ -305,8 +306,7 @@ on_each_driver! {
         for _ in 0..20 {
             let own = testing::reactor();
             let (near, far) = wrap_pair(&own);
-            let answerer = Answerer::start(far, |_| {});
-            answerer.go_on();
+            let answerer = Answerer::to_the_end(far);
             make_all_calls(&Executor::new(&own), &near, answerer);
             assert_eq!(own.stats().slept_in_receives > 0, does(reactor));
         }

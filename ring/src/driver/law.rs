@@ -29,6 +29,12 @@ fn bell() -> Arc<Bell> {
     Arc::new(Bell::new(SleepPlace::OwnTurn).unwrap())
 }
 
+fn want(many: bool, strange: bool) -> Want {
+    let room = Room { descriptors: 4, pidfd: false };
+    let burst = BURST_MAX as u8;
+    Want { room, many, burst, strange, connected: false, looked: false, packets: true }
+}
+
 fn ground(clock: Clock) -> Ground {
     let budget = Rc::new(Budget::new(0, clock.clone()));
     Ground { pool: Pool::new(4), budget, clock, place: SleepPlace::OwnTurn }
@@ -63,18 +69,8 @@ impl Trial {
         let (request, keeps) = match self.fate.below(3) {
             0 => (self.send(fd), Some((end, true))),
             1 => {
-                let room = Room { descriptors: 4, pidfd: false };
                 let (many, strange) = (self.fate.happens(500), self.fate.happens(500));
-                let want = Want {
-                    room,
-                    many,
-                    burst: BURST_MAX as u8,
-                    strange,
-                    connected: false,
-                    looked: false,
-                    packets: true,
-                };
-                (Request::receive(fd, want), Some((end, false)))
+                (Request::receive(fd, want(many, strange)), Some((end, false)))
             }
             _ => {
                 let interest = if self.fate.happens(500) { ready::READ } else { ready::WRITE };
@@ -218,17 +214,7 @@ fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
     sys::set_socket_option(near.as_fd(), sys::SocketOption::PassCredentials, 1).unwrap();
     let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
-    let room = Room { descriptors: 4, pidfd: false };
-    let want = Want {
-        room,
-        many: true,
-        burst: BURST_MAX as u8,
-        strange: false,
-        connected: false,
-        looked: false,
-        packets: true,
-    };
-    let stream = requests.insert(Request::receive(near.clone(), want));
+    let stream = requests.insert(Request::receive(near.clone(), want(true, false)));
     driver.submit(stream, &mut requests);
     let mut home = Vec::new();
     driver.turn(&mut requests, Sleep::Not, &mut home).unwrap();

@@ -539,9 +539,7 @@ impl Uring {
         requests: &mut Requests,
         home: &mut Vec<Completion>,
     ) -> bool {
-        let Some(token) = self.where_to_sleep(requests) else { return false };
-        let Some(Request::Receive { fd, want, .. }) = requests.find(token) else { return false };
-        let (fd, want) = (fd.clone(), *want);
+        let Some((token, fd, want)) = self.where_to_sleep(requests) else { return false };
         if *sleep == Sleep::Not {
             // A look costs less than to have the ring tell, and the next turn may sleep. But not again and
             // again; and a spinner looks by itself.
@@ -562,12 +560,12 @@ impl Uring {
     /// The receive in which this turn may sleep: the only one of which the ring does not tell yet, while all
     /// that there is to wait for besides is in the ring already.
     #[inline]
-    fn where_to_sleep(&mut self, requests: &mut Requests) -> Option<Token> {
+    fn where_to_sleep(&mut self, requests: &mut Requests) -> Option<(Token, Fd, Want)> {
         let &[token] = self.unwatched.as_slice() else { return None };
-        let nothing_else = self.alert.is_some() && self.driven && self.has_only_the_unwatched();
+        let nothing_else = self.has_only_the_unwatched();
         match requests.find(token).filter(|_| nothing_else)? {
             Request::Receive { fd, share, want } if want.packets && !share.hot && !share.starved => {
-                (self.ended_by == Some(fd.as_fd().as_raw_fd())).then_some(token)
+                self.sleeps_in(fd).then(|| (token, fd.clone(), *want))
             }
             _ => None,
         }
@@ -587,7 +585,7 @@ impl Uring {
         if let Sleep::For(time) = sleep {
             // It is left where it is when the sleep ends sooner, and mostly serves the next ones too.
             let moment = Some(self.ground.clock.now() + time);
-            if self.alarm.is_late_for(moment) && self.set_alarm(moment).is_err() {
+            if self.set_alarm_for(moment).is_err() {
                 return Slept::Not;
             }
             // The kernel may have put it off, and then there is no alarm yet.
@@ -710,9 +708,7 @@ impl Uring {
 
     pub(crate) fn hand_over(&mut self, first: Option<Instant>, requests: &mut Requests) -> io::Result<bool> {
         let first = self.first(first);
-        if self.alarm.is_late_for(first) {
-            self.set_alarm(first)?;
-        }
+        self.set_alarm_for(first)?;
         self.ring.completion().enable_eventfd();
         sys::counter_drain(self.bell.eventfd().as_fd());
         // What came before the drain has left a mark in the ring: the kernel marks first and rings then.
@@ -740,8 +736,9 @@ impl Uring {
         submitted || self.alarm.is_late_for(first)
     }
 
-    fn set_alarm(&mut self, moment: Option<Instant>) -> io::Result<()> {
-        let Some(moment) = moment else { return Ok(()) };
+    /// Sees to it that the alarm goes off by then, if there is such a moment.
+    fn set_alarm_for(&mut self, first: Option<Instant>) -> io::Result<()> {
+        let Some(moment) = first.filter(|_| self.alarm.is_late_for(first)) else { return Ok(()) };
         // Never zero, which the kernel would take for a mistake.
         let time = moment.saturating_duration_since(self.ground.clock.now()).max(Duration::from_nanos(1));
         *self.alarm_time = Timespec::from(time);
