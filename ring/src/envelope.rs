@@ -23,8 +23,8 @@ use crate::message::{Credentials, Fds, Message};
 use crate::sys::UnixAddress;
 
 /// How many [pieces](crate::Socket::send_pieces) all sockets of a reactor send at once between two of its
-/// turns: 4, as many of 64 KiB as the kernel's queue has room for at the usual SO_SNDBUF. Besides the one that
-/// each socket has in its turn, everybody else waits for no more than that.
+/// turns: 4, as many of 64 KiB as the kernel's queue has room for at the usual SO_SNDBUF. Besides the one
+/// that each socket has in its turn, everybody else waits for no more than that.
 pub const PIECES_SENT_AT_ONCE_MAX: usize = 4;
 
 /// A message on its way out.
