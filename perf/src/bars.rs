@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use crate::attack::Misdeed;
+use crate::bare_many::Sleeps;
 use crate::fds;
 use crate::floor::Floor;
 use crate::record::Records;
@@ -185,7 +186,11 @@ const BARS: &[Bar] = &[
         what: "the same, each of them in turn, where no socket can be slept in",
         limit: Limit::AtMost(1.3),
         measured: |records| among_objects(records, "in turn"),
-        bare: |_| None,
+        // Whoever waits for the only one can sleep in it, and whoever waits for many cannot.
+        bare: |records| {
+            let many = bare_pair(records, "10000", Sleeps::InALoop)?;
+            Some(many / bare_pair(records, "1", Sleeps::InTheSocket)?)
+        },
     },
     Bar {
         what: "epoll: session call, 1 at a time, one CPU: × raw ping-pong",
@@ -304,6 +309,13 @@ fn among_objects(records: &Records, called: &str) -> Option<f64> {
         row.map(|row| row.p50_ns as f64)
     };
     Some(of("10000")? / of("1")?)
+}
+
+/// What a call on one of so many bare pairs costs, × a ping-pong of the same rounds.
+fn bare_pair(records: &Records, count: &str, sleeps: Sleeps) -> Option<f64> {
+    ratio(records, "scale", false, |row| {
+        row.name.starts_with(&format!("raw {count} pairs")) && row.name.contains(sleeps.name())
+    })
 }
 
 /// An event loop with nothing in it, one at a time.

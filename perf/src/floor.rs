@@ -402,7 +402,7 @@ impl RawCaller {
 
 /// An answer that is shorter than its call means that nobody is there.
 #[inline]
-fn whole(length: usize, expected: usize) -> Result<()> {
+pub(crate) fn whole(length: usize, expected: usize) -> Result<()> {
     if length == expected { Ok(()) } else { Err(Errno::CONNRESET) }
 }
 

@@ -34,6 +34,7 @@
 
 pub mod attack;
 pub mod bare_loop;
+pub mod bare_many;
 mod bars;
 pub mod connect;
 pub mod fds;
@@ -82,6 +83,7 @@ const PARTS: &[process::Part] = &[
     (attack::VICTIM, attack::serve_victim),
     (attack::ATTACKER, attack::serve_attacker),
     (attack::POLLED, attack::serve_polled),
+    (bare_many::SERVER, bare_many::serve),
     (scale::MANY, scale::serve),
     (scale::SCALES, scale::weigh),
 ];

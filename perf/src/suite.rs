@@ -10,6 +10,7 @@ use ring::DriverChoice;
 use thiserror::Error;
 
 use crate::attack::Misdeed;
+use crate::bare_many::Sleeps;
 use crate::connect;
 use crate::fds;
 use crate::floor::{Floor, FloorOptions};
@@ -333,9 +334,20 @@ fn transfers(cpus: &Cpus, drivers: &[DriverChoice], count: usize) -> Group {
 
 /// One group for each question: whoever held the objects of two at once would need twice the descriptors.
 fn many(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
+    const OBJECTS: [usize; 5] = [1, 10, 100, 1_000, 10_000];
     const COUNTS: [(scale::Kind, &[usize]); 2] =
-        [(scale::Kind::Objects, &[1, 10, 100, 1_000, 10_000]), (scale::Kind::Sessions, &[1, 10, 100, 1_000])];
+        [(scale::Kind::Objects, &OBJECTS), (scale::Kind::Sessions, &[1, 10, 100, 1_000])];
     let mut groups = Vec::new();
+    for sleeps in [Sleeps::InTheSocket, Sleeps::InALoop] {
+        let floor = FloorOptions { wait: Wait::Sleep, ..FloorOptions::on(Floor::PingPong, cpus) };
+        let mut tasks = vec![Task::Floor(floor)];
+        tasks.extend(OBJECTS.map(|count| Task::Pairs(cpus.clone(), sleeps, count)));
+        let title = match sleeps {
+            Sleeps::InTheSocket => "64 bytes, 1 at a time, bare pairs, asleep in the one that was called",
+            Sleeps::InALoop => "64 bytes, 1 at a time, bare pairs, between event loops over all of them",
+        };
+        groups.push(Group { title: title.to_owned(), tasks, parked: false });
+    }
     for (kind, counts) in COUNTS {
         for driver in drivers {
             for called in [scale::Called::Each, scale::Called::One] {

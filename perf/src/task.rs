@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ring::{Config, DriverChoice, Reactor};
 
 use crate::attack;
+use crate::bare_many;
 use crate::bars;
 use crate::connect;
 use crate::fds;
@@ -43,6 +44,8 @@ pub enum Task {
     AttackedKeeper(Side, attack::Misdeed),
     /// A call of one among so many.
     Scale(Side, scale::Kind, scale::Called, usize),
+    /// Bare system calls on as many pairs as so many objects have sessions here, each in turn.
+    Pairs(Cpus, bare_many::Sleeps, usize),
 }
 
 /// Who does it, and where. Both sides sleep, whatever the CPUs.
@@ -134,13 +137,21 @@ impl Task {
                 let name = format!("{count} {}{all}, {}", kind.name(), called.name());
                 Head { payload: scale::PAYLOAD.len(), ..side.head(&name, "session") }
             }
+            Task::Pairs(cpus, sleeps, count) => {
+                let all = match attachable(*count) {
+                    Some(attached) if attached < *count => format!(" ({attached} of them)"),
+                    _ => String::new(),
+                };
+                let name = format!("{count} pairs{all}, {}, in turn", sleeps.name());
+                Head { payload: scale::PAYLOAD.len(), ..Side::raw(cpus).head(&name, "raw") }
+            }
         }
     }
 
     /// The driver it needs, if it needs one.
     pub fn driver(&self) -> Option<DriverChoice> {
         match self {
-            Task::Floor(_) => None,
+            Task::Floor(_) | Task::Pairs(..) => None,
             Task::Call(call) => Some(call.driver),
             Task::Connect(side, ..)
             | Task::Transfer(side, ..)
@@ -176,6 +187,7 @@ impl Task {
             Task::Scale(side, kind, called, count) => {
                 Start::new(program, side)?.scale(*kind, *called, *count)
             }
+            Task::Pairs(cpus, sleeps, count) => Start::new(program, &Side::raw(cpus))?.pairs(*sleeps, *count),
         };
         starting.map_err(MeasureError::Other)
     }
@@ -233,6 +245,8 @@ pub enum Caller {
     RawAttacked(attack::RawCaller),
     /// See [`scale`].
     Scale(scale::Holder, scale::Called),
+    /// See [`bare_many`].
+    Pairs(bare_many::Caller),
 }
 
 impl fmt::Debug for Running {
@@ -294,6 +308,7 @@ impl Caller {
                 Caller::Large(mover) => (mover.moves(1)?, 1),
                 Caller::RawLarge(mover) => (mover.moves(1)?, 1),
                 Caller::Scale(holder, called) => (holder.calls(*called, 1)?, 1),
+                Caller::Pairs(caller) => (caller.call()?, 1),
                 // These begin and end a load beside them, and so are not made one by one.
                 Caller::Beside(beside) => {
                     return beside.calls(calls as u64, |took| recorder.record(took, 1)).map(drop);
@@ -326,6 +341,7 @@ impl Caller {
             Caller::Attacked(caller) => caller.end(),
             Caller::RawAttacked(caller) => drop(caller),
             Caller::Scale(holder, _) => holder.end(),
+            Caller::Pairs(caller) => drop(caller),
         }
     }
 }
@@ -451,5 +467,14 @@ impl<'a> Start<'a> {
         let mut holder = holder.map_err(|error| server.blame(error))?;
         holder.attach(attached).map_err(|error| server.blame(error))?;
         Ok(Running::Other(Caller::Scale(holder, called), vec![server]))
+    }
+
+    fn pairs(&self, sleeps: bare_many::Sleeps, count: usize) -> Result<Running, Failure> {
+        let count = attachable(count).ok_or("more descriptors than this process may have")?;
+        let (control, far) = floor::packet_pair()?;
+        let mut server = self.server(bare_many::SERVER, "", vec![far])?;
+        let caller = bare_many::Caller::new(&control, count, sleeps);
+        let caller = caller.map_err(|error| server.blame(error))?;
+        Ok(Running::Other(Caller::Pairs(caller), vec![server]))
     }
 }

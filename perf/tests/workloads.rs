@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use perf::attack::Misdeed;
+use perf::bare_many::Sleeps;
 use perf::process::Program;
 use perf::{
     Client, Cpus, Floor, FloorOptions, MeasureError, Options, Pairs, Recorder, Side, Task, Wait, Way,
@@ -126,6 +127,9 @@ on_each_driver! {
             for called in [scale::Called::One, scale::Called::Each] {
                 tasks.push(Task::Scale(ours(Client::Async), kind, called, 40));
             }
+        }
+        for sleeps in [Sleeps::InTheSocket, Sleeps::InALoop] {
+            tasks.push(Task::Pairs(cpus.clone(), sleeps, 40));
         }
         tasks.push(Task::Large(Side::raw(&cpus), large::Way::Call, 300_000));
         tasks.push(Task::Beside(ours(Client::Async), 4 << 20));
