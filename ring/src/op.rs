@@ -255,11 +255,17 @@ enum Credentials {
     AskedHere,
     /// By somebody before us, who counts on it; or by us, to stay so.
     AskedBefore,
+    /// Nobody wants to know who sends. They are asked for when something may be the end.
+    Forgone,
 }
 
 impl Credentials {
-    fn are_asked(self) -> bool {
+    fn are_settled(self) -> bool {
         self != Credentials::NotAsked
+    }
+
+    fn are_asked(self) -> bool {
+        matches!(self, Credentials::AskedHere | Credentials::AskedBefore)
     }
 }
 
@@ -531,7 +537,7 @@ impl Core {
     pub(crate) fn ask_for_credentials(&mut self, channel: usize) {
         let channel = &mut self.channels[channel];
         // A child asks nothing of its parent's sockets.
-        if !channel.credentials.are_asked() && !self.driver.is_child() {
+        if !channel.credentials.are_settled() && !self.driver.is_child() {
             channel.ask_for_credentials();
         }
     }
@@ -541,6 +547,17 @@ impl Core {
         if !self.driver.is_child() {
             channel.credentials = Credentials::AskedBefore;
             let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 1);
+        }
+    }
+
+    pub(crate) fn forgo_credentials(&mut self, channel: usize) {
+        let channel = &mut self.channels[channel];
+        if channel.credentials == Credentials::AskedHere && !self.driver.is_child() {
+            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 0);
+        }
+        // Who has asked before counts on it, and has it so.
+        if channel.credentials != Credentials::AskedBefore {
+            channel.credentials = Credentials::Forgone;
         }
     }
 
@@ -648,7 +665,7 @@ impl Core {
         // Somebody may send this very descriptor; then the message closes it.
         let Ok((fd, shell)) = fd.try_into_parts() else { return };
         keep_shell(&mut self.spare_shells, shell);
-        let credentials_asked = credentials.are_asked();
+        let (received, credentials_asked) = (credentials.are_settled(), credentials.are_asked());
         if self.driver.is_child() {
             // A copy, and mostly not the last: what lies in its queue is for the parent.
             closer::close(fd);
@@ -656,7 +673,7 @@ impl Core {
             closer::retire_connected(fd);
         } else if !private {
             closer::retire_shared(fd);
-        } else if credentials_asked && given {
+        } else if received && given {
             // Whoever made it may hold it still, have taken back what was asked for, and so make a packet
             // look like the end in front of what is slow to close. Ended here, closed elsewhere.
             if !shut {
@@ -1763,13 +1780,14 @@ impl Core {
         if channel.inbox.away.is_some() || channel.inbox.ended || channel.inbox.stopped || channel.closed {
             return;
         }
-        if channel.kind == Kind::SeqPacket && !channel.credentials.are_asked() && !self.driver.is_child() {
+        if channel.kind == Kind::SeqPacket && !channel.credentials.are_settled() && !self.driver.is_child() {
             channel.ask_for_credentials();
         }
         let (fd, room, many) = (channel.fd.clone(), channel.room, channel.many);
         let (strange, connected) = (!channel.made_here, channel.nameless);
+        let unnamed = channel.credentials == Credentials::Forgone;
         let packets = channel.kind == Kind::SeqPacket;
-        let want = Want { room, many, burst: channel.burst, strange, connected, looked, packets };
+        let want = Want { room, many, burst: channel.burst, strange, unnamed, connected, looked, packets };
         let token = self.submit(key, Role::Inbox, Request::receive(fd, want));
         let inbox = &mut self.channels[key].inbox;
         inbox.away = Some(token);
@@ -1907,8 +1925,9 @@ impl Core {
         if hung_up || channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {
             self.end(key, None, woken);
         } else {
-            // Another holder may have had the kernel name no senders any more, and then two empty packets of
-            // anybody were the end. This makes the second one known for what it is.
+            // Another holder may have had the kernel name no senders any more, or nobody has had it name any,
+            // and then two empty packets of anybody were the end. This makes the second one known for what it
+            // is.
             channel.ask_for_credentials_again();
             // Asked again even where nobody waits, or a stream of one message would never end.
             channel.inbox.wanted = true;
@@ -2324,9 +2343,9 @@ impl Channel {
         }
     }
 
-    /// Of an end that others may hold too, and change.
+    /// Of an end that others may hold too, and change; or of which nobody has asked.
     fn ask_for_credentials_again(&self) {
-        if self.given {
+        if self.given || self.credentials == Credentials::Forgone {
             sys::name_senders_again(self.fd.as_fd());
         }
     }

@@ -64,6 +64,9 @@ pub(crate) struct Want {
     /// Of what may be no connected socket at all readiness says nothing: it is asked before it is waited for.
     /// And whoever made it may have changed what was set on it.
     pub(crate) strange: bool,
+    /// Nobody has had the kernel name senders. What may be the end is asked again with their names, unless
+    /// the peer had hung up: then nobody is there any more who could have meant what is behind it.
+    pub(crate) unnamed: bool,
     /// One end of a connection, whose readiness says all.
     pub(crate) connected: bool,
     /// A look has just found it empty, so that it is connected: it is waited for without another look.

@@ -250,6 +250,25 @@ impl Socket {
         self.reactor.with(|core, _| core.ask_for_credentials_for_good(self.channel));
     }
 
+    /// Has the kernel name no senders, where nobody wants to know them: a fortieth less work for each message
+    /// that goes there and back. What may be the end of file is then asked again with their names, so that an
+    /// empty packet is not taken for it; that packet itself is dropped and not counted. The last words of a
+    /// peer that has hung up count only as far as its first empty packet.
+    ///
+    /// Not where others count on credentials: whoever [shares](Socket::share) this end finds none.
+    ///
+    /// ```
+    /// # use ring::{Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// # let (_near, received) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let session = Socket::wrap(&reactor, received)?;
+    /// session.forgo_credentials();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn forgo_credentials(&self) {
+        self.reactor.with(|core, _| core.forgo_credentials(self.channel));
+    }
+
     /// A duplicate of the descriptor, for another holder. What was asked for here
     /// ([credentials](Socket::ask_for_credentials)) stays asked for when this one is given back: the other
     /// may count on it. Whether this end is [private](Socket::set_private) is not changed.

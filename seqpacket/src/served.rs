@@ -66,7 +66,7 @@ impl Served {
         let hello = terms.hello;
         socket.set_private(true);
         socket.set_descriptors_max(hello.call_descriptors_max as usize);
-        socket.ask_for_credentials_for_good();
+        socket.forgo_credentials();
         socket.stream();
         let account = Account::new(hello.windows);
         let state = RefCell::new(State {

@@ -1407,6 +1407,7 @@ impl Serving {
                         let socket = connected.into_socket();
                         // One at least, for a grant.
                         socket.set_descriptors_max(session.options.answer_descriptors.max(1));
+                        socket.forgo_credentials();
                         socket.stream();
                         *step = Step::AwaitingHello(Rc::new(socket));
                     }

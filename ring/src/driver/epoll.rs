@@ -535,7 +535,7 @@ impl Now {
 /// Whether what looks like the end, of a peer that had hung up before, is the end: another holder may have
 /// told the kernel to name no senders, and then it may be an empty packet, in front of others.
 pub(super) fn tells_the_end(fd: &Fd, want: Want) -> bool {
-    !want.strange || sys::names_senders(fd.as_fd())
+    want.unnamed || !want.strange || sys::names_senders(fd.as_fd())
 }
 
 /// Receives one message with a plain system call, into a buffer of the pool or, with none free, into one of

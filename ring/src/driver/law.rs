@@ -29,10 +29,10 @@ fn bell() -> Arc<Bell> {
     Arc::new(Bell::new(SleepPlace::OwnTurn).unwrap())
 }
 
-fn want(many: bool, strange: bool) -> Want {
+fn want(many: bool, strange: bool, unnamed: bool) -> Want {
     let room = Room { descriptors: 4, pidfd: false };
     let burst = BURST_MAX as u8;
-    Want { room, many, burst, strange, connected: false, looked: false, packets: true }
+    Want { room, many, burst, strange, unnamed, connected: false, looked: false, packets: true }
 }
 
 fn ground(clock: Clock) -> Ground {
@@ -69,8 +69,8 @@ impl Trial {
         let (request, keeps) = match self.fate.below(3) {
             0 => (self.send(fd), Some((end, true))),
             1 => {
-                let (many, strange) = (self.fate.happens(500), self.fate.happens(500));
-                (Request::receive(fd, want(many, strange)), Some((end, false)))
+                let [many, strange, unnamed] = std::array::from_fn(|_| self.fate.happens(500));
+                (Request::receive(fd, want(many, strange, unnamed)), Some((end, false)))
             }
             _ => {
                 let interest = if self.fate.happens(500) { ready::READ } else { ready::WRITE };
@@ -214,7 +214,7 @@ fn a_stream_outlives_a_full_queue_of_completions_and_its_end_is_told() {
     let (near, far) = sys::socketpair(Kind::SeqPacket).unwrap();
     sys::set_socket_option(near.as_fd(), sys::SocketOption::PassCredentials, 1).unwrap();
     let (near, mut far) = (Fd::ours(near), Some(Fd::ours(far)));
-    let stream = requests.insert(Request::receive(near.clone(), want(true, false)));
+    let stream = requests.insert(Request::receive(near.clone(), want(true, false, false)));
     driver.submit(stream, &mut requests);
     let mut home = Vec::new();
     driver.turn(&mut requests, Sleep::Not, &mut home).unwrap();

@@ -211,6 +211,7 @@ impl Uring {
                 many: true,
                 burst: 1,
                 strange: false,
+                unnamed: false,
                 connected: true,
                 looked: false,
                 packets: true,
@@ -1067,7 +1068,7 @@ impl Uring {
             // then there is nothing more to come.
             Now::Arrived(arrival) if ends => self.end(token, share.unwatched, Ok(arrival)),
             Now::Arrived(arrival) => {
-                if want.strange {
+                if want.strange || want.unnamed {
                     // As in `op.rs`, whose turn comes too late: the second one is taken here.
                     sys::name_senders_again(fd.as_fd());
                 }
