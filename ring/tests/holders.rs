@@ -95,6 +95,20 @@ on_each_driver! {
         }
     }
 
+    /// Whoever had asked before counts on them; what was asked for here is taken back.
+    fn what_others_have_asked_for_is_not_forgone(reactor: &Reactor) {
+        for (before, left) in [(false, false), (true, true)] {
+            let (near, _far) = testing::packet_pair();
+            set_socket_passcred(&near, before).unwrap();
+            let near = Socket::wrap(reactor, near).unwrap();
+            near.ask_for_credentials();
+            assert!(socket_passcred(&near).unwrap());
+            near.forgo_credentials();
+            assert_eq!(socket_passcred(&near).unwrap(), left);
+            assert_eq!(socket_passcred(near.into_fd().unwrap()).unwrap(), left);
+        }
+    }
+
     /// Two empty packets, of anybody, were the end for all who received.
     fn an_empty_packet_is_not_the_end_when_the_kernel_names_no_senders_any_more(reactor: &Reactor) {
         for streams in [false, true] {

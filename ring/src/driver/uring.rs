@@ -284,7 +284,12 @@ impl Uring {
         let entry = match request {
             Request::Send { fd, envelope, silent, prompt } => {
                 let fd = types::Fd(fd.as_fd().as_raw_fd());
-                let entry = opcode::SendMsg::new(fd, envelope.header()).flags(SEND_FLAGS as u32).build();
+                let entry = match envelope.bare() {
+                    Some(bytes) => {
+                        opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).flags(SEND_FLAGS).build()
+                    }
+                    None => opcode::SendMsg::new(fd, envelope.header()).flags(SEND_FLAGS as u32).build(),
+                };
                 if *silent {
                     self.prompt |= *prompt;
                     self.silent.push((token, envelope.length()));
