@@ -1,7 +1,8 @@
-//! An event loop with nothing in it: one socket behind epoll, plain receives that ask who sent, plain sends.
+//! An event loop with nothing in it: one socket behind epoll, plain receives with room for descriptors, plain
+//! sends.
 //!
-//! It is what is left of a call for whoever may have to wait for more than one socket, and must know an empty
-//! packet from the end: nobody's library can be below it. It does not know what is measured.
+//! It is what is left of a call for whoever may have to wait for more than one socket, and takes whatever
+//! comes. It does not know what is measured.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,9 +37,17 @@ impl BareLoop {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &socket, epoll::EventData::new_u64(0), flags)?;
-        rustix::net::sockopt::set_socket_passcred(&socket, true)?;
         // What came before that is not told of again.
         Ok(BareLoop { epoll, socket, wait, one_at_a_time, may_have_more: true })
+    }
+
+    /// Has the kernel say who sent, as whoever serves plain calls must.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn naming_senders(self) -> Result<BareLoop> {
+        rustix::net::sockopt::set_socket_passcred(&self.socket, true)?;
+        Ok(self)
     }
 
     /// The socket.

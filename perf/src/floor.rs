@@ -381,7 +381,9 @@ impl RawCaller {
     fn returning_pair(&self) -> Result<(End, OwnedFd)> {
         let (near, far) = packet_pair()?;
         let near = match self.options.floor {
-            Floor::ReturnedLoops => End::Loop(BareLoop::new(near, self.options.wait, true)?),
+            Floor::ReturnedLoops => {
+                End::Loop(BareLoop::new(near, self.options.wait, true)?.naming_senders()?)
+            }
             Floor::ReturnedAsked => {
                 rustix::net::sockopt::set_socket_passcred(&near, true)?;
                 End::Socket(near)
@@ -465,7 +467,7 @@ pub fn serve_continuations(mailbox: OwnedFd, returns: bool, wait: Wait) -> Resul
 pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait: Wait) -> Result<()> {
     let mut room = vec![0; PACKET_BYTES_MAX];
     let mut arrived = Vec::with_capacity(FDS_MAX);
-    let mut served = BareLoop::new(mailbox, wait, one_at_a_time)?;
+    let mut served = BareLoop::new(mailbox, wait, one_at_a_time)?.naming_senders()?;
     loop {
         let length = served.receive(&mut room, &mut arrived)?;
         let Some(continuation) = arrived.last() else { return Ok(()) };

@@ -253,7 +253,7 @@ enum Credentials {
     NotAsked,
     /// By us: to be undone when the descriptor is given back.
     AskedHere,
-    /// By somebody before us, who counts on it; or by us, to stay so.
+    /// By somebody before us, who counts on it.
     AskedBefore,
     /// Nobody wants to know who sends. They are asked for when something may be the end.
     Forgone,
@@ -539,14 +539,6 @@ impl Core {
         // A child asks nothing of its parent's sockets.
         if !channel.credentials.are_settled() && !self.driver.is_child() {
             channel.ask_for_credentials();
-        }
-    }
-
-    pub(crate) fn ask_for_credentials_for_good(&mut self, channel: usize) {
-        let channel = &mut self.channels[channel];
-        if !self.driver.is_child() {
-            channel.credentials = Credentials::AskedBefore;
-            let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 1);
         }
     }
 

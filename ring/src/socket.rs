@@ -235,21 +235,6 @@ impl Socket {
         self.reactor.with(|core, _| core.ask_for_credentials(self.channel));
     }
 
-    /// The same, where the descriptor stays here until it is closed, or goes to somebody who is to have it
-    /// so: nobody asks how it was before, and nothing is undone when it is given back.
-    ///
-    /// ```
-    /// # use ring::{Kind, Reactor, Socket};
-    /// # let reactor = Reactor::new()?;
-    /// # let (_near, received) = Socket::pair(&reactor, Kind::SeqPacket)?;
-    /// let session = Socket::wrap(&reactor, received)?;
-    /// session.ask_for_credentials_for_good();
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn ask_for_credentials_for_good(&self) {
-        self.reactor.with(|core, _| core.ask_for_credentials_for_good(self.channel));
-    }
-
     /// Has the kernel name no senders, where nobody wants to know them: a fortieth less work for each message
     /// that goes there and back. What may be the end of file is then asked again with their names, so that an
     /// empty packet is not taken for it; that packet itself is dropped and not counted. The last words of a

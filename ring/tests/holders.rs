@@ -82,19 +82,6 @@ on_each_driver! {
         });
     }
 
-    fn what_was_asked_for_for_good_is_not_undone(reactor: &Reactor) {
-        for (for_good, left) in [(false, false), (true, true)] {
-            let (near, _far) = testing::packet_pair();
-            let near = Socket::wrap(reactor, near).unwrap();
-            match for_good {
-                true => near.ask_for_credentials_for_good(),
-                false => near.ask_for_credentials(),
-            }
-            assert!(socket_passcred(&near).unwrap());
-            assert_eq!(socket_passcred(near.into_fd().unwrap()).unwrap(), left);
-        }
-    }
-
     /// Whoever had asked before counts on them; what was asked for here is taken back.
     fn what_others_have_asked_for_is_not_forgone(reactor: &Reactor) {
         for (before, left) in [(false, false), (true, true)] {

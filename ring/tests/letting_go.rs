@@ -39,7 +39,7 @@ fn arrived(reactor: &Reactor) -> (Socket, OwnedFd) {
 /// One whose maker may have taken back what was asked for on it, so that no look into it tells anything.
 fn doubtful(reactor: &Reactor) -> (Socket, OwnedFd) {
     let (socket, there) = arrived(reactor);
-    socket.ask_for_credentials_for_good();
+    socket.ask_for_credentials();
     (socket, there)
 }
 
