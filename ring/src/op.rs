@@ -518,7 +518,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn ask_for_credentials_again(&self, channel: usize) {
+    pub(crate) fn ask_for_credentials_again(&mut self, channel: usize) {
         self.channels[channel].ask_for_credentials_again();
     }
 
@@ -2336,9 +2336,13 @@ impl Channel {
     }
 
     /// Of an end that others may hold too, and change; or of which nobody has asked.
-    fn ask_for_credentials_again(&self) {
-        if self.given || self.credentials == Credentials::Forgone {
+    fn ask_for_credentials_again(&mut self) {
+        let forgone = self.credentials == Credentials::Forgone;
+        if forgone || self.given {
             sys::name_senders_again(self.fd.as_fd());
+        }
+        if forgone {
+            self.credentials = Credentials::AskedHere;
         }
     }
 }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::hint;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
@@ -89,8 +89,12 @@ on_each_driver_and_seed! {
                 }
                 testing::send_packet(&far, b"after all", &[]).unwrap();
                 assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+                let is_named = |fd: BorrowedFd<'_>| rustix::net::sockopt::socket_passcred(fd).unwrap();
+                assert!(is_named(near.as_fd()));
                 drop(far);
                 assert_closed(reactor, &near);
+                // Whoever has it next finds it as it was.
+                assert!(!is_named(near.into_fd().unwrap().as_fd()));
             }
         }
     }
