@@ -820,7 +820,8 @@ on_each_driver! {
             counts.iter().filter(|(name, _)| names.contains(&name.as_str())).map(|(_, rise)| rise).sum()
         };
         let talking = [
-            "io_uring_enter", "sendto", "sendmsg", "recvmsg", "epoll_wait", "epoll_pwait", "epoll_pwait2", "epoll_ctl",
+            "io_uring_enter", "sendto", "sendmsg", "recvmsg", "epoll_wait", "epoll_pwait", "epoll_pwait2",
+            "epoll_ctl",
         ];
         let looking = ["openat2", "fstat", "newfstatat", "close"];
         assert!(of(&service, &looking) <= 3.2, "{service:?}");
