@@ -27,6 +27,7 @@ type Failure = Box<dyn Error>;
 
 const SIZES: [usize; 5] = [256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
 const PACKET: usize = 65_536;
+const PAGE: usize = 4096;
 
 /// In a call of two numbers: have an answer of so many bytes ready.
 const PREPARE: u64 = 1;
@@ -159,17 +160,21 @@ fn send_packets(socket: BorrowedFd<'_>, source: &[u8]) -> Result<u64, Failure> {
 }
 
 fn serve_packets(socket: OwnedFd) -> Result<(), Failure> {
-    let mut whole = Vec::new();
+    let mut room = Vec::new();
     loop {
         let mut length = [0; 8];
         if rustix::net::recv(&socket, &mut length[..], RecvFlags::empty())?.0 == 0 {
             return Ok(());
         }
-        whole.resize(u64::from_le_bytes(length) as usize, 0);
+        let length = u64::from_le_bytes(length) as usize;
+        room.resize(length + PAGE, 0);
+        // From the beginning of a page on: `perf/src/aligned.rs` says why.
+        let start = room.as_ptr().addr().wrapping_neg() % PAGE;
+        let whole = &mut room[start..][..length];
         for packet in whole.chunks_mut(PACKET) {
             rustix::net::recv(&socket, packet, RecvFlags::empty())?;
         }
-        rustix::net::send(&socket, &look_at(&whole).to_le_bytes(), SendFlags::NOSIGNAL)?;
+        rustix::net::send(&socket, &look_at(whole).to_le_bytes(), SendFlags::NOSIGNAL)?;
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use perf::Wait;
+use perf::aligned::Aligned;
 use perf::floor::{FDS_MAX, packet_pair, receive_with, send_with};
 use perf::process::{Failure, Order};
 use ring::{Executor, Message, Reactor};
@@ -94,7 +95,7 @@ pub fn serve(mut order: Order) -> Result<(), Failure> {
 }
 
 fn serve_raw(end: &OwnedFd) -> Result<(), Failure> {
-    let (mut room, mut none) = (vec![0; 65_536], Vec::with_capacity(FDS_MAX));
+    let (mut room, mut none) = (Aligned::new(65_536), Vec::with_capacity(FDS_MAX));
     loop {
         let length = receive_with(end.as_fd(), &mut room, &mut none, Wait::Sleep)?;
         match room.get(..length) {

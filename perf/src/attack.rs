@@ -19,6 +19,7 @@ use seqpacket::wire::{
 };
 use seqpacket::{Mailbox, Object, PlainMailbox};
 
+use crate::aligned::Aligned;
 use crate::floor::{self, packet_pair};
 use crate::place::Wait;
 use crate::process::{Failure, Order};
@@ -166,7 +167,7 @@ pub fn serve_polled(mut order: Order) -> Result<(), Failure> {
     let [bound, plain, socket] = order.take()?;
     let keeps_parts = order.told == KEEPS_PARTS;
     let mut sessions: Vec<RawSession> = Vec::new();
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     loop {
         let strangers = [&socket, &bound, &plain].into_iter();
         let all = strangers.chain(sessions.iter().map(|session| &session.near));

@@ -19,6 +19,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use crate::aligned::Aligned;
 use crate::bare_loop::BareLoop;
 use crate::place::{Cpus, Wait};
 
@@ -210,8 +211,8 @@ pub struct RawCaller {
     options: FloorOptions,
     end: End,
     /// As many payloads as fit a packet, and where answers go.
-    message: Vec<u8>,
-    room: Vec<u8>,
+    message: Aligned,
+    room: Aligned,
     /// What is passed, as often as there are descriptors.
     passed: OwnedFd,
     arrived: Vec<OwnedFd>,
@@ -258,8 +259,8 @@ impl RawCaller {
         };
         Ok(RawCaller {
             end,
-            message: vec![7; bytes],
-            room: vec![0; bytes],
+            message: Aligned::copy_of(&vec![7; bytes]),
+            room: Aligned::new(bytes),
             passed: something_to_pass()?,
             arrived: Vec::with_capacity(FDS_MAX),
             near: Vec::with_capacity(options.depth),
@@ -413,7 +414,7 @@ pub(crate) fn whole(length: usize, expected: usize) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn serve_echo(socket: OwnedFd, wait: Wait) -> Result<()> {
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     let mut arrived = Vec::with_capacity(FDS_MAX);
     loop {
         match receive_with(socket.as_fd(), &mut room, &mut arrived, wait)? {
@@ -430,7 +431,7 @@ pub fn serve_echo(socket: OwnedFd, wait: Wait) -> Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn serve_echo_in_loop(socket: OwnedFd, one_at_a_time: bool, wait: Wait) -> Result<()> {
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     let mut arrived = Vec::with_capacity(FDS_MAX);
     let mut served = BareLoop::new(socket, wait, one_at_a_time)?;
     loop {
@@ -448,7 +449,7 @@ pub fn serve_echo_in_loop(socket: OwnedFd, one_at_a_time: bool, wait: Wait) -> R
 /// # Errors
 /// The kernel's.
 pub fn serve_continuations(mailbox: OwnedFd, returns: bool, wait: Wait) -> Result<()> {
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     let mut arrived = Vec::with_capacity(FDS_MAX);
     loop {
         let length = receive_with(mailbox.as_fd(), &mut room, &mut arrived, wait)?;
@@ -465,7 +466,7 @@ pub fn serve_continuations(mailbox: OwnedFd, returns: bool, wait: Wait) -> Resul
 /// # Errors
 /// The kernel's.
 pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait: Wait) -> Result<()> {
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     let mut arrived = Vec::with_capacity(FDS_MAX);
     let mut served = BareLoop::new(mailbox, wait, one_at_a_time)?.naming_senders()?;
     loop {
@@ -484,7 +485,7 @@ pub fn return_continuations_in_loop(mailbox: OwnedFd, one_at_a_time: bool, wait:
 /// # Errors
 /// The kernel's.
 pub fn return_continuations_asked(mailbox: OwnedFd, wait: Wait) -> Result<()> {
-    let mut room = vec![0; PACKET_BYTES_MAX];
+    let mut room = Aligned::new(PACKET_BYTES_MAX);
     let mut arrived = Vec::with_capacity(FDS_MAX);
     rustix::net::sockopt::set_socket_passcred(&mailbox, true)?;
     loop {

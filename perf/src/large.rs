@@ -12,6 +12,7 @@ use ring::{Executor, Message, Reactor};
 use rustix::net::{RecvFlags, SendFlags};
 use seqpacket::{CallOptions, Mailbox, Object, blocking, plain_data};
 
+use crate::aligned::Aligned;
 use crate::floor::packet_pair;
 use crate::process::{Failure, Order};
 
@@ -238,13 +239,16 @@ impl Mover {
 /// The kernel's.
 pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
     let [socket] = order.take()?;
-    let mut whole = Vec::new();
+    let mut whole = Aligned::new(0);
     loop {
         let mut length = [0; 8];
         if rustix::net::recv(&socket, &mut length[..], RecvFlags::empty())?.0 == 0 {
             return Ok(());
         }
-        whole.resize(usize::try_from(u64::from_ne_bytes(length))?, 0);
+        let length = usize::try_from(u64::from_ne_bytes(length))?;
+        if whole.len() != length {
+            whole = Aligned::new(length);
+        }
         for packet in whole.chunks_mut(PACKET) {
             rustix::net::recv(&socket, packet, RecvFlags::empty())?;
         }
@@ -255,7 +259,7 @@ pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
 /// The client of [`serve_raw`].
 pub struct RawMover {
     socket: OwnedFd,
-    source: Vec<u8>,
+    source: Aligned,
     expected: u64,
 }
 
@@ -266,7 +270,7 @@ impl RawMover {
     /// The kernel's.
     pub fn new(bytes: usize) -> Result<(RawMover, OwnedFd), Failure> {
         let (socket, far) = packet_pair()?;
-        let source = source(bytes);
+        let source = Aligned::copy_of(&source(bytes));
         let expected = look_at(&source);
         Ok((RawMover { socket, source, expected }, far))
     }

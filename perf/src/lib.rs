@@ -32,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aligned;
 pub mod attack;
 pub mod bare_loop;
 pub mod bare_many;
