@@ -31,7 +31,7 @@ pub fn seeds(reactor: &Reactor) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let (requests, answers) = sendright::fuzzing::samples();
     let of = |decoder: Decoder| match decoder {
         Decoder::Packet => session(reactor),
-        // Real ones are of 65,520 bytes. Here a message has 300, in parts of 100.
+        // Real ones are of 65,472 bytes. Here a message has 300, in parts of 100.
         Decoder::Parts => vec![[&[43, 1, 0, 99, 0][..], &[7; 300]].concat()],
         Decoder::LargeAnswer => plain.iter().map(|packet| [&[255, 255][..], packet].concat()).collect(),
         Decoder::Typed => typed.clone(),

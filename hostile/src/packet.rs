@@ -119,7 +119,7 @@ fn frame(script: &mut Script<'_>, descriptors: usize, bytes: &mut Vec<u8>) {
         }
         KIND_CREDIT => windows(script),
         KIND_REFUSED => vec![script.byte() % 8],
-        KIND_PART => vec![7; script.one_of(&[1, 2, 16, 4_080, 65_520])],
+        KIND_PART => vec![7; script.one_of(&[1, 2, 16, 4_032, 65_472, 65_520])],
         _ => Vec::new(),
     };
     let declared = match kind {

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use seqpacket::wire::{
-    self, Arrived, Body, FromClient, HELLO_FRAME_BYTES, Header, Hello, PAYLOAD_BYTES_MAX, RefusedReason, Size,
+    self, Arrived, Body, FromClient, HELLO_FRAME_BYTES, Header, Hello, PART_BYTES_MAX, RefusedReason, Size,
 };
 use seqpacket::{Mailbox, Object, PlainMailbox};
 
@@ -464,7 +464,7 @@ impl Session {
                 (self.number, self.sent) = (number, Some(0));
                 continue;
             };
-            let length = PAYLOAD_BYTES_MAX.min(total - sent);
+            let length = PART_BYTES_MAX.min(total - sent);
             if sent + length > most {
                 if !self.say(&Header::cancel(self.number).encode(), &[])? {
                     return Ok(both);

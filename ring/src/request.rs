@@ -80,10 +80,10 @@ pub(crate) struct Want {
 /// [it is told so](crate::Socket::set_burst).
 pub const BURST_MAX: usize = 16;
 
-/// After so many bytes a socket delivers no more in this turn: 65,536, one packet of the largest. To copy
-/// four of them takes as long as ten small calls with their answers, and who receives them mostly looks at
-/// one in a turn.
-pub const BURST_BYTES_MAX: usize = PACKET_BYTES_MAX;
+/// After so many bytes a socket delivers no more in this turn: 65,472, one packet that is full, or short of
+/// it by a cache line at most, as pieces of something larger are. To copy four of them takes as long as ten
+/// small calls with their answers, and who receives them mostly looks at one in a turn.
+pub const BURST_BYTES_MAX: usize = PACKET_BYTES_MAX - 64;
 
 /// What a stream has had of a turn, where it waits for its next share, and whether a look for more has been
 /// worth it lately: the driver's own notes. They stand here so that thousands of streams that wait are not

@@ -237,12 +237,13 @@ mod tests {
 
     use super::*;
     use crate::parts::{Caller, Memory};
+    use crate::wire::PART_BYTES_MAX;
 
     const MIB: usize = 1 << 20;
 
     /// How many huge pages a message of so many bytes begins, in parts.
     fn begun(room: &mut Room, bytes: usize) -> usize {
-        let part = [7; 65_520];
+        let part = [7; PART_BYTES_MAX];
         let mut begun = 0;
         for at in (0..bytes).step_by(part.len()) {
             let part = &part[..part.len().min(bytes - at)];

@@ -517,7 +517,7 @@ impl Session {
         let Some(entry) = calls.find_mut(number) else { return false };
         let Stage::Arriving { assembly, .. } = &mut entry.stage else { return false };
         let had_arrived = self.socket.has_arrived();
-        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let part_bytes_max = self.terms.hello.part_bytes_max() as usize;
         let (parts, bytes) = assembly.take_parts(number, part_bytes_max, &self.socket);
         if parts > 0 {
             self.counters.received(parts, parts * HEADER_BYTES + bytes, 0);
@@ -546,7 +546,7 @@ impl Session {
         let State { large, said, calls, .. } = &mut *state;
         let Some(Large { outbox, part_end, kept, .. }) = large.as_deref_mut() else { return };
         kept.poll(self.reactor(), context);
-        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let part_bytes_max = self.terms.hello.part_bytes_max() as usize;
         let left = outbox.poll(&self.socket, part_bytes_max, calls.len() == 1, context);
         let (parts, bytes) = outbox.take_said();
         if parts > 0 {
@@ -949,7 +949,7 @@ impl Session {
     }
 
     fn part(&self, number: u32, payload: Piece<'_>) -> Result<(), Over> {
-        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let part_bytes_max = self.terms.hello.part_bytes_max() as usize;
         let state = &mut *self.state.borrow_mut();
         let unexpected = Malformed::Number { kind: Kind::Part, number };
         let Some(entry) = state.calls.find_mut(number) else { return Err(self.blame(&unexpected)) };
@@ -1358,7 +1358,7 @@ impl Session {
 impl Drop for Session {
     /// Nobody has a call to answer any more. What has been answered still goes out.
     fn drop(&mut self) {
-        let part_bytes_max = self.terms.hello.payload_bytes_max() as usize;
+        let part_bytes_max = self.terms.hello.part_bytes_max() as usize;
         if let Some(large) = &mut self.state.get_mut().large {
             large.outbox.hand_over(&self.socket, part_bytes_max);
             // Those behind it in line are of sessions that go on.

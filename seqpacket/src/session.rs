@@ -878,7 +878,7 @@ impl State {
         let Phase::Open { hello, .. } = &self.phase else { return false };
         let Some(Large { outbox, .. }) = self.large.as_deref_mut() else { return false };
         let alone = self.under_way == 1;
-        let left = outbox.poll(socket, hello.payload_bytes_max() as usize, alone, context);
+        let left = outbox.poll(socket, hello.part_bytes_max() as usize, alone, context);
         let (parts, bytes) = outbox.take_said();
         self.counters.parts_sent(parts, bytes);
         let mut ended = false;
@@ -922,7 +922,7 @@ impl State {
         let number = large.latest;
         let Some(slot) = calls.find_mut(number as usize) else { return };
         let Some(assembly) = &mut slot.arriving else { return };
-        let part_bytes_max = hello.payload_bytes_max() as usize;
+        let part_bytes_max = hello.part_bytes_max() as usize;
         let (parts, bytes) = assembly.take_parts(number, part_bytes_max, socket);
         if parts == 0 {
             return;
@@ -1239,7 +1239,7 @@ impl State {
         let Some(arriving) = &mut slot.arriving else {
             return Err(Malformed::Number { kind: Kind::Part, number });
         };
-        let part_bytes_max = hello.payload_bytes_max() as usize;
+        let part_bytes_max = hello.part_bytes_max() as usize;
         self.large.get_or_insert_default().latest = number;
         if !arriving.add(payload, part_bytes_max, socket.reactor().now())? {
             return Ok(());

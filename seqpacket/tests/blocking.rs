@@ -331,7 +331,7 @@ on_each_driver! {
     fn large_messages_go_both_ways_with_their_descriptors(_reactor: &Reactor) {
         let (_server, object) = served();
         let fd = null();
-        for bytes in [65_520, 65_521, 65_520 * 2, 65_520 * 2 + 1, 3 << 20, 33 << 20] {
+        for bytes in [65_520, 65_521, 65_472 * 2, 65_472 * 2 + 1, 3 << 20, 33 << 20] {
             let large: Vec<u8> = (0..bytes).map(|n| (n / 5) as u8).collect();
             let options = CallOptions { answer_bytes: Some(bytes), ..CallOptions::default() };
             let answer = object.call_with(Outgoing::from(&large).lend(fd.as_fd()), options).unwrap();

@@ -12,7 +12,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use seqpacket::blocking::{Object, Outgoing};
-use seqpacket::wire::{self, Arrived, Body, FromClient, Header, Hello, Kind, RefusedReason, Size, Windows};
+use seqpacket::wire::{
+    self, Arrived, Body, FromClient, Header, Hello, Kind, PART_BYTES_MAX, RefusedReason, Size, Windows,
+};
 use seqpacket::{CallError, CallOptions, ObjectOptions, Part};
 use support::{answer, bare, frame, null};
 use testing::{Census, Packet, in_own_process, receive_packet, send_packet};
@@ -112,7 +114,7 @@ impl Peer {
     #[track_caller]
     fn answer_large(&self, number: u32, bytes: &[u8]) {
         self.say(&large_answer(number, bytes.len(), 0));
-        for part in bytes.chunks(65_520) {
+        for part in bytes.chunks(PART_BYTES_MAX) {
             self.say(&frame(Header::part(number, part.len() as u32), part));
         }
     }
@@ -151,7 +153,7 @@ in_own_process! {
     // Large messages.
 
     fn a_call_that_does_not_fit_a_packet_goes_in_parts() {
-        for bytes in [65_521, 65_520 * 3, 65_520 * 3 + 1, 5 << 20] {
+        for bytes in [65_521, PART_BYTES_MAX * 3, PART_BYTES_MAX * 3 + 1, 5 << 20] {
             let (object, server) = served_by(move |bound| {
                 let peer = Peer::accept(&bound, Hello::default());
                 let (number, heard) = peer.hear_large();
@@ -234,7 +236,7 @@ in_own_process! {
             let peer = Peer::accept(&bound, Hello::default());
             let (number, _) = peer.hear_call();
             peer.say(&large_answer(number, 70_000, 0));
-            peer.say(&part(number, &[7; 65_520]));
+            peer.say(&part(number, &[7; PART_BYTES_MAX]));
             peer.hear_the_end();
         });
         let options = ObjectOptions { large_stall: SHORT, ..ObjectOptions::default() };
@@ -266,10 +268,10 @@ in_own_process! {
             let (one, two) = (patterned(70_000), vec![9; 80_000]);
             peer.say(&large_answer(0, one.len(), 0));
             peer.say(&large_answer(2, two.len(), 0));
-            peer.say(&part(2, &two[..65_520]));
-            peer.say(&part(0, &one[..65_520]));
-            peer.say(&[part(2, &two[65_520..]), answer(1, b"small", 0)].concat());
-            peer.say(&part(0, &one[65_520..]));
+            peer.say(&part(2, &two[..PART_BYTES_MAX]));
+            peer.say(&part(0, &one[..PART_BYTES_MAX]));
+            peer.say(&[part(2, &two[PART_BYTES_MAX..]), answer(1, b"small", 0)].concat());
+            peer.say(&part(0, &one[PART_BYTES_MAX..]));
         });
         let begun: Vec<_> = (0..3).map(|_| object.begin_with("?", large_room()).unwrap()).collect();
         let answers: Vec<_> = begun.into_iter().map(|begun| begun.finish().unwrap().into_bytes()).collect();
@@ -284,9 +286,9 @@ in_own_process! {
             for whole in [true, false] {
                 let (number, _) = peer.hear_call();
                 peer.say_with(&large_answer(number, 70_000, 2), &[fd.as_fd(), fd.as_fd()]);
-                peer.say(&part(number, &[7; 65_520]));
+                peer.say(&part(number, &[7; PART_BYTES_MAX]));
                 if whole {
-                    peer.say(&part(number, &[7; 4_480]));
+                    peer.say(&part(number, &[7; 70_000 - PART_BYTES_MAX]));
                 }
             }
         });
@@ -351,10 +353,10 @@ in_own_process! {
             for refused in [false, true] {
                 let (number, _) = peer.hear_call();
                 peer.say(&large_answer(number, 70_000, 0));
-                peer.say(&part(number, &[7; 65_520]));
+                peer.say(&part(number, &[7; PART_BYTES_MAX]));
                 assert_eq!(peer.hear_frame(), (Kind::Cancel, number, Vec::new()));
                 match refused {
-                    false => peer.say(&part(number, &[7; 4_480])),
+                    false => peer.say(&part(number, &[7; 70_000 - PART_BYTES_MAX])),
                     true => peer.say(&RefusedReason::Cancelled.frame(number)),
                 }
                 let (number, _) = peer.hear_call();
@@ -502,8 +504,8 @@ in_own_process! {
             peer.say_with(&large_answer(number, 100_000, 2), &both);
             // Its parts are still to come, and are heard to the end.
             assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
-            peer.say(&part(number, &[7; 65_520]));
-            peer.say(&part(number, &[7; 34_480]));
+            peer.say(&part(number, &[7; PART_BYTES_MAX]));
+            peer.say(&part(number, &[7; 100_000 - PART_BYTES_MAX]));
             assert_eq!(peer.hear_frame(), (Kind::Grant, number, Vec::new()));
             peer.say_with(&answer(number, b"", 1), &both[..1]);
             assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));

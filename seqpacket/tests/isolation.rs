@@ -16,7 +16,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use ring::{BURST_BYTES_MAX, Executor, Message, PACKET_BYTES_MAX, PIECES_AT_ONCE_MAX, Reactor, Wait};
-use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, RefusedReason, Size};
+use seqpacket::wire::{Header, Hello, Kind, PART_BYTES_MAX, RefusedReason, Size};
 use seqpacket::{
     ATTACHES_A_TURN_MAX, CALLS_A_TURN_MAX, CallError, DISPATCH_TURNS_MAX, HANDED_ON_A_TURN_MAX,
     HUGE_PAGES_A_TURN_MAX, Incoming, LARGE_START, Mailbox, MailboxOptions, Object, ObjectOptions,
@@ -75,7 +75,7 @@ struct Attacker {
 impl Attacker {
     fn new(client: RawClient, misdeed: Misdeed) -> Attacker {
         let cancels = Header::cancel(u32::MAX).encode().repeat(PACKET_BYTES_MAX / 16);
-        let part = frame(Header::part(0, PAYLOAD_BYTES_MAX as u32), &vec![7; PAYLOAD_BYTES_MAX]);
+        let part = frame(Header::part(0, PART_BYTES_MAX as u32), &vec![7; PART_BYTES_MAX]);
         let (number, under_way, sent, began) = (0, 0, None, false);
         Attacker { client, misdeed, number, under_way, sent, began, passed: null(), cancels, part }
     }
@@ -138,7 +138,7 @@ impl Attacker {
                 self.sent = Some(0);
                 continue;
             };
-            let length = PAYLOAD_BYTES_MAX.min(total - sent);
+            let length = PART_BYTES_MAX.min(total - sent);
             if sent + length > most {
                 if !self.client.say(&bare(Header::cancel(self.number)), &[]) {
                     return;
@@ -355,7 +355,7 @@ fn begin_large_calls(reactor: &Reactor, mailbox: &Mailbox, clients: &[RawClient]
 }
 
 fn say_first_parts(clients: &[RawClient]) {
-    let part = frame(Header::part(1, PAYLOAD_BYTES_MAX as u32), &vec![7; PAYLOAD_BYTES_MAX]);
+    let part = frame(Header::part(1, PART_BYTES_MAX as u32), &vec![7; PART_BYTES_MAX]);
     clients.iter().for_each(|client| assert!(client.say(&part, &[])));
 }
 
@@ -674,7 +674,7 @@ on_each_driver! {
         modest.say_all(&[large_call(1, MIB, 64)]);
         // Of theirs the largest goes, and no more than it takes.
         assert_eq!(greedy.hear_from(&executor).bytes, RefusedReason::OutOfMemory.frame(1));
-        for chunk in vec![7; MIB].chunks(PAYLOAD_BYTES_MAX) {
+        for chunk in vec![7; MIB].chunks(PART_BYTES_MAX) {
             let part = frame(Header::part(1, chunk.len() as u32), chunk);
             until(&executor, "there is room", || modest.say(&part, &[]));
         }
@@ -739,7 +739,7 @@ on_each_driver! {
         assert!(begun.elapsed() >= LARGE_START, "nobody was late");
         // All of them have given way. That it holds more than they ask for is no reason to give way to them.
         many.iter().for_each(begin_anew);
-        for chunk in vec![7; 4 * MIB].chunks(PAYLOAD_BYTES_MAX) {
+        for chunk in vec![7; 4 * MIB].chunks(PART_BYTES_MAX) {
             let part = frame(Header::part(1, chunk.len() as u32), chunk);
             until(&executor, "there is room", || honest.say(&part, &[]));
         }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
-use seqpacket::wire::{Header, Hello, Kind, Malformed, RefusedReason, Size, Windows};
+use seqpacket::wire::{Header, Hello, Kind, Malformed, PART_BYTES_MAX, RefusedReason, Size, Windows};
 use seqpacket::{Call, CallError, CallOptions, Object, ObjectOptions, Part};
 use support::*;
 use testing::{leave_descriptors, on_each_driver};
@@ -400,8 +400,8 @@ on_each_driver! {
         let part = |bytes: usize| frame(Header::part(0, bytes as u32), &vec![7; bytes]);
         let another = object.call("another");
         assert_eq!(says(&session, &executor), [(Kind::Call, 1)]);
-        assert!(session.say(&part(WHOLE_BYTES_MAX), &[]));
-        session.say_all(&[answer(1, b"another", 0), part(100_000 - WHOLE_BYTES_MAX)]);
+        assert!(session.say(&part(PART_BYTES_MAX), &[]));
+        session.say_all(&[answer(1, b"another", 0), part(100_000 - PART_BYTES_MAX)]);
         assert_eq!(executor.block_on(another).unwrap().bytes(), b"another");
         assert_eq!(executor.block_on(large).unwrap().bytes().len(), 100_000);
     }

@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use ring::{Executor, Message, Reactor};
-use seqpacket::wire::{Header, Hello, Kind, PAYLOAD_BYTES_MAX, Size};
+use seqpacket::wire::{Header, Hello, Kind, PART_BYTES_MAX, PAYLOAD_BYTES_MAX, Size};
 use seqpacket::{AnswerError, Incoming, Mailbox, MailboxOptions, Object, ObjectOptions, object, object_with};
 use support::*;
 use testing::{Census, on_each_driver};
@@ -120,8 +120,9 @@ on_each_driver! {
         assert_eq!(finals(&executor, &client, 2), [(1, Kind::Answer), (2, Kind::Answer)]);
         client.say_all(&[call(3, b"meanwhile", 9)]);
         assert_eq!(finals(&executor, &client, 1), [(3, Kind::Answer)]);
-        client.say_all(&[frame(Header::part(7, PAYLOAD_BYTES_MAX as u32), &[1; PAYLOAD_BYTES_MAX])]);
-        client.say_all(&[frame(Header::part(7, 1), &[1]), call(4, b"at last", 7)]);
+        client.say_all(&[frame(Header::part(7, PART_BYTES_MAX as u32), &[1; PART_BYTES_MAX])]);
+        let rest = &[1; PAYLOAD_BYTES_MAX + 1 - PART_BYTES_MAX];
+        client.say_all(&[frame(Header::part(7, rest.len() as u32), rest), call(4, b"at last", 7)]);
         let ends = finals(&executor, &client, 2);
         assert_eq!(ends, [(4, Kind::Answer), (7, Kind::Refused)]);
     }

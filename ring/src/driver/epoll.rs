@@ -17,7 +17,7 @@ use crate::envelope::{self, Room, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::remote::Bell;
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
+use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
 
 /// How many turns in a row may have something to report without looking who else has news, on epoll (io_uring
@@ -451,7 +451,7 @@ impl Epoll {
                     home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
                     taken += 1;
                     if taken > 1 {
-                        share.behind.found(length < PACKET_BYTES_MAX);
+                        share.behind.found(length < BURST_BYTES_MAX);
                     }
                     // One receive has to find it empty. The next turn's may find what comes while this is
                     // answered.

@@ -20,9 +20,9 @@ use super::epoll::{Now, Yielding, out_of_descriptors, receive_asleep, receive_no
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace, is_put_off, refusal};
 use crate::envelope::{Envelope, Room, SEND_FLAGS, Snare};
 use crate::fd::{Fd, Kind};
-use crate::message::{Message, PACKET_BYTES_MAX};
+use crate::message::Message;
 use crate::remote::Bell;
-use crate::request::{Arrival, Completion, Outcome, Request, Requests, Share, Token, Want};
+use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, errno, ready};
 
 /// Entries of the submission queue; more in one turn are submitted in several enters.
@@ -1040,10 +1040,10 @@ impl Uring {
             home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
             taken += 1;
             if taken > 1 {
-                share.behind.found(length < PACKET_BYTES_MAX);
+                share.behind.found(length < BURST_BYTES_MAX);
             }
             // What stands behind it the ring tells of, unless it is found first when this has been answered.
-            if share.unwatched && (length == PACKET_BYTES_MAX || !share.behind.is_due()) {
+            if share.unwatched && (length >= BURST_BYTES_MAX || !share.behind.is_due()) {
                 if how != How::Asleep && share.soon.is_due() {
                     share.hot = true;
                     self.hot.push(token);

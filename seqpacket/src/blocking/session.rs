@@ -632,7 +632,7 @@ impl Caller {
         deadline: Option<Instant>,
     ) -> Result<(), Stopped> {
         let Some(session) = &self.session else { return Err(Stopped::Over) };
-        let part_bytes = session.hello.payload_bytes_max() as usize;
+        let part_bytes = session.hello.part_bytes_max() as usize;
         for part in bytes.chunks(part_bytes) {
             let header = Header::part(number, part.len() as u32).encode();
             // It may have been refused. A server that reads as fast as this is sent would be sent all of it.
@@ -958,7 +958,7 @@ impl Session {
                     return Err(Malformed::Number { kind: Kind::Part, number });
                 };
                 let wanted = !under_way.withdrawn;
-                if assembly.add(payload, self.hello.payload_bytes_max() as usize, wanted)? {
+                if assembly.add(payload, self.hello.part_bytes_max() as usize, wanted)? {
                     let assembly = under_way.answer.take().expect("just added to");
                     self.arriving -= 1;
                     self.over(number, assembly.whole(), calls);
