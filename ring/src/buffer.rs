@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::envelope::{self, Room, Taken};
+use crate::envelope::{Place, Taken};
 use crate::message::PACKET_BYTES_MAX;
 use crate::sys::{self, Access, seal};
 
@@ -263,31 +263,26 @@ impl Landing {
         std::mem::take(&mut site.bytes)
     }
 
-    /// Whether the next message may land here.
-    #[cfg(uring)]
-    pub(crate) fn expects(&self) -> bool {
-        self.0.borrow().expected.is_some()
-    }
-
     /// The next message is received elsewhere.
     pub(crate) fn expect_nothing(&self) {
         self.0.borrow_mut().expected = None;
     }
 
-    /// Receives a message: into the buffer, or what was expected to its place. Says how many bytes landed.
+    /// Receives a message by this call: into the buffer, or what was expected to its place. Says how many
+    /// bytes landed. The call may sleep: while it lasts nobody gets at the memory, and when it fails whatever
+    /// was expected still is.
     pub(crate) fn receive(
         &self,
-        fd: BorrowedFd<'_>,
         buffer: &mut [u8],
-        room: Room,
+        receive: impl FnOnce(Place<'_>) -> io::Result<Taken>,
     ) -> io::Result<(Taken, usize)> {
         let mut site = self.0.borrow_mut();
         let Some(expected) = site.expected.filter(|expected| expected.end() <= buffer.len()) else {
             site.expected = None;
-            return envelope::receive(fd, buffer, room).map(|taken| (taken, 0));
+            return receive(Place::one(buffer)).map(|taken| (taken, 0));
         };
         site.receive_with(expected, buffer, |[head, behind], piece| {
-            envelope::receive_around(fd, head, piece, behind, room)
+            receive(Place::around(head, piece, behind))
         })
     }
 }

@@ -10,6 +10,7 @@
 #[cfg(uring)]
 use std::cell::UnsafeCell;
 use std::io::{self, IoSlice};
+use std::marker::PhantomData;
 use std::mem::{self, MaybeUninit};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -523,27 +524,45 @@ fn send_header(fd: BorrowedFd<'_>, header: &libc::msghdr) -> io::Result<usize> {
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
-/// Receives now, without waiting.
-pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
-    receive_with(fd, &mut [vector_of(into)], room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
+/// Where the bytes of a message go: one piece of memory, or three, one behind the other.
+pub(crate) struct Place<'a> {
+    vectors: [libc::iovec; 3],
+    count: usize,
+    /// What they point at.
+    borrowed: PhantomData<&'a mut [u8]>,
 }
 
-/// Receives now, without waiting, into three pieces of memory, one behind the other.
-pub(crate) fn receive_around(
-    fd: BorrowedFd<'_>,
-    before: &mut [u8],
-    piece: &mut [MaybeUninit<u8>],
-    behind: &mut [u8],
-    room: Room,
-) -> io::Result<Taken> {
-    let vectors = &mut [vector_of(before), vector_of(piece), vector_of(behind)];
-    receive_with(fd, vectors, room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
+impl<'a> Place<'a> {
+    pub(crate) fn one(into: &'a mut [u8]) -> Place<'a> {
+        Place { vectors: [vector_of(into), NOWHERE, NOWHERE], count: 1, borrowed: PhantomData }
+    }
+
+    pub(crate) fn around(
+        before: &'a mut [u8],
+        piece: &'a mut [MaybeUninit<u8>],
+        behind: &'a mut [u8],
+    ) -> Place<'a> {
+        let vectors = [vector_of(before), vector_of(piece), vector_of(behind)];
+        Place { vectors, count: 3, borrowed: PhantomData }
+    }
+}
+
+const NOWHERE: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// Receives now, without waiting.
+pub(crate) fn receive(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
+    receive_in(fd, Place::one(into), room)
+}
+
+/// The same, into whatever place.
+pub(crate) fn receive_in(fd: BorrowedFd<'_>, place: Place<'_>, room: Room) -> io::Result<Taken> {
+    receive_with(fd, place, room, RECEIVE_FLAGS | libc::MSG_DONTWAIT)
 }
 
 /// Receives, asleep in the kernel until there is something. Whoever has made the open description
 /// non-blocking, or given it a time limit, makes this say `WouldBlock`.
 pub(crate) fn receive_asleep(fd: BorrowedFd<'_>, into: &mut [u8], room: Room) -> io::Result<Taken> {
-    receive_with(fd, &mut [vector_of(into)], room, RECEIVE_FLAGS)
+    receive_with(fd, Place::one(into), room, RECEIVE_FLAGS)
 }
 
 /// Memory of somebody's who has borrowed it to us for longer than this is used.
@@ -581,11 +600,11 @@ impl Snare {
     pub(crate) fn receive_asleep(
         &self,
         fd: BorrowedFd<'_>,
-        into: &mut [u8],
+        place: Place<'_>,
         room: Room,
         last_look: impl FnOnce() -> bool,
     ) -> io::Result<Taken> {
-        receive_by(&mut [vector_of(into)], room, |prepared| {
+        receive_by(place, room, |prepared| {
             let header = self.0.get();
             // SAFETY: nobody else writes to it but the kernel, on this thread's behalf and in place of it.
             // Volatile, because the kernel may do so between this and the call below.
@@ -607,23 +626,18 @@ impl Snare {
     }
 }
 
-fn receive_with(
-    fd: BorrowedFd<'_>,
-    into: &mut [libc::iovec],
-    room: Room,
-    flags: libc::c_int,
-) -> io::Result<Taken> {
-    receive_by(into, room, |header| {
+fn receive_with(fd: BorrowedFd<'_>, place: Place<'_>, room: Room, flags: libc::c_int) -> io::Result<Taken> {
+    receive_by(place, room, |header| {
         // SAFETY: see `receive_by`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
         Ok(unsafe { libc::recvmsg(fd.as_raw_fd(), header, flags) })
     })
 }
 
 /// Receives by this call, which is given a header that points at memory of this frame, and at what the
-/// callers have borrowed for `into`, with their true lengths; and which leaves there what the kernel says.
+/// callers have borrowed for `place`, with their true lengths; and which leaves there what the kernel says.
 #[inline(always)]
 fn receive_by(
-    into: &mut [libc::iovec],
+    mut place: Place<'_>,
     room: Room,
     call: impl FnOnce(&mut libc::msghdr) -> io::Result<isize>,
 ) -> io::Result<Taken> {
@@ -631,6 +645,7 @@ fn receive_by(
     let mut control = MaybeUninit::<[u64; CONTROL_WORDS_MAX]>::uninit();
     let control_bytes = room.bytes();
     assert!(control_bytes <= mem::size_of_val(&control));
+    let into = &mut place.vectors[..place.count];
     let bytes_max: usize = into.iter().map(|vector| vector.iov_len).sum();
     // SAFETY: all zeroes is a valid `msghdr`. Kept honest by
     // `descriptors.rs::many_descriptors_arrive_in_order`.

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ring::script::SystemCall;
-use ring::{DriverKind, Executor, Message, Reactor, ReceiveError, Socket, Wait};
+use ring::{DriverKind, Executor, LANDING_HEAD_BYTES, Landing, Message, Reactor, ReceiveError, Socket, Wait};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -70,6 +70,25 @@ async fn call(near: &Socket, number: u32) -> Result<(), ReceiveError> {
     Ok(())
 }
 
+const HEAD: &[u8; LANDING_HEAD_BYTES] = b"what is expected";
+
+/// The answer is a piece that lands.
+async fn call_for_piece(near: &Socket, landing: &Landing, number: u32) -> Result<(), ReceiveError> {
+    assert!(near.expect_piece(landing, HEAD, 4));
+    near.send(Message::from([HEAD.as_slice(), &number.to_ne_bytes()].concat())).await.unwrap();
+    let answer = near.receive().await?;
+    assert_eq!((answer.bytes(), answer.landed(), landing.take_landed()), (HEAD.as_slice(), 4, 4));
+    Ok(())
+}
+
+fn room_for_pieces() -> Landing {
+    Landing::new(ring::room_for(4 * (ROUNDS as usize + 1)).unwrap())
+}
+
+fn pieces(count: u32) -> Vec<u8> {
+    (0..count).flat_map(u32::to_ne_bytes).collect()
+}
+
 /// Calls until its sleeps are slept in a receive, where they ever are.
 async fn call_often(near: &Socket) {
     for number in 0..ROUNDS {
@@ -110,6 +129,72 @@ on_each_driver! {
         near.stream();
         let answerer = Answerer::to_the_end(far);
         make_all_calls(&Executor::new(reactor), &near, answerer);
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    fn a_piece_lands_out_of_a_sleep_in_its_socket(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        near.stream();
+        let answerer = Answerer::to_the_end(far);
+        let landing = room_for_pieces();
+        Executor::new(reactor).block_on(async {
+            for number in 0..=ROUNDS {
+                call_for_piece(&near, &landing, number).await.unwrap();
+            }
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(landing.take_bytes(), pieces(ROUNDS + 1));
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    /// What was expected still is.
+    fn another_socket_ends_a_sleep_for_a_piece_which_lands_later(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        near.stream();
+        let (other, others) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, move |_| send_packet(&others, b"news", &[]).unwrap());
+        let executor = Executor::new(reactor);
+        let told = Arc::clone(&answerer.told);
+        executor.spawn(async move {
+            assert_eq!(other.receive().await.unwrap().bytes(), b"news");
+            told.store(true, Ordering::SeqCst);
+        });
+        let landing = room_for_pieces();
+        executor.block_on(async {
+            for number in 0..=ROUNDS {
+                call_for_piece(&near, &landing, number).await.unwrap();
+            }
+        });
+        answerer.thread.join().unwrap();
+        assert_eq!(landing.take_bytes(), pieces(ROUNDS + 1));
+        assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
+    }
+
+    /// Whoever ends the sleep gives the memory away, and the piece arrives as ever.
+    fn memory_that_is_taken_after_a_sleep_for_a_piece_is_written_no_more(reactor: &Reactor) {
+        let (near, far) = wrap_pair(reactor);
+        near.stream();
+        let (other, others) = wrap_pair(reactor);
+        let answerer = Answerer::start(far, move |_| send_packet(&others, b"news", &[]).unwrap());
+        let executor = Executor::new(reactor);
+        let (told, landing) = (Arc::clone(&answerer.told), room_for_pieces());
+        let place = landing.clone();
+        executor.spawn(async move {
+            assert_eq!(other.receive().await.unwrap().bytes(), b"news");
+            assert_eq!(place.take_bytes(), pieces(ROUNDS));
+            told.store(true, Ordering::SeqCst);
+        });
+        executor.block_on(async {
+            for number in 0..ROUNDS {
+                call_for_piece(&near, &landing, number).await.unwrap();
+            }
+            assert!(near.expect_piece(&landing, HEAD, 4));
+            let call = [HEAD.as_slice(), b"last"].concat();
+            near.send(Message::from(call.clone())).await.unwrap();
+            let answer = near.receive().await.unwrap();
+            assert_eq!((answer.bytes(), answer.landed()), (call.as_slice(), 0));
+        });
+        answerer.thread.join().unwrap();
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
 

@@ -13,6 +13,8 @@ use slab::Slab;
 
 use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
 use crate::buffer::Landing;
+#[cfg(uring)]
+use crate::envelope::Place;
 use crate::envelope::{self, Room, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
@@ -570,7 +572,7 @@ fn receive(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize, landing: Opti
         return receive_apart(ground, fd, room, bytes_max);
     };
     receive_into(ground, number, bytes_max, room, |bytes| match landing {
-        Some(landing) => landing.receive(fd.as_fd(), bytes, room),
+        Some(landing) => landing.receive(bytes, |place| envelope::receive_in(fd.as_fd(), place, room)),
         None => envelope::receive(fd.as_fd(), bytes, room).map(|taken| (taken, 0)),
     })
 }
@@ -580,22 +582,25 @@ fn receive(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize, landing: Opti
 #[cfg(uring)]
 const SPARE_ASLEEP: usize = 2 * DESCRIPTORS_MAX;
 
-/// Receives one message by a call that sleeps until there is one, into a buffer of the pool. `Empty` if it
-/// does not, or was interrupted, or where it had better not sleep like this: with few descriptors left, or no
-/// buffer, or where the next message may be one that is to land elsewhere.
+/// Receives one message by a call that sleeps until there is one, into a buffer of the pool, or where it is
+/// to land. `Empty` if it does not, or was interrupted, or where it had better not sleep like this: with few
+/// descriptors left, or no buffer.
 #[cfg(uring)]
 pub(super) fn receive_asleep(
     ground: &Ground,
     fd: &Fd,
     room: Room,
-    receive: impl FnOnce(&mut [u8], Room) -> io::Result<Taken>,
+    receive: impl FnOnce(Place<'_>, Room) -> io::Result<Taken>,
 ) -> Now {
     let room = Room { descriptors: DESCRIPTORS_MAX as u16, pidfd: room.pidfd };
-    if !ground.budget.covers(DESCRIPTORS_MAX + SPARE_ASLEEP) || fd.landing().is_some_and(|to| to.expects()) {
+    if !ground.budget.covers(DESCRIPTORS_MAX + SPARE_ASLEEP) {
         return Now::Empty;
     }
     let Some(number) = ground.pool.take() else { return Now::Empty };
-    receive_into(ground, number, PACKET_BYTES_MAX, room, |bytes| receive(bytes, room).map(|taken| (taken, 0)))
+    receive_into(ground, number, PACKET_BYTES_MAX, room, |bytes| match fd.landing() {
+        Some(landing) => landing.receive(bytes, |place| receive(place, room)),
+        None => receive(Place::one(bytes), room).map(|taken| (taken, 0)),
+    })
 }
 
 /// Receives by this call, which says how many bytes of the message have landed elsewhere.

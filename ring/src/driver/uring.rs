@@ -646,8 +646,8 @@ impl Uring {
             return Now::Empty;
         }
         let Alert { ring: own, snare: Some(snare), .. } = alert else { return Now::Empty };
-        receive_asleep(ground, fd, room, |bytes, room| {
-            snare.receive_asleep(fd.as_fd(), bytes, room, || {
+        receive_asleep(ground, fd, room, |place, room| {
+            snare.receive_asleep(fd.as_fd(), place, room, || {
                 let quiet = !is_told(ring) && own.completion().is_empty();
                 *slept_in_receives += u64::from(quiet);
                 quiet
