@@ -990,6 +990,31 @@ impl Core {
         }
     }
 
+    /// Sends a last message on a private packet socket that has no channel, with the socket inside, and
+    /// closes it. One that cannot go now needs a channel, and goes the way of all last messages.
+    pub(crate) fn send_inside_alone(&mut self, fd: OwnedFd, message: &mut Message, woken: &mut Woken) {
+        let fd = self.hold(fd);
+        message.push_descriptor(fd.clone());
+        let mut envelope = self.envelope(message);
+        envelope.seal();
+        if self.driver.send_now(&fd, &envelope).is_err() {
+            let key = self.open(fd, Kind::SeqPacket, true);
+            (self.channels[key].given, self.channels[key].travels) = (true, Travels::Soon);
+            let slip = Slip { waiter: None, silent: true, open: false };
+            self.spare_letters
+                .lend(&mut self.channels[key].lane.waiting)
+                .push_back(Letter { envelope, slip });
+            self.mark_dirty(key);
+            self.close(key, woken);
+            return;
+        }
+        self.count_sent(&envelope);
+        self.keep_envelope(envelope);
+        let Ok((fd, shell)) = fd.try_into_parts() else { return };
+        keep_shell(&mut self.spare_shells, shell);
+        closer::retire_connected(fd);
+    }
+
     /// Queues self-delimiting data, in the packet of this turn's earlier posts where it fits.
     #[inline]
     pub(crate) fn post(&mut self, key: usize, parts: &[&[u8]], descriptors: Fds) {

@@ -315,7 +315,7 @@ impl Socket {
     }
 
     fn sending(&self, message: Message, silent: bool) -> Sending {
-        let state = match self.refuse(&message) {
+        let state = match refuse(&message) {
             Some(error) => SendingState::Refused(Some(error)),
             None => {
                 let waiter = self.reactor.with(|core, _| core.send(self.channel, message, silent, true));
@@ -348,7 +348,7 @@ impl Socket {
     /// ```
     pub fn send_in_any_order(&self, message: impl Into<Message>) -> Sending {
         let message = message.into();
-        let state = match self.refuse(&message) {
+        let state = match refuse(&message) {
             Some(error) => SendingState::Refused(Some(error)),
             None => {
                 SendingState::from(self.reactor.with(|core, _| core.send_in_any_order(self.channel, message)))
@@ -363,7 +363,7 @@ impl Socket {
     /// [`SendError::WouldBlock`] if the queue is full or something waits before it.
     pub fn try_send(&self, message: impl Into<Message>) -> Result<(), SendError> {
         let message = message.into();
-        match self.refuse(&message) {
+        match refuse(&message) {
             Some(error) => Err(error),
             None => self.reactor.with(|core, _| core.try_send(self.channel, message)),
         }
@@ -587,7 +587,7 @@ impl Socket {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn send_at_once_from(&self, message: &mut Message) -> Sending {
-        let state = match self.refuse(message) {
+        let state = match refuse(message) {
             Some(error) => SendingState::Refused(Some(error)),
             None => SendingState::from(
                 self.reactor.with(|core, _| core.send_at_once(self.channel, message, true)),
@@ -653,18 +653,49 @@ impl Socket {
         Ok(())
     }
 
-    /// What can be said against a last message, of which nobody is told any more how it goes.
-    fn refuse_last(&self, message: &Message) -> Option<SendError> {
-        if self.reactor.is_forked() { Some(SendError::Forked) } else { self.refuse(message) }
+    /// As [`wrap_again`](Socket::wrap_again), [`set_private`](Socket::set_private) and
+    /// [`finish_inside`](Socket::finish_inside) of one packet socket, in one step: where the message goes at
+    /// once, as nearly all do, the reactor need not know the socket at all. The message is taken out of where
+    /// it stands, also if nothing is sent.
+    ///
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # use ring::{Executor, Kind, Message, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// let cookie = ring::socket_cookie(&far)?;
+    /// Socket::finish_inside_again(&reactor, far, &mut Message::from("with it"))?;
+    /// let mut last = Executor::new(&reactor).block_on(near.receive())?;
+    /// assert_eq!(ring::socket_cookie(last.take_descriptor().unwrap())?, cookie);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`finish_inside`](Socket::finish_inside).
+    pub fn finish_inside_again(
+        reactor: &Reactor,
+        fd: OwnedFd,
+        message: &mut Message,
+    ) -> Result<(), SendError> {
+        // One place is its own.
+        let refused = match message.descriptors().len() >= DESCRIPTORS_MAX {
+            true => Some(SendError::TooLarge),
+            false if reactor.is_forked() => Some(SendError::Forked),
+            false => refuse(message),
+        };
+        if let Some(error) = refused {
+            let socket = Socket::wrap_again(reactor, fd, Kind::SeqPacket);
+            socket.set_private(true);
+            *message = Message::default();
+            return Err(error);
+        }
+        reactor.with(|core, woken| core.send_inside_alone(fd, message, woken));
+        Ok(())
     }
 
-    /// What can be said against a message before anybody is asked.
-    fn refuse(&self, message: &Message) -> Option<SendError> {
-        if message.descriptors().len() > DESCRIPTORS_MAX {
-            return Some(SendError::TooLarge);
-        }
-        // A stream loses the descriptors of a send without bytes, without a word.
-        if message.bytes().is_empty() { Some(SendError::Empty) } else { None }
+    /// What can be said against a last message, of which nobody is told any more how it goes.
+    fn refuse_last(&self, message: &Message) -> Option<SendError> {
+        if self.reactor.is_forked() { Some(SendError::Forked) } else { refuse(message) }
     }
 
     // -- receiving --------------------------------------------------------------------------------------
@@ -1012,6 +1043,15 @@ impl Drop for Socket {
             self.reactor.with(|core, _| core.hurry());
         }
     }
+}
+
+/// What can be said against a message before anybody is asked.
+fn refuse(message: &Message) -> Option<SendError> {
+    if message.descriptors().len() > DESCRIPTORS_MAX {
+        return Some(SendError::TooLarge);
+    }
+    // A stream loses the descriptors of a send without bytes, without a word.
+    if message.bytes().is_empty() { Some(SendError::Empty) } else { None }
 }
 
 /// The number by which the kernel knows a socket: another for each socket since the machine was started, and

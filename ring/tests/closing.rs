@@ -379,6 +379,40 @@ on_each_driver! {
         assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
     }
 
+    /// Without ever being a socket of the reactor's. What cannot go now goes when there is room, and what
+    /// cannot go at all is the end.
+    fn a_socket_that_has_travelled_travels_again(reactor: &Reactor) {
+        let (near, mut far) = ends(reactor, true);
+        let cookie = ring::socket_cookie(&far).unwrap();
+        let census = testing::Census::take();
+        for is_full in [false, true, false] {
+            let mut before = 0;
+            if is_full {
+                let copy = Socket::wrap(reactor, far.try_clone().unwrap()).unwrap();
+                while copy.try_send("much").is_ok() {
+                    before += 1;
+                }
+            }
+            let reader = OwnedFd::from(std::io::pipe().unwrap().0);
+            let mut message = Message::from("again").with_descriptor(reader);
+            Socket::finish_inside_again(reactor, far, &mut message).unwrap();
+            assert_eq!((message.bytes().len(), message.descriptors().len()), (0, 0));
+            for _ in 0..before {
+                assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"much");
+            }
+            let mut came = settle(reactor, near.receive()).unwrap();
+            assert_eq!((came.bytes(), came.descriptors()), (&b"again"[..], 2));
+            far = came.take_last_descriptor().unwrap();
+            assert_eq!(ring::socket_cookie(&far).unwrap(), cookie);
+            drop(came);
+            turn(reactor);
+            census.unchanged();
+        }
+        let refused = Socket::finish_inside_again(reactor, far, &mut Message::default());
+        assert!(matches!(refused, Err(SendError::Empty)));
+        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+    }
+
     /// Even when somebody has just asked whether the peer is still there, and the question is still away.
     fn a_private_socket_that_travels_is_not_shut_down(reactor: &Reactor) {
         let (near, far) = ends(reactor, true);
@@ -403,11 +437,15 @@ on_each_driver! {
     /// With one of its own there is no room for more than 252 others.
     fn a_socket_that_cannot_travel_is_closed(reactor: &Reactor) {
         let fd = Fd::from(OwnedFd::from(std::io::pipe().unwrap().0));
-        for count in [DESCRIPTORS_MAX - 1, DESCRIPTORS_MAX] {
+        let counts = [DESCRIPTORS_MAX - 1, DESCRIPTORS_MAX];
+        for (count, is_known) in counts.into_iter().flat_map(|count| [(count, false), (count, true)]) {
             let (near, far) = ends(reactor, false);
             near.set_descriptors_max(DESCRIPTORS_MAX);
             let message = (0..count).fold(Message::from("x"), |m, _| m.with_descriptor(fd.clone()));
-            let sent = Socket::wrap(reactor, far).unwrap().finish_inside(message);
+            let sent = match is_known {
+                true => Socket::finish_inside_again(reactor, far, &mut { message }),
+                false => Socket::wrap(reactor, far).unwrap().finish_inside(message),
+            };
             let received = settle(reactor, near.receive());
             if count < DESCRIPTORS_MAX {
                 assert_eq!((sent.is_ok(), received.unwrap().descriptors()), (true, DESCRIPTORS_MAX));

@@ -732,7 +732,9 @@ impl Reception {
             return Some(continuation);
         }
         let mut continuation = match cookie {
-            Some(cookie) if self.known.has(cookie) => PlainContinuation::from_known(reactor, fd),
+            Some(cookie) if self.known.has(cookie) => {
+                PlainContinuation::from_far(FarEnd::of_known(reactor, fd))
+            }
             _ => PlainContinuation::from_fd(reactor, fd).ok()?,
         };
         if let Some(cookie) = cookie {
@@ -800,8 +802,9 @@ impl PlainIncoming {
     ///
     /// # Errors
     /// See [`AnswerError`].
+    #[inline]
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        self.continuation.answer(message)
+        self.continuation.answer_from(&mut message.into())
     }
 
     /// Where to answer, apart from the message.
@@ -821,7 +824,7 @@ impl PlainIncoming {
 #[must_use = "dropping a continuation tells the caller that nobody will answer"]
 #[derive(Debug)]
 pub struct PlainContinuation {
-    socket: Socket,
+    far: FarEnd,
     /// The mailbox says that it goes home with the answer.
     returning: bool,
     /// Where the mailbox has it closed, with others, when it is answered.
@@ -834,18 +837,12 @@ impl PlainContinuation {
     /// # Errors
     /// Not a connected SEQPACKET socket. It has been closed.
     pub fn from_fd(reactor: &Reactor, fd: OwnedFd) -> Result<PlainContinuation, WrapError> {
-        Ok(PlainContinuation::from_socket(ConnectedSocket::from_fd(reactor, fd)?.into_socket()))
+        let socket = ConnectedSocket::from_fd(reactor, fd)?.into_socket();
+        Ok(PlainContinuation::from_far(FarEnd::of_socket(socket)))
     }
 
-    /// From a descriptor of which this was asked before.
-    fn from_known(reactor: &Reactor, fd: OwnedFd) -> PlainContinuation {
-        PlainContinuation::from_socket(Socket::wrap_again(reactor, fd, Kind::SeqPacket))
-    }
-
-    fn from_socket(socket: Socket) -> PlainContinuation {
-        // By the protocol nobody else holds it; who keeps a copy loses it.
-        socket.set_private(true);
-        PlainContinuation { socket, returning: false, answered: None }
+    fn from_far(far: FarEnd) -> PlainContinuation {
+        PlainContinuation { far, returning: false, answered: None }
     }
 
     /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
@@ -861,13 +858,18 @@ impl PlainContinuation {
     /// # Errors
     /// [`AnswerError::Empty`] and [`AnswerError::TooLarge`] for messages that cannot be sent: the caller is
     /// told that nobody will answer.
+    #[inline]
     pub fn answer(self, message: impl Into<Message>) -> Result<(), AnswerError> {
+        self.answer_from(&mut message.into())
+    }
+
+    fn answer_from(self, message: &mut Message) -> Result<(), AnswerError> {
         if self.returning {
-            return self.answer_and_return(message);
+            return self.answer_and_return_from(message);
         }
-        let message = message.into();
-        fits_one_packet(&message)?;
-        let kept = self.socket.finish_and_keep(message).map_err(unanswered)?;
+        fits_one_packet(message)?;
+        let socket = self.far.into_socket();
+        let kept = socket.finish_and_keep(std::mem::take(message)).map_err(unanswered)?;
         if let (Some(socket), Some(answered)) = (kept, self.answered) {
             answered.add(socket);
             if answered.len() >= ANSWERED_MAX {
@@ -883,14 +885,20 @@ impl PlainContinuation {
     ///
     /// # Errors
     /// As [`answer`](PlainContinuation::answer).
+    #[inline]
     pub fn answer_and_return(self, message: impl Into<Message>) -> Result<(), AnswerError> {
-        let message = message.into();
-        fits_one_packet(&message)?;
-        if message.descriptors().len() < DESCRIPTORS_MAX {
-            self.socket.finish_inside(message).map_err(unanswered)
-        } else {
-            self.socket.finish(message).map_err(unanswered)
+        self.answer_and_return_from(&mut message.into())
+    }
+
+    fn answer_and_return_from(mut self, message: &mut Message) -> Result<(), AnswerError> {
+        fits_one_packet(message)?;
+        let has_room = message.descriptors().len() < DESCRIPTORS_MAX;
+        if has_room && let Some((reactor, fd)) = self.far.take_known() {
+            return Socket::finish_inside_again(&reactor, fd, message).map_err(unanswered);
         }
+        let (socket, message) = (self.far.into_socket(), std::mem::take(message));
+        let sent = if has_room { socket.finish_inside(message) } else { socket.finish(message) };
+        sent.map_err(unanswered)
     }
 
     /// Answers now, or says why not and gives the continuation back, so that something else can be answered
@@ -903,7 +911,8 @@ impl PlainContinuation {
     /// descriptors of the message are closed.
     pub fn try_answer(self, message: impl Into<Message>) -> Result<(), (AnswerError, PlainContinuation)> {
         let message = message.into();
-        let sent = fits_one_packet(&message).and_then(|()| self.socket.try_send(message).map_err(unanswered));
+        let sent =
+            fits_one_packet(&message).and_then(|()| self.far.socket().try_send(message).map_err(unanswered));
         sent.map_err(|error| (error, self))
     }
 
@@ -931,8 +940,9 @@ impl PlainContinuation {
     }
 
     async fn send_within(&self, packet: Message, time: Duration) -> Result<(), AnswerError> {
-        let mut sending = self.socket.send(packet);
-        let mut pause = self.socket.reactor().sleep(time);
+        let socket = self.far.socket();
+        let mut sending = socket.send(packet);
+        let mut pause = socket.reactor().sleep(time);
         poll_fn(|context| {
             if let Poll::Ready(sent) = Pin::new(&mut sending).poll(context) {
                 return Poll::Ready(sent.map_err(unanswered));
@@ -944,12 +954,12 @@ impl PlainContinuation {
 
     /// Whether the caller has withdrawn the call, or is gone.
     pub fn is_cancelled(&self) -> bool {
-        self.socket.is_hung_up()
+        self.far.socket().is_hung_up()
     }
 
     /// Ends when the caller withdraws the call, or is gone.
     pub async fn cancelled(&self) {
-        let _ = self.socket.hung_up().await;
+        let _ = self.far.socket().hung_up().await;
     }
 
     /// The descriptor, to hand to another process, which answers in this one's place.
@@ -958,7 +968,7 @@ impl PlainContinuation {
     /// The kernel's (out of descriptors), and only if a future of [`cancelled`](PlainContinuation::cancelled)
     /// was dropped just now.
     pub fn into_fd(self) -> io::Result<OwnedFd> {
-        match self.socket.into_fd() {
+        match self.far.into_socket().into_fd() {
             Ok(fd) => Ok(fd),
             // A question asked by `cancelled` is not home yet: the duplicate goes, and this end, which is not
             // to be shut down now, closes when it is.
@@ -967,6 +977,59 @@ impl PlainContinuation {
                 socket.as_fd().try_clone_to_owned()
             }
         }
+    }
+}
+
+/// The far end of a pair that is a caller's. One that has come before is known by its number and mostly only
+/// answered on: it is a descriptor until somebody asks for more, and never a socket of the reactor's.
+struct FarEnd {
+    /// Where it is to be one, and it, until it is.
+    known: Cell<Option<(Reactor, OwnedFd)>>,
+    socket: OnceCell<Socket>,
+}
+
+impl FarEnd {
+    fn of_known(reactor: &Reactor, fd: OwnedFd) -> FarEnd {
+        FarEnd { known: Cell::new(Some((reactor.clone(), fd))), socket: OnceCell::new() }
+    }
+
+    fn of_socket(socket: Socket) -> FarEnd {
+        // By the protocol nobody else holds it; who keeps a copy loses it.
+        socket.set_private(true);
+        FarEnd { known: Cell::new(None), socket: OnceCell::from(socket) }
+    }
+
+    fn take_known(&mut self) -> Option<(Reactor, OwnedFd)> {
+        self.known.take()
+    }
+
+    fn socket(&self) -> &Socket {
+        self.socket.get_or_init(|| {
+            let (reactor, fd) = self.known.take().expect("it is the one or the other");
+            let socket = Socket::wrap_again(&reactor, fd, Kind::SeqPacket);
+            socket.set_private(true);
+            socket
+        })
+    }
+
+    fn into_socket(mut self) -> Socket {
+        self.socket();
+        self.socket.take().expect("made just now")
+    }
+}
+
+impl Drop for FarEnd {
+    fn drop(&mut self) {
+        // Its caller is to hear of it, and what strangers have left in it is closed as in any other.
+        if self.known.get_mut().is_some() {
+            self.socket();
+        }
+    }
+}
+
+impl fmt::Debug for FarEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FarEnd")
     }
 }
 

@@ -386,6 +386,51 @@ on_each_driver! {
         assert_eq!(object.returns().not_returned, 1);
     }
 
+    /// The answerer knows it again, and does with it whatever it would do with a new one.
+    fn a_far_end_that_has_come_before_is_a_continuation_like_any_other(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (object, mailbox) = returning(reactor);
+        for way in 0..6 {
+            for _ in 0..2 {
+                let call = object.call("hello");
+                executor.block_on(mailbox.next()).unwrap().answer("yes").unwrap();
+                assert_eq!(executor.block_on(call).unwrap().bytes(), b"yes");
+            }
+            let call = object.call("and now?");
+            let incoming = executor.block_on(mailbox.next()).unwrap();
+            assert!(format!("{incoming:?}").contains("PlainContinuation"));
+            let continuation = incoming.into_continuation();
+            let answered = match way {
+                0 => continuation.try_answer("yes").is_ok(),
+                1 => continuation.answer_and_return("yes").is_ok(),
+                2 => PlainContinuation::from_fd(reactor, continuation.into_fd().unwrap())
+                    .unwrap()
+                    .answer("yes")
+                    .is_ok(),
+                3 => continuation.answer("").is_ok(),
+                4 => {
+                    drop(continuation);
+                    false
+                }
+                // There is no room for it, and the answer goes without.
+                _ => {
+                    let crowd = testing::too_many_in_flight();
+                    let is_answered = continuation.answer("yes").is_ok();
+                    executor.settle();
+                    drop(crowd);
+                    is_answered
+                }
+            };
+            let outcome = executor.block_on(call);
+            match answered {
+                true => assert_eq!(outcome.unwrap().bytes(), b"yes", "{way}"),
+                false => assert!(matches!(outcome, Err(CallError::Dropped)), "{way}: {outcome:?}"),
+            }
+            // The pair of the second way has come home.
+            assert_eq!(object.returns().reused, 2 * (way + 1) + u64::from(way > 1), "{way}");
+        }
+    }
+
     fn to_a_caller_that_does_not_expect_it_the_far_end_is_one_more_descriptor(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (object, mailbox) = plain_object(reactor).unwrap();
