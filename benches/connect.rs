@@ -15,7 +15,7 @@ use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run, timed};
 use criterion::Throughput;
 use perf::Cpus;
-use perf::connect::{ACCEPTOR, Client, RAW_ACCEPTOR, RawClient, Way, ends, told};
+use perf::connect::{ACCEPTOR, Client, Manner, RAW_ACCEPTOR, RawClient, Way, ends, told, told_raw};
 use perf::process::{Failure, Server, serve_if_asked};
 use ring::{Config, DriverChoice, Reactor};
 
@@ -30,9 +30,13 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
     let drivers = drivers();
     for (name, depth) in [("one at a time", 1), ("32 deep", 32)] {
         let mut group = suite.group(name, Throughput::Elements(depth as u64));
-        group.floor("raw stream", || raw(Way::Stream, depth, &cpus));
+        group.floor("raw stream", || raw(Way::Stream, depth, Manner::Trusting, &cpus));
         for way in [Way::Replacement, Way::Confirmed, Way::Datagram] {
-            group.beside(&format!("raw {}", way.name()), || raw(way, depth, &cpus));
+            group.beside(&format!("raw {}", way.name()), || raw(way, depth, Manner::Trusting, &cpus));
+        }
+        for way in [Way::Replacement, Way::Confirmed] {
+            let name = format!("raw {}, everything asked", way.name());
+            group.beside(&name, || raw(way, depth, Manner::Asking, &cpus));
         }
         for driver in &drivers {
             for way in Way::ALL {
@@ -44,9 +48,10 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
     Ok(())
 }
 
-fn raw(way: Way, depth: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
-    let (client, descriptors) = RawClient::new(way, depth)?;
-    let server = Server::start(RAW_ACCEPTOR, &told(way, depth), DriverChoice::Auto, cpus, descriptors)?;
+fn raw(way: Way, depth: usize, manner: Manner, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
+    let (client, descriptors) = RawClient::new(way, depth, manner)?;
+    let told = told_raw(way, depth, manner);
+    let server = Server::start(RAW_ACCEPTOR, &told, DriverChoice::Auto, cpus, descriptors)?;
     Ok(Box::new(Served {
         client,
         server,

@@ -5,7 +5,7 @@
 use std::os::fd::OwnedFd;
 
 use benches::service::{self, Client, Protocol, Request};
-use perf::connect::{self, RawClient};
+use perf::connect::{self, Manner, RawClient};
 use perf::fds::{self, Sender};
 use perf::floor::packet_pair;
 use perf::large::{self, Beside, Mover, RawBeside, RawMover};
@@ -182,10 +182,11 @@ on_each_driver! {
 
 in_own_process! {
     fn each_way_connects_by_bare_system_calls() {
-        for way in connect::Way::ALL {
+        let asking = [connect::Way::Replacement, connect::Way::Confirmed].map(|way| (way, Manner::Asking));
+        for (way, manner) in connect::Way::ALL.map(|way| (way, Manner::Trusting)).into_iter().chain(asking) {
             for depth in [1, 32] {
-                let (mut client, there) = RawClient::new(way, depth).unwrap();
-                let helper = start_helper!(raw_acceptor, there, connect::told(way, depth));
+                let (mut client, there) = RawClient::new(way, depth, manner).unwrap();
+                let helper = start_helper!(raw_acceptor, there, connect::told_raw(way, depth, manner));
                 client.batches(3).unwrap();
                 client.end();
                 helper.succeeded();
@@ -203,7 +204,7 @@ in_own_process! {
 
     fn a_raw_client_says_that_its_acceptor_is_gone() {
         for way in connect::Way::ALL {
-            let (mut client, there) = RawClient::new(way, 1).unwrap();
+            let (mut client, there) = RawClient::new(way, 1, Manner::Trusting).unwrap();
             // Nobody accepts, and nobody ever will.
             drop(there);
             if matches!(way, connect::Way::Replacement | connect::Way::Confirmed) {

@@ -273,6 +273,9 @@ fn connections(cpus: &Cpus, drivers: &[DriverChoice], depth: usize) -> Group {
     ways.sort_by_key(|way| *way != connect::Way::Stream);
     let mut tasks: Vec<Task> =
         ways.into_iter().map(|way| Task::Connect(Side::raw(cpus), way, depth)).collect();
+    // What is within reach of whoever trusts nobody.
+    let strict = [connect::Way::Replacement, connect::Way::Confirmed];
+    tasks.extend(strict.map(|way| Task::ConnectAsking(Side::raw(cpus), way, depth)));
     for way in connect::Way::ALL {
         let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, Client::Async);
         tasks.extend(drivers.iter().map(|driver| Task::Connect(ours(driver), way, depth)));

@@ -32,6 +32,8 @@ pub enum Task {
     Call(Options),
     /// Connecting, accepting and closing, so many at a time.
     Connect(Side, connect::Way, usize),
+    /// The same by bare system calls that ask and close as ours must.
+    ConnectAsking(Side, connect::Way, usize),
     /// Passing so many descriptors one way, without data.
     Transfer(Side, fds::Way, usize),
     /// Moving so many bytes; of bare system calls there is one way only.
@@ -99,6 +101,10 @@ impl Task {
             Task::Connect(side, way, depth) => {
                 Head { depth: *depth, ..side.head(&format!("connect, {}", way.name()), way.name()) }
             }
+            Task::ConnectAsking(side, way, depth) => {
+                let name = format!("connect, {}{}", way.name(), bars::ASKING);
+                Head { depth: *depth, ..side.head(&name, way.name()) }
+            }
             Task::Transfer(side, way, fds) => {
                 let name = format!("transfer, {}", way.name());
                 Head { depth: fds::BATCH, fds: *fds, ..side.head(&name, way.name()) }
@@ -154,6 +160,7 @@ impl Task {
             Task::Floor(_) | Task::Pairs(..) => None,
             Task::Call(call) => Some(call.driver),
             Task::Connect(side, ..)
+            | Task::ConnectAsking(side, ..)
             | Task::Transfer(side, ..)
             | Task::Large(side, ..)
             | Task::Beside(side, ..)
@@ -176,7 +183,13 @@ impl Task {
         let starting = match self {
             Task::Floor(floor) => return Workload::floor_with(program, floor).map(Running::calls),
             Task::Call(call) => return Workload::start_with(program, call).map(Running::calls),
-            Task::Connect(side, way, depth) => Start::new(program, side)?.connect(*way, *depth),
+            Task::Connect(side, way, depth) => match side.driver {
+                None => Start::new(program, side)?.connect_raw(*way, *depth, connect::Manner::Trusting),
+                Some(_) => Start::new(program, side)?.connect(*way, *depth),
+            },
+            Task::ConnectAsking(side, way, depth) => {
+                Start::new(program, side)?.connect_raw(*way, *depth, connect::Manner::Asking)
+            }
             Task::Transfer(side, way, fds) => Start::new(program, side)?.transfer(*way, *fds),
             Task::Large(side, way, bytes) => Start::new(program, side)?.large(*way, *bytes),
             Task::Beside(side, bytes) => Start::new(program, side)?.beside(*bytes),
@@ -385,17 +398,22 @@ impl<'a> Start<'a> {
     }
 
     fn connect(&self, way: connect::Way, depth: usize) -> Result<Running, Failure> {
-        let told = connect::told(way, depth);
-        if self.side.driver.is_none() {
-            let (client, there) = connect::RawClient::new(way, depth)?;
-            let server = self.server(connect::RAW_ACCEPTOR, &told, there)?;
-            return Ok(Running::Other(Caller::RawConnect(Box::new(client), depth), vec![server]));
-        }
         let (here, there) = connect::ends(way)?;
-        let mut server = self.server(connect::ACCEPTOR, &told, there)?;
+        let mut server = self.server(connect::ACCEPTOR, &connect::told(way, depth), there)?;
         let client = connect::Client::new(&self.reactor()?, way, depth, here);
         let client = client.map_err(|error| server.blame(error))?;
         Ok(Running::Other(Caller::Connect(Box::new(client), depth), vec![server]))
+    }
+
+    fn connect_raw(
+        &self,
+        way: connect::Way,
+        depth: usize,
+        manner: connect::Manner,
+    ) -> Result<Running, Failure> {
+        let (client, there) = connect::RawClient::new(way, depth, manner)?;
+        let server = self.server(connect::RAW_ACCEPTOR, &connect::told_raw(way, depth, manner), there)?;
+        Ok(Running::Other(Caller::RawConnect(Box::new(client), depth), vec![server]))
     }
 
     fn transfer(&self, way: fds::Way, count: usize) -> Result<Running, Failure> {

@@ -122,6 +122,9 @@ on_each_driver! {
             tasks.push(Task::Connect(ours(Client::Async), way, 4));
             tasks.push(Task::Connect(Side::raw(&cpus), way, 4));
         }
+        for way in [connect::Way::Replacement, connect::Way::Confirmed] {
+            tasks.push(Task::ConnectAsking(Side::raw(&cpus), way, 4));
+        }
         tasks.extend(fds::Way::ALL.map(|way| Task::Transfer(ours(Client::Async), way, 8)));
         for kind in [scale::Kind::Objects, scale::Kind::Sessions] {
             for called in [scale::Called::One, scale::Called::Each] {
