@@ -379,6 +379,17 @@ impl Driver {
         }
     }
 
+    /// Whether the next turn only shows the kernel what is to be sent, and does not sleep even if told to.
+    pub(crate) fn comes_back_at_once(&self) -> bool {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.comes_back_at_once(),
+            Driver::Epoll(_) | Driver::Child(_) => false,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
+    }
+
     /// Receives one message now, without a token, where nothing else receives for this descriptor.
     pub(crate) fn take(&mut self, fd: &Fd, room: Room) -> Now {
         match self {

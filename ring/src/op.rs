@@ -64,6 +64,14 @@ const LOOKS_MAX: usize = 16;
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
 
+/// Who sleeps in the very socket that is asked looks there first only where that is likely to find something.
+/// That is found out by a look after so many sleeps …
+const SLEEPS_BEFORE_A_LOOK: u8 = 32;
+
+/// … and believed until so many looks in a row were in vain. One is at the end of each queue, and one behind
+/// a message that came ahead of the others.
+const LOOKS_IN_VAIN_MAX: u8 = 4;
+
 /// How many [pieces](crate::Socket::send_piece) all sockets of a reactor [take](crate::Socket::take_piece)
 /// between two of its turns, without waiting for one: 3. With the one that each socket has in its turn these
 /// are as many of 64 KiB as fit the kernel's queue at the usual SO_SNDBUF. Everybody else waits for no more
@@ -77,9 +85,13 @@ const LETTERS_MAX: usize = 16;
 /// one enter of the ring is cheaper than as many system calls.
 const DIRECT_SENDS_MAX: usize = 8;
 
-/// So many sockets that are let go of in one turn are closed at once: what can be gained by waiting grows
-/// with their number, and whoever lets go of a few may expect to see them gone.
+/// So many sockets that are let go of between two sleeps are closed at once: what can be gained by waiting
+/// grows with their number, and whoever lets go of a few may expect to see them gone.
 const CLOSED_AT_ONCE_MAX: u8 = 4;
+
+/// Where there were more there will be more again, and none is closed at once: until so many sleeps had only
+/// a few before them.
+const FEW_BEFORE_MAX: u8 = 4;
 
 /// So many sockets that were let go of may wait to be closed together: as many as somebody connects at once,
 /// and few beside what else a process has open.
@@ -140,8 +152,11 @@ pub(crate) struct Core {
     given_since: Option<Instant>,
     /// An executor takes turns until something ends, and then sees to it that nothing stays open.
     driven: bool,
-    /// How many were closed at once in this turn.
-    closed_at_once: u8,
+    /// How many of those that could wait were let go of since the last sleep: no more than one beyond those
+    /// that are closed at once.
+    let_go: u8,
+    /// Before how many more sleeps there may be only a few, until some are closed at once again.
+    many_expected: u8,
     /// How many were given to other threads as they came.
     given_at_once: u8,
     /// Some of them came since the last sleep.
@@ -331,6 +346,10 @@ struct Inbox {
     cancelled: bool,
     /// How often the socket was glanced at in a row, and something was there each time.
     glances: u8,
+    /// How often it was slept in without a look before, since the last one.
+    unlooked: u8,
+    /// How many looks may be in vain from here on until it is slept in without one.
+    looks_left: u8,
 }
 
 #[derive(Clone, Copy)]
@@ -413,7 +432,8 @@ impl Core {
             retired_since: None,
             given_since: None,
             driven: false,
-            closed_at_once: 0,
+            let_go: 0,
+            many_expected: 0,
             given_at_once: 0,
             given_awake: false,
             failed: Vec::new(),
@@ -707,9 +727,9 @@ impl Core {
 
     /// Whether this one is one of many.
     fn is_one_of_many(&mut self) -> bool {
-        let many = self.closed_at_once >= CLOSED_AT_ONCE_MAX;
-        self.closed_at_once += u8::from(!many);
-        many
+        let many = self.let_go >= CLOSED_AT_ONCE_MAX;
+        self.let_go = if many { CLOSED_AT_ONCE_MAX + 1 } else { self.let_go + 1 };
+        many || self.many_expected > 0
     }
 
     /// Whether those that wait to be closed are in nobody's way.
@@ -764,14 +784,15 @@ impl Core {
 
     /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
     #[inline(never)]
-    fn close_before_sleeping(&mut self, sleep: Sleep) -> Sleep {
+    fn close_before_sleeping(&mut self, sleep: Sleep, taken_here: u32) -> Sleep {
         if !self.budget.covers(DESCRIPTORS_MAX) {
             self.close_the_retired();
         }
-        if sleep == Sleep::Not || self.retired.iter().all(|retired| retired.until != Until::Sleeping) {
+        let is_no_sleep = sleep == Sleep::Not || self.driver.comes_back_at_once();
+        if is_no_sleep || self.retired.iter().all(|retired| retired.until != Until::Sleeping) {
             return sleep;
         }
-        if self.driver.goes_on() {
+        if self.driver.goes_on() || taken_here >= TAKEN_HERE_MAX {
             // What is still in the queue comes first.
             return Sleep::Not;
         }
@@ -783,7 +804,7 @@ impl Core {
     /// was so before.
     pub(crate) fn set_driven(&mut self, driven: bool) -> bool {
         self.close_the_retired();
-        (self.closed_at_once, self.given_at_once) = (0, 0);
+        self.given_at_once = 0;
         self.driver.set_driven(driven);
         std::mem::replace(&mut self.driven, driven)
     }
@@ -1602,19 +1623,20 @@ impl Core {
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
-        // Where the next sleep is a receive of this socket that is the look.
-        let look = self.taken_here < TAKEN_HERE_MAX && !self.driver.sleeps_in(&self.channels[key].fd);
-        if look && self.may_look(key) {
+        if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) && self.is_worth_a_look(key) {
             self.ask_for_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
                 // What it mostly is goes straight to whoever looks.
                 Now::Arrived(arrival) if arrival.is_whole() => {
                     self.taken_here += share;
+                    self.channels[key].inbox.looks_left = LOOKS_IN_VAIN_MAX;
                     return Poll::Ready(self.hand_over_at_once(key, arrival));
                 }
                 // What waits for it now need not look again.
                 Now::Empty => {
+                    let looks_left = &mut self.channels[key].inbox.looks_left;
+                    *looks_left = looks_left.saturating_sub(1);
                     self.wait_for_message(key, asker, woken);
                     self.arm_after_a_look(key, true);
                     return Poll::Pending;
@@ -1627,6 +1649,18 @@ impl Core {
             }
         }
         self.poll_receive(key, asker, woken)
+    }
+
+    /// Where the next sleep is a receive of this socket that is the look, unless many come together: then
+    /// whoever looks knows when that was the last.
+    fn is_worth_a_look(&mut self, key: usize) -> bool {
+        let Channel { fd, inbox, .. } = &mut self.channels[key];
+        if !self.driver.sleeps_in(fd) || inbox.looks_left > 0 || inbox.unlooked >= SLEEPS_BEFORE_A_LOOK {
+            inbox.unlooked = 0;
+            return true;
+        }
+        inbox.unlooked += 1;
+        false
     }
 
     /// Takes the next message out of the queue if it is the piece that is expected. Whether it was. What else
@@ -2053,21 +2087,25 @@ impl Core {
     /// Submits, sleeps, reaps. Says whether anything came home.
     pub(crate) fn turn(&mut self, sleep: Sleep, woken: &mut Woken) -> io::Result<bool> {
         self.stats.turns += 1;
-        self.taken_here = 0;
+        let taken_here = std::mem::take(&mut self.taken_here);
         (self.pieces_taken, self.pieces_sent) = (0, 0);
-        self.closed_at_once = 0;
-        let behind = !self.dirty.is_empty() && self.flush(woken);
-        let mut home = std::mem::take(&mut self.home);
-        let nothing_here = home.is_empty() && woken.wake.is_empty() && !behind;
+        let nothing_here = self.home.is_empty() && woken.wake.is_empty();
         let mut sleep = if nothing_here { sleep } else { Sleep::Not };
         if !self.retired.is_empty() {
-            // What is closed now is nothing to be woken for.
-            sleep = self.close_before_sleeping(sleep);
+            // What is closed now is nothing to be woken for. And before anything is sent: on one CPU whoever
+            // is woken by that may run before we do again, and what he sends is in flight then.
+            sleep = self.close_before_sleeping(sleep, taken_here);
         }
+        let behind = !self.dirty.is_empty() && self.flush(woken);
+        if behind || !woken.wake.is_empty() {
+            sleep = Sleep::Not;
+        }
+        let mut home = std::mem::take(&mut self.home);
         if self.given_since.is_some() && closer::backlog() == 0 {
             self.given_since = None;
         }
         let sleep = self.sleep_within(sleep);
+        let sleeps = sleep != Sleep::Not && !self.driver.comes_back_at_once();
         let result = self.driver.turn(&mut self.requests, sleep, &mut home);
         let any = !home.is_empty();
         take_each(&mut home, |Completion { token, outcome, last }| match outcome {
@@ -2085,8 +2123,13 @@ impl Core {
             outcome => self.bring_home(token, outcome, last, woken),
         });
         self.home = home;
-        if sleep != Sleep::Not {
+        if sleeps {
             self.sleeps = self.sleeps.wrapping_add(1);
+            self.many_expected = match std::mem::take(&mut self.let_go) {
+                0 => self.many_expected,
+                1..=CLOSED_AT_ONCE_MAX => self.many_expected.saturating_sub(1),
+                _ => FEW_BEFORE_MAX,
+            };
             if !std::mem::take(&mut self.given_awake) {
                 self.given_at_once = 0;
             }

@@ -11,8 +11,11 @@ use ring::{AbstractName, Datagrams, Executor, Kind, Message, Reactor, Socket};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use testing::{Census, Lingering, on_each_driver, packet_pair, settle};
 
-/// So many are closed at once in each turn: `CLOSED_AT_ONCE_MAX`.
+/// So many are closed at once between two sleeps: `CLOSED_AT_ONCE_MAX`.
 const CLOSED_AT_ONCE_MAX: usize = 4;
+
+/// Before so many sleeps there may be a few after there were many: `FEW_BEFORE_MAX`.
+const FEW_BEFORE_MAX: usize = 4;
 
 /// So many may wait: `RETIRED_MAX`.
 const WAITING_MAX: usize = 32;
@@ -51,7 +54,7 @@ fn made_here(reactor: &Reactor) -> (Socket, OwnedFd) {
 type Way = fn(&Reactor) -> (Socket, OwnedFd);
 const WAYS: [Way; 2] = [arrived, made_here];
 
-/// What is let go of after this in the same turn is one of many.
+/// What is let go of after this, before the next sleep, is one of many.
 fn let_go_of_the_first(reactor: &Reactor) {
     (0..CLOSED_AT_ONCE_MAX).for_each(|_| drop(made_here(reactor)));
 }
@@ -103,8 +106,8 @@ on_each_driver! {
 
     fn it_waits_for_the_reactor_to_sleep(reactor: &Reactor) {
         settle(reactor, async {
+            let_go_of_the_first(reactor);
             for make in WAYS {
-                let_go_of_the_first(reactor);
                 let (socket, _there) = make(reactor);
                 let census = Census::take();
                 drop(socket);
@@ -220,7 +223,42 @@ on_each_driver! {
         });
     }
 
-    fn the_first_of_each_turn_are_closed_where_they_are_dropped(reactor: &Reactor) {
+    /// Whoever accepts takes turns in between, and those who connect send many together.
+    fn turns_in_which_nobody_sleeps_do_not_count(reactor: &Reactor) {
+        settle(reactor, async {
+            let_go_of_the_first(reactor);
+            for (socket, _there) in [arrived(reactor), made_here(reactor)] {
+                let (near, far) = made_here(reactor);
+                go_on().await;
+                let sent = [near.send_in_any_order("one"), near.send_in_any_order("another")];
+                for sending in sent {
+                    sending.await.unwrap();
+                }
+                let census = Census::take();
+                drop(socket);
+                assert_eq!(Census::take().len(), census.len(), "closed already");
+                drop((near, far));
+            }
+        });
+    }
+
+    fn where_there_were_many_the_first_wait_too_until_there_were_often_few(reactor: &Reactor) {
+        settle(reactor, async {
+            (0..=CLOSED_AT_ONCE_MAX).for_each(|_| drop(made_here(reactor)));
+            // Nothing was let go of before it, and so it tells nothing.
+            sleep_once(reactor).await;
+            sleep_once(reactor).await;
+            for closed in (0..=FEW_BEFORE_MAX).map(|sleeps| usize::from(sleeps == FEW_BEFORE_MAX)) {
+                let (socket, _there) = made_here(reactor);
+                let census = Census::take();
+                drop(socket);
+                assert_eq!(Census::take().len(), census.len() - closed);
+                sleep_once(reactor).await;
+            }
+        });
+    }
+
+    fn the_first_between_two_sleeps_are_closed_where_they_are_dropped(reactor: &Reactor) {
         settle(reactor, async {
             for _ in 0..2 {
                 let pairs: Vec<_> = (0..CLOSED_AT_ONCE_MAX).map(|_| made_here(reactor)).collect();
@@ -229,7 +267,7 @@ on_each_driver! {
                     drop(socket);
                     assert_eq!(Census::take().len(), census.len() - 1);
                 }
-                go_on().await;
+                sleep_once(reactor).await;
             }
         });
     }

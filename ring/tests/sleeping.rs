@@ -272,6 +272,34 @@ on_each_driver! {
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
 
+    /// Each by a sleep of its own would be a turn for each.
+    fn those_that_come_together_are_found_by_looks(reactor: &Reactor) {
+        const MANY: usize = 80;
+        let (near, far) = wrap_pair(reactor);
+        let other = far.try_clone().unwrap();
+        let answerer = Answerer::start(far, |_| {});
+        let executor = Executor::new(reactor);
+        executor.block_on(async {
+            call_often(&near).await;
+            (0..MANY).for_each(|_| send_packet(&other, b"one of many", &[]).unwrap());
+            let before = reactor.stats().turns;
+            for _ in 0..MANY {
+                let mut looked = false;
+                let received = poll_fn(|context| match std::mem::replace(&mut looked, true) {
+                    false => near.poll_receive_here(context),
+                    true => near.poll_receive(context),
+                });
+                assert_eq!(received.await.unwrap().bytes(), b"one of many");
+            }
+            // The first look comes after 32 sleeps, and 16 come between two turns.
+            let turns = reactor.stats().turns - before;
+            assert!(turns <= 40, "{turns} turns");
+            answerer.go_on();
+            call(&near, ROUNDS).await.unwrap();
+        });
+        answerer.thread.join().unwrap();
+    }
+
     fn a_peer_that_closes_ends_it(reactor: &Reactor) {
         let (near, far) = wrap_pair(reactor);
         let answerer = Answerer::start(far, |far| shutdown(far, Shutdown::Both).unwrap());

@@ -918,6 +918,10 @@ impl Uring {
         !self.fresh.is_empty() || !self.hot.is_empty() || !self.busy.is_empty()
     }
 
+    pub(crate) fn comes_back_at_once(&self) -> bool {
+        self.prompt
+    }
+
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
         receive_now(&self.ground, fd, room)
     }
