@@ -94,7 +94,7 @@ impl Caller {
         }
         send(control.as_fd(), b".")?;
         let watch = match sleeps {
-            Sleeps::InTheSocket => ask_who_sends(near.iter()).map(|()| None)?,
+            Sleeps::InTheSocket => None,
             Sleeps::InALoop => Some(Watch::over(near.iter())?),
         };
         Ok(Caller { near, watch, next: 0 })
@@ -107,7 +107,7 @@ impl Caller {
     pub fn call(&mut self) -> Result<Duration> {
         let start = Instant::now();
         let near = self.near[self.next].as_fd();
-        send_with(near, &PAYLOAD, &[], rustix::net::SendFlags::empty())?;
+        send(near, &PAYLOAD)?;
         let (mut room, mut none) = ([0; PAYLOAD.len()], Vec::with_capacity(FDS_MAX));
         let length = match &self.watch {
             None => receive_with(near, &mut room, &mut none, Wait::Sleep)?,
@@ -123,8 +123,7 @@ impl Caller {
 struct Watch(OwnedFd);
 
 impl Watch {
-    fn over<'a>(ends: impl Iterator<Item = &'a OwnedFd> + Clone) -> Result<Watch> {
-        ask_who_sends(ends.clone())?;
+    fn over<'a>(ends: impl Iterator<Item = &'a OwnedFd>) -> Result<Watch> {
         let watch = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         for (index, end) in ends.enumerate() {
@@ -141,9 +140,4 @@ impl Watch {
         // It was asked to wait for as long as it takes.
         told.first().map(|event| event.data.u64() as usize).ok_or(Errno::AGAIN)
     }
-}
-
-/// An empty packet is told from the end like that, and by nothing else.
-fn ask_who_sends<'a>(mut ends: impl Iterator<Item = &'a OwnedFd>) -> Result<()> {
-    ends.try_for_each(|end| rustix::net::sockopt::set_socket_passcred(end, true))
 }
