@@ -555,6 +555,15 @@ impl Core {
     }
 
     pub(crate) fn ask_for_credentials(&mut self, channel: usize) {
+        if self.channels[channel].credentials == Credentials::Forgone {
+            self.channels[channel].credentials = Credentials::NotAsked;
+        }
+        self.settle_credentials(channel);
+        self.note_whether_named(channel);
+    }
+
+    /// Before the first receive.
+    pub(crate) fn settle_credentials(&mut self, channel: usize) {
         let channel = &mut self.channels[channel];
         // A child asks nothing of its parent's sockets.
         if !channel.credentials.are_settled() && !self.driver.is_child() {
@@ -562,14 +571,25 @@ impl Core {
         }
     }
 
-    pub(crate) fn forgo_credentials(&mut self, channel: usize) {
-        let channel = &mut self.channels[channel];
+    pub(crate) fn forgo_credentials(&mut self, key: usize) {
+        let channel = &mut self.channels[key];
         if channel.credentials == Credentials::AskedHere && !self.driver.is_child() {
             let _ = sys::set_socket_option(channel.fd.as_fd(), SocketOption::PassCredentials, 0);
         }
         // Who has asked before counts on it, and has it so.
         if channel.credentials != Credentials::AskedBefore {
             channel.credentials = Credentials::Forgone;
+        }
+        self.note_whether_named(key);
+    }
+
+    /// For the receive that is away already.
+    fn note_whether_named(&mut self, key: usize) {
+        let channel = &self.channels[key];
+        if let Some(token) = channel.inbox.away
+            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
+        {
+            want.unnamed = channel.credentials == Credentials::Forgone;
         }
     }
 
@@ -1624,7 +1644,7 @@ impl Core {
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
         if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) && self.is_worth_a_look(key) {
-            self.ask_for_credentials(key);
+            self.settle_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
                 // What it mostly is goes straight to whoever looks.
@@ -1669,7 +1689,7 @@ impl Core {
         if !self.driver.lets_others_take() || !self.may_take_piece() {
             return false;
         }
-        self.ask_for_credentials(key);
+        self.settle_credentials(key);
         let channel = &self.channels[key];
         match self.driver.take(&channel.fd, channel.room) {
             Now::Arrived(arrival) if arrival.message.landed() > 0 => {
@@ -1804,7 +1824,7 @@ impl Core {
             if let Some(result) = self.take_arrived(key) {
                 return OneTaken::Here(result);
             }
-            self.ask_for_credentials(key);
+            self.settle_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
                 Now::Arrived(arrival) => self.arrived(key, Ok(arrival), false, woken),
@@ -1970,7 +1990,7 @@ impl Core {
     /// the peer had sent and closed.
     fn nothing(&mut self, key: usize, hung_up: bool, woken: &mut Woken) {
         let channel = &mut self.channels[key];
-        channel.inbox.nothings += 1;
+        channel.inbox.nothings = channel.inbox.nothings.saturating_add(1);
         // Nobody hears of a shutdown, and nobody can undo it.
         channel.shut |= hung_up;
         if hung_up || channel.kind == Kind::Stream || channel.inbox.nothings >= 2 {

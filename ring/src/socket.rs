@@ -240,7 +240,9 @@ impl Socket {
     /// empty packet is not taken for it; that packet itself is dropped and not counted. The last words of a
     /// peer that has hung up count only as far as its first empty packet.
     ///
-    /// Not where others count on credentials: whoever [shares](Socket::share) this end finds none.
+    /// Not where others count on credentials: whoever [shares](Socket::share) this end finds none. What
+    /// somebody else had asked for before stays so only if this was told after a first receive, and not
+    /// beyond the first doubt: then it is undone when the descriptor is given back.
     ///
     /// ```
     /// # use ring::{Kind, Reactor, Socket};

@@ -50,9 +50,9 @@ pub struct Stats {
     pub receives_starved: u64,
     /// Peers that have closed without reading everything (ECONNRESET).
     pub resets: u64,
-    /// Empty packets, dropped: a violation, since they look like the end of file. The first of a socket that
-    /// [has no senders named](crate::Socket::forgo_credentials) is not counted, unless it brings
-    /// descriptors.
+    /// Empty packets, dropped: a violation, since they look like the end of file. Of a socket that
+    /// [has no senders named](crate::Socket::forgo_credentials) the first ones are not counted, until it has
+    /// been asked who sends, unless they bring descriptors.
     pub empty_packets: u64,
     /// Messages whose end was cut off.
     pub messages_truncated: u64,

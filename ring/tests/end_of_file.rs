@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use ring::{Config, Kind, Reactor, ReceiveError, Socket};
+use ring::{Config, Executor, Kind, Reactor, ReceiveError, Socket};
 use testing::{ends, helper, on_each_driver, on_each_driver_and_seed, settle, start_helper, turn};
 
 fn assert_closed(reactor: &Reactor, near: &Socket) {
@@ -97,6 +97,37 @@ on_each_driver_and_seed! {
                 assert!(!is_named(near.into_fd().unwrap().as_fd()));
             }
         }
+    }
+
+    /// Nor where somebody receives already.
+    fn without_names_from_now_on_empty_packets_are_not_the_end(reactor: &Reactor) {
+        for streams in [false, true] {
+            let (near, far) = ends(reactor, streams);
+            near.forgo_credentials();
+            for words in [&b""[..], b"", b"after all"] {
+                testing::send_packet(&far, words, &[]).unwrap();
+            }
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"after all");
+            near.forgo_credentials();
+            near.ask_for_credentials();
+            testing::send_packet(&far, b"who", &[]).unwrap();
+            assert!(settle(reactor, near.receive()).unwrap().credentials().is_some());
+        }
+    }
+
+    /// Nobody goes on asking what it was, turn after turn, when a turn has room for one answer alone.
+    fn the_end_of_one_message_a_turn_is_the_end(reactor: &Reactor) {
+        let (near, far) = ends(reactor, true);
+        near.set_burst(1);
+        for number in 0..3_u8 {
+            testing::send_packet(&far, &[number], &[]).unwrap();
+        }
+        drop(far);
+        for number in 0..3_u8 {
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), [number]);
+        }
+        assert_closed(reactor, &near);
+        Executor::new(reactor).settle();
     }
 
     /// Nor is one with descriptors, which are closed.

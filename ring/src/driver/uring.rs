@@ -1081,7 +1081,8 @@ impl Uring {
                     // As in `op.rs`, whose turn comes too late: the second one is taken here.
                     sys::name_senders_again(fd.as_fd());
                 }
-                share.took(0);
+                // No part of the stream's share: what decides comes next, and a turn that had no room for it
+                // would leave the question to the next, which begins with the same.
                 self.lately = Some(token);
                 return Some(Ok(arrival));
             }
