@@ -118,7 +118,14 @@ fn packets(malice: Malice, kind: u8, number: u32) -> Vec<Vec<u8>> {
         Malice::OpensTwice => vec![open(), first, open(), rest],
         Malice::Exchanged => {
             let other = large(kind, number + 1, (PART_BYTES + 100) as u64);
-            vec![open(), other, first, part(number + 1, PART_BYTES), part(number + 1, REST), part(number, 100)]
+            vec![
+                open(),
+                other,
+                first,
+                part(number + 1, PART_BYTES),
+                part(number + 1, REST),
+                part(number, 100),
+            ]
         }
         Malice::TotalTooLarge => vec![large(kind, number, u64::MAX), first],
         Malice::Empty => vec![open(), first, frame(PART, number, 0, &[])],
