@@ -119,7 +119,8 @@ on_each_driver! {
         executor.spawn(echo(mailbox));
         let around = |size: usize| [size - 1, size, size + 1];
         let packets = [1, 2, 5].map(|count| count * PART_BYTES_MAX);
-        let sizes = packets.into_iter().chain([PAYLOAD_BYTES_MAX, 65_536]).flat_map(around).chain([MIB - 1, MIB]);
+        let packets = packets.into_iter().chain([PAYLOAD_BYTES_MAX, 65_536]);
+        let sizes = packets.flat_map(around).chain([MIB - 1, MIB]);
         for size in sizes {
             let sent = bytes(size);
             let answer = executor.block_on(object.call_with(sent.clone(), room(MIB))).unwrap();
