@@ -105,6 +105,18 @@ fn make_all_calls(executor: &Executor, near: &Socket, answerer: Answerer) {
     answerer.thread.join().unwrap();
 }
 
+/// The same, and each answer is a piece that lands behind the others.
+fn call_for_all_pieces(executor: &Executor, near: &Socket, answerer: Answerer) {
+    let landing = room_for_pieces();
+    executor.block_on(async {
+        for number in 0..=ROUNDS {
+            call_for_piece(near, &landing, number).await.unwrap();
+        }
+    });
+    answerer.thread.join().unwrap();
+    assert_eq!(landing.take_bytes(), pieces(ROUNDS + 1));
+}
+
 /// Whether a reactor like this sleeps in receives.
 fn does(reactor: &Reactor) -> bool {
     let descriptors_are_left = getrlimit(Resource::Nofile).current.is_none_or(|limit| limit >= 1000);
@@ -136,14 +148,7 @@ on_each_driver! {
         let (near, far) = wrap_pair(reactor);
         near.stream();
         let answerer = Answerer::to_the_end(far);
-        let landing = room_for_pieces();
-        Executor::new(reactor).block_on(async {
-            for number in 0..=ROUNDS {
-                call_for_piece(&near, &landing, number).await.unwrap();
-            }
-        });
-        answerer.thread.join().unwrap();
-        assert_eq!(landing.take_bytes(), pieces(ROUNDS + 1));
+        call_for_all_pieces(&Executor::new(reactor), &near, answerer);
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
 
@@ -159,14 +164,7 @@ on_each_driver! {
             assert_eq!(other.receive().await.unwrap().bytes(), b"news");
             told.store(true, Ordering::SeqCst);
         });
-        let landing = room_for_pieces();
-        executor.block_on(async {
-            for number in 0..=ROUNDS {
-                call_for_piece(&near, &landing, number).await.unwrap();
-            }
-        });
-        answerer.thread.join().unwrap();
-        assert_eq!(landing.take_bytes(), pieces(ROUNDS + 1));
+        call_for_all_pieces(&executor, &near, answerer);
         assert_eq!(reactor.stats().slept_in_receives > 0, does(reactor));
     }
 
