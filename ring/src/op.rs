@@ -2116,9 +2116,14 @@ impl Core {
             // is woken by that may run before we do again, and what he sends is in flight then.
             sleep = self.close_before_sleeping(sleep, taken_here);
         }
+        let retired = self.retired.len();
         let behind = !self.dirty.is_empty() && self.flush(woken);
         if behind || !woken.wake.is_empty() {
             sleep = Sleep::Not;
+        }
+        if self.retired.len() > retired {
+            // Those whose last letters have gone just now, or never will.
+            sleep = self.close_before_sleeping(sleep, 0);
         }
         let mut home = std::mem::take(&mut self.home);
         if self.given_since.is_some() && closer::backlog() == 0 {

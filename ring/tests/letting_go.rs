@@ -118,6 +118,21 @@ on_each_driver! {
         });
     }
 
+    /// What it had still to say leaves in the turn that sleeps.
+    fn so_does_one_whose_last_letter_has_still_to_leave(reactor: &Reactor) {
+        settle(reactor, async {
+            let_go_of_the_first(reactor);
+            let (socket, there) = arrived(reactor);
+            socket.post(&[b"farewell"], Vec::new());
+            let census = Census::take();
+            drop(socket);
+            assert_eq!(Census::take().len(), census.len(), "closed already");
+            sleep_once(reactor).await;
+            assert_eq!(Census::take().len(), census.len() - 1);
+            assert_eq!(testing::receive_packet(&there).unwrap().bytes, b"farewell");
+        });
+    }
+
     /// Each time a thread is woken takes longer than what it does then.
     fn those_that_other_threads_close_are_given_to_them_together(reactor: &Reactor) {
         settle(reactor, async {
