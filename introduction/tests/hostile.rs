@@ -314,7 +314,7 @@ on_each_driver! {
 
     fn honest_peers_meet_among_hundreds_that_are_not(reactor: &Reactor) {
         let server = server(reactor, |_| {});
-        settle(reactor, async {
+        let (_anne, _bert, census) = settle(reactor, async {
             let anne = registered(reactor, &server, 201).await;
             let bert = registered(reactor, &server, 202).await;
             let census = Census::take();
@@ -340,8 +340,10 @@ on_each_driver! {
                 }
             }
             until(reactor, || server.connections() == 2).await;
-            census.unchanged();
+            (anne, bert, census)
         });
+        // What was let go of may wait for the next sleep, and is closed when no more turns are taken.
+        census.unchanged();
     }
 
     fn with_few_descriptors_left_honest_peers_still_meet(reactor: &Reactor) {
