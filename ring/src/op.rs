@@ -491,23 +491,26 @@ impl Core {
     }
 
     pub(crate) fn set_descriptors_max(&mut self, channel: usize, count: usize) {
-        let channel = &mut self.channels[channel];
-        channel.room.descriptors = count.min(DESCRIPTORS_MAX) as u16;
+        let count = count.min(DESCRIPTORS_MAX) as u16;
+        self.channels[channel].room.descriptors = count;
         // The receive that is away has control room for all there can be; this is what it waits for.
-        if let Some(token) = channel.inbox.away
-            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
-        {
-            want.room.descriptors = channel.room.descriptors;
+        if let Some(want) = self.want_away(channel) {
+            want.room.descriptors = count;
         }
     }
 
     pub(crate) fn set_burst(&mut self, channel: usize, messages: u8) {
-        let channel = &mut self.channels[channel];
-        channel.burst = messages;
-        if let Some(token) = channel.inbox.away
-            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
-        {
-            want.burst = channel.burst;
+        self.channels[channel].burst = messages;
+        if let Some(want) = self.want_away(channel) {
+            want.burst = messages;
+        }
+    }
+
+    /// What a socket's receive is for, if it is away.
+    fn want_away(&mut self, channel: usize) -> Option<&mut Want> {
+        match self.requests.find(self.channels[channel].inbox.away?) {
+            Some(Request::Receive { want, .. }) => Some(want),
+            _ => None,
         }
     }
 
@@ -525,15 +528,13 @@ impl Core {
     }
 
     /// Others hold this end from now on, may change what was set here, and count on what was asked for.
-    pub(crate) fn set_shared(&mut self, channel: usize) {
-        let channel = &mut self.channels[channel];
+    pub(crate) fn set_shared(&mut self, key: usize) {
+        let channel = &mut self.channels[key];
         (channel.made_here, channel.given) = (false, true);
         if channel.credentials.are_asked() {
             channel.credentials = Credentials::AskedBefore;
         }
-        if let Some(token) = channel.inbox.away
-            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
-        {
+        if let Some(want) = self.want_away(key) {
             want.strange = true;
         }
     }
@@ -585,11 +586,9 @@ impl Core {
 
     /// For the receive that is away already.
     fn note_whether_named(&mut self, key: usize) {
-        let channel = &self.channels[key];
-        if let Some(token) = channel.inbox.away
-            && let Some(Request::Receive { want, .. }) = self.requests.find(token)
-        {
-            want.unnamed = channel.credentials == Credentials::Forgone;
+        let unnamed = self.channels[key].credentials == Credentials::Forgone;
+        if let Some(want) = self.want_away(key) {
+            want.unnamed = unnamed;
         }
     }
 
