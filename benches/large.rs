@@ -1,9 +1,9 @@
 //! What it costs to give another process 256 KiB to 64 MiB, and what that does to small calls meanwhile.
 //!
 //! As one large call or answer of a session, as sealed memory that is passed and mapped, beside bare packets
-//! of 64 KiB: two processes on one CPU. Then small calls on the very session on which 64 MiB are under way,
-//! beside the round trips of a raw pair while the same load keeps the same CPU busy; there it is the tail
-//! that counts, which has a table of its own.
+//! of 64 KiB and as large as our parts: two processes on one CPU. Then small calls on the very session on
+//! which 64 MiB are under way, beside the round trips of a raw pair while the same load keeps the same CPU
+//! busy; there it is the tail that counts, which has a table of its own.
 //!
 //! ```text
 //! cargo bench --bench large
@@ -17,7 +17,7 @@ use benches::subject::Served;
 use benches::suite::{Subject, Suite, drivers, run};
 use criterion::Throughput;
 use perf::floor::packet_pair;
-use perf::large::{Beside, LOAD, LOOKER, Mover, RAW_LOOKER, RawBeside, RawMover, UNSEEN, Way};
+use perf::large::{Beside, LOAD, LOOKER, Mover, PACKET, PART, RAW_LOOKER, RawBeside, RawMover, UNSEEN, Way};
 use perf::process::{Failure, Server, serve_if_asked};
 use perf::{Cpus, Recorder};
 use ring::{Config, DriverChoice, Reactor};
@@ -41,7 +41,8 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
     let drivers = drivers();
     for (name, bytes) in SIZES {
         let mut group = suite.group(name, Throughput::Bytes(bytes as u64));
-        group.floor("raw packets", || raw(bytes, &cpus));
+        group.floor("raw packets", || raw(bytes, PACKET, &cpus));
+        group.beside("raw packets as large as parts", || raw(bytes, PART, &cpus));
         for driver in &drivers {
             for way in Way::ALL {
                 let name = way.name();
@@ -57,9 +58,9 @@ fn measure(suite: &mut Suite) -> Result<(), Failure> {
     Ok(())
 }
 
-fn raw(bytes: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
-    let (client, far) = RawMover::new(bytes)?;
-    let server = Server::start(RAW_LOOKER, "", DriverChoice::Auto, cpus, vec![far])?;
+fn raw(bytes: usize, packet_bytes: usize, cpus: &Cpus) -> Result<Box<dyn Subject>, Failure> {
+    let (client, far) = RawMover::new(bytes, packet_bytes)?;
+    let server = Server::start(RAW_LOOKER, &packet_bytes.to_string(), DriverChoice::Auto, cpus, vec![far])?;
     Ok(Box::new(Served { client, server, call: RawMover::moves, end: drop }))
 }
 

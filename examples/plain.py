@@ -2,7 +2,7 @@
 
 `socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)` makes one: whoever holds the first end calls,
 whoever holds the second is called. It is passed on by its number, as an argument of a call or with an answer.
-Messages and answers are bytes, 1 to 65,536 of them: an empty packet is never sent, for it could not be told
+Messages and answers are bytes, 1 to 102,080 of them: an empty packet is never sent, for it could not be told
 from the end of file.
 
 This trusts those who hold its objects; what a server of strangers watches for besides is in PROTOCOL.md,
@@ -13,9 +13,9 @@ import contextlib, os, socket
 def receive(end):
     """Message, descriptors, flags and None. No message: nobody holds the other end any more."""
     end.setblocking(True)  # all holders share this setting, so it may have been changed
-    packet = socket.recv_fds(end, 65536, 253)
+    packet = socket.recv_fds(end, 102080, 253)
     # Nothing, once, proves nothing: it can race with what was sent just before the other end was closed.
-    return packet if packet[0] else socket.recv_fds(end, 65536, 253)
+    return packet if packet[0] else socket.recv_fds(end, 102080, 253)
 
 def call(thing, message, *arguments):
     """As `receive`: what was answered, or no message if nobody will. The arguments remain the caller's."""

@@ -195,11 +195,13 @@ in_own_process! {
     }
 
     fn bare_packets_lose_no_bytes() {
-        let (mut mover, far) = RawMover::new(4 << 20).unwrap();
-        let helper = start_helper!(raw_looker, vec![far]);
-        mover.moves(2).unwrap();
-        drop(mover);
-        helper.succeeded();
+        for packet_bytes in [large::PACKET, large::PART] {
+            let (mut mover, far) = RawMover::new(4 << 20, packet_bytes).unwrap();
+            let helper = start_helper!(raw_looker, vec![far], packet_bytes.to_string());
+            mover.moves(2).unwrap();
+            drop(mover);
+            helper.succeeded();
+        }
     }
 
     fn a_raw_client_says_that_its_acceptor_is_gone() {

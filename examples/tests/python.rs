@@ -47,13 +47,13 @@ on_each_driver! {
         let script = "
 answer, fds, *_ = call(given, b'hello')
 assert (answer, fds) == (b'HELLO', []), (answer, fds)
-answer, *_ = call(given, bytes(65536))
-assert answer == bytes(65536)
+answer, *_ = call(given, bytes(102080))
+assert answer == bytes(102080)
 ";
         let Some(python) = start(shouter.share().unwrap(), script) else { return };
         drop(shouter);
         settle(reactor, async {
-            for expected in [5, 65_536] {
+            for expected in [5, 102_080] {
                 let call = mailbox.next().await.expect("python has not called");
                 assert_eq!(call.bytes().len(), expected);
                 let louder = call.bytes().to_ascii_uppercase();
@@ -216,9 +216,9 @@ serve(given, handler)
         let (worker, worker_mailbox) = plain_object(reactor).unwrap();
         // The front is given the worker with the first call, and sends it all others as they came.
         let script = "
-answer, (worker, continuation), *_ = socket.recv_fds(given, 65536, 253)
+answer, (worker, continuation), *_ = socket.recv_fds(given, 102080, 253)
 os.close(continuation)
-while (packet := socket.recv_fds(given, 65536, 253))[0]:
+while (packet := socket.recv_fds(given, 102080, 253))[0]:
     socket.send_fds(end(os.dup(worker)), [packet[0]], packet[1])
     for fd in packet[1]: os.close(fd)
 ";

@@ -31,7 +31,7 @@ pub fn seeds(reactor: &Reactor) -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let (requests, answers) = sendright::fuzzing::samples();
     let of = |decoder: Decoder| match decoder {
         Decoder::Packet => session(reactor),
-        // Real ones are of 65,472 bytes. Here a message has 300, in parts of 100.
+        // Real ones are of 102,016 bytes. Here a message has 300, in parts of 100.
         Decoder::Parts => vec![[&[43, 1, 0, 99, 0][..], &[7; 300]].concat()],
         Decoder::LargeAnswer => plain.iter().map(|packet| [&[255, 255][..], packet].concat()).collect(),
         Decoder::Typed => typed.clone(),
@@ -88,7 +88,7 @@ fn session(reactor: &Reactor) -> Vec<Vec<u8>> {
                 b"drop" => drop(call),
                 b"refuse" => call.refuse(),
                 b"elsewhere" => drop(call.into_continuation().into_fd()),
-                b"large" => drop(call.answer(vec![7; 70_000])),
+                b"large" => drop(call.answer(vec![7; 110_000])),
                 _ => {
                     let echo = Message::new(call.bytes().to_vec());
                     let echo = call.take_descriptors().into_iter().fold(echo, Message::with_descriptor);
@@ -104,10 +104,10 @@ fn session(reactor: &Reactor) -> Vec<Vec<u8>> {
         let one = || Message::from("one").with_descriptor(testing::packet_pair().0);
         let _ = futures([object.call("add"), object.call(one()), object.call("drop"), object.call("refuse")])
             .await;
-        let large = CallOptions { answer_bytes: Some(100_000), ..CallOptions::default() };
+        let large = CallOptions { answer_bytes: Some(150_000), ..CallOptions::default() };
         let patient = CallOptions { within: Some(super::scenes::HONEST_TIME_MAX), ..CallOptions::default() };
         let _ = object.call_with("large", large).await;
-        let _ = object.call_with(vec![7; 70_000], patient).await;
+        let _ = object.call_with(vec![7; 110_000], patient).await;
         let _ = object.call("elsewhere").await;
         let _ = object.grant().await;
         drop(object.call("withdrawn"));

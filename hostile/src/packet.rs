@@ -33,7 +33,7 @@ pub(crate) enum Tongue {
 }
 
 /// Lengths on each side of what is a limit somewhere.
-const LENGTHS: [usize; 12] = [0, 1, 2, 8, 16, 17, 52, 1_000, 4_096, 65_504, 65_520, 65_536];
+const LENGTHS: [usize; 12] = [0, 1, 2, 8, 16, 17, 52, 1_000, 4_096, 102_048, 102_064, 102_080];
 
 impl Tongue {
     /// A packet that comes with so many descriptors.
@@ -57,16 +57,16 @@ impl Tongue {
 }
 
 fn large_answer(script: &mut Script<'_>) -> Vec<u8> {
-    let total = script.one_of(&[0, 1, 16, 100, 65_520, 65_521, 1 << 20, 64 << 20, u64::MAX]);
+    let total = script.one_of(&[0, 1, 16, 100, 102_064, 102_065, 1 << 20, 64 << 20, u64::MAX]);
     let mut bytes = total.to_le_bytes().to_vec();
     bytes.extend([if script.below(8) == 7 { 1 } else { 0 }; 8]);
-    bytes.resize(16 + script.one_of(&LENGTHS).min(65_520), 7);
+    bytes.resize(16 + script.one_of(&LENGTHS).min(102_064), 7);
     bytes
 }
 
 fn typed(script: &mut Script<'_>, descriptors: usize) -> Vec<u8> {
     let places = if script.below(8) == 7 { script.below(10) } else { descriptors.min(8) };
-    let length = script.one_of(&[0, 1, 100, 4_096, 65_536, 131_072, 131_073]);
+    let length = script.one_of(&[0, 1, 100, 4_096, 102_080, 204_160, 131_073]);
     let said = if script.below(8) == 7 { script.number() } else { length as u32 };
     let mut bytes = vec![1, places as u8, 0, 0];
     bytes.extend(said.to_le_bytes());
@@ -119,7 +119,7 @@ fn frame(script: &mut Script<'_>, descriptors: usize, bytes: &mut Vec<u8>) {
         }
         KIND_CREDIT => windows(script),
         KIND_REFUSED => vec![script.byte() % 8],
-        KIND_PART => vec![7; script.one_of(&[1, 2, 16, 4_032, 65_472, 65_520])],
+        KIND_PART => vec![7; script.one_of(&[1, 2, 16, 4_032, 102_016, 102_064])],
         _ => Vec::new(),
     };
     let declared = match kind {
@@ -129,7 +129,7 @@ fn frame(script: &mut Script<'_>, descriptors: usize, bytes: &mut Vec<u8>) {
     let (answer_descriptors, answer_bytes): (u8, u32) = match kind {
         KIND_CALL => (
             script.one_of(&[0, 0, 1, 16, 253]),
-            script.one_of(&[0, 64, 65_520, 65_521, 1 << 20, 64 << 20, u32::MAX / 2]),
+            script.one_of(&[0, 64, 102_064, 102_065, 1 << 20, 64 << 20, u32::MAX / 2]),
         ),
         KIND_GRANT => (1, 0),
         _ => (0, 0),
@@ -153,7 +153,17 @@ fn extension(script: &mut Script<'_>, flags: u8) -> Vec<u8> {
     }
     let total: u64 = match flags & 1 {
         0 => 0,
-        _ => script.one_of(&[65_505, 65_521, 65_522, 131_040, 131_041, 1 << 20, 64 << 20, 1 << 31, u64::MAX]),
+        _ => script.one_of(&[
+            102_049,
+            102_065,
+            102_066,
+            204_128,
+            204_129,
+            1 << 20,
+            64 << 20,
+            1 << 31,
+            u64::MAX,
+        ]),
     };
     let time_left_us: u64 = match flags & 2 {
         0 => 0,
@@ -167,8 +177,8 @@ fn hello(script: &mut Script<'_>) -> Vec<u8> {
     let mut bytes = b"SRT1\x01\0\0\0".to_vec();
     bytes.extend(windows(script));
     let call_descriptors: u32 = script.one_of(&[16, 0, 1, 253, 254]);
-    let packet_bytes: u32 = script.one_of(&[65_536, 4_096, 4_095, 65_537]);
-    let message_bytes: u32 = script.one_of(&[64 << 20, 65_520, 4_080, u32::MAX / 2, u32::MAX]);
+    let packet_bytes: u32 = script.one_of(&[102_080, 4_096, 4_095, 102_081]);
+    let message_bytes: u32 = script.one_of(&[64 << 20, 102_064, 4_080, u32::MAX / 2, u32::MAX]);
     for promise in [call_descriptors, packet_bytes, message_bytes] {
         bytes.extend(promise.to_le_bytes());
     }
@@ -177,7 +187,7 @@ fn hello(script: &mut Script<'_>) -> Vec<u8> {
 
 fn windows(script: &mut Script<'_>) -> Vec<u8> {
     let calls: u32 = script.one_of(&[256, 1, 0, 257, u32::MAX]);
-    let bytes: u32 = script.one_of(&[18 << 20, 131_072, 8_192, 131_071, u32::MAX]);
+    let bytes: u32 = script.one_of(&[18 << 20, 204_160, 8_192, 204_159, u32::MAX]);
     let descriptors: u32 = script.one_of(&[64, 16, 0, 253, u32::MAX]);
     let large_bytes: u32 = script.one_of(&[128 << 20, 0, 1 << 20, u32::MAX]);
     [calls, bytes, descriptors, large_bytes].map(u32::to_le_bytes).concat()
@@ -222,7 +232,7 @@ pub(crate) fn say(socket: impl AsFd, bytes: &[u8]) {
 
 /// Receives once, and does not wait.
 pub(crate) fn receive(socket: impl AsFd) -> Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; 70_000];
+    let mut bytes = vec![0; 110_000];
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;

@@ -41,8 +41,11 @@ impl Way {
     }
 }
 
-/// What a bare packet has.
+/// What a bare packet of the floor has.
 pub const PACKET: usize = 65_536;
+
+/// What ours have: a part of a large message.
+pub const PART: usize = seqpacket::wire::PART_BYTES_MAX;
 
 /// Who looks at what it is given: see [`serve`].
 pub const LOOKER: &str = "looker";
@@ -233,12 +236,14 @@ impl Mover {
 
 // -- bare packets ------------------------------------------------------------------------------------------
 
-/// Receives a length and so many bytes, looks at them and says what it saw, until the other side closes.
+/// Receives a length and so many bytes, in packets of as many as it was told, looks at them and says what it
+/// saw, until the other side closes.
 ///
 /// # Errors
 /// The kernel's.
 pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
     let [socket] = order.take()?;
+    let packet_bytes: usize = order.told.parse()?;
     let mut whole = Aligned::new(0);
     loop {
         let mut length = [0; 8];
@@ -249,7 +254,7 @@ pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
         if whole.len() != length {
             whole = Aligned::new(length);
         }
-        for packet in whole.chunks_mut(PACKET) {
+        for packet in whole.chunks_mut(packet_bytes) {
             rustix::net::recv(&socket, packet, RecvFlags::empty())?;
         }
         rustix::net::send(&socket, &look_at(&whole).to_ne_bytes(), SendFlags::NOSIGNAL)?;
@@ -260,19 +265,20 @@ pub fn serve_raw(mut order: Order) -> Result<(), Failure> {
 pub struct RawMover {
     socket: OwnedFd,
     source: Aligned,
+    packet_bytes: usize,
     expected: u64,
 }
 
 impl RawMover {
-    /// A client, and the end of its server.
+    /// A client that sends packets of so many bytes, and the end of its server, which is told as many.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new(bytes: usize) -> Result<(RawMover, OwnedFd), Failure> {
+    pub fn new(bytes: usize, packet_bytes: usize) -> Result<(RawMover, OwnedFd), Failure> {
         let (socket, far) = packet_pair()?;
         let source = Aligned::copy_of(&source(bytes));
         let expected = look_at(&source);
-        Ok((RawMover { socket, source, expected }, far))
+        Ok((RawMover { socket, source, packet_bytes, expected }, far))
     }
 
     /// Moves the bytes so many times.
@@ -284,7 +290,7 @@ impl RawMover {
         for _ in 0..count {
             let length = (self.source.len() as u64).to_ne_bytes();
             rustix::net::send(&self.socket, &length, SendFlags::NOSIGNAL)?;
-            for packet in self.source.chunks(PACKET) {
+            for packet in self.source.chunks(self.packet_bytes) {
                 rustix::net::send(&self.socket, packet, SendFlags::NOSIGNAL)?;
             }
             let mut seen = [0; 8];

@@ -298,7 +298,8 @@ const SIZES: [(&str, usize); 5] = [
 fn sizes(cpus: &Cpus, drivers: &[DriverChoice]) -> Vec<Group> {
     let mut groups = Vec::new();
     for (name, bytes) in SIZES {
-        let mut tasks = vec![Task::Large(Side::raw(cpus), large::Way::Call, bytes)];
+        let packets = |length| Task::LargePackets(Side::raw(cpus), bytes, length);
+        let mut tasks = vec![packets(large::PACKET), packets(large::PART)];
         for way in large::Way::ALL {
             for client in [Client::Async, Client::Blocking] {
                 let ours = |driver: &DriverChoice| Side::ours(cpus, *driver, client);

@@ -36,8 +36,10 @@ pub enum Task {
     ConnectAsking(Side, connect::Way, usize),
     /// Passing so many descriptors one way, without data.
     Transfer(Side, fds::Way, usize),
-    /// Moving so many bytes; of bare system calls there is one way only.
+    /// Moving so many bytes.
     Large(Side, large::Way, usize),
+    /// The same by bare packets of as many bytes as the last number says.
+    LargePackets(Side, usize, usize),
     /// A small call while one of so many bytes is under way.
     Beside(Side, usize),
     /// A call while others misbehave.
@@ -110,11 +112,14 @@ impl Task {
                 Head { depth: fds::BATCH, fds: *fds, ..side.head(&name, way.name()) }
             }
             Task::Large(side, way, bytes) => {
-                let name = match side.driver {
-                    None => "packets".to_owned(),
-                    Some(_) => format!("large {}", way.name()),
+                Head { payload: *bytes, ..side.head(&format!("large {}", way.name()), way.name()) }
+            }
+            Task::LargePackets(side, bytes, packet_bytes) => {
+                let name = match *packet_bytes {
+                    large::PACKET => "packets".to_owned(),
+                    _ => format!("packets{}", bars::AS_PARTS),
                 };
-                Head { payload: *bytes, ..side.head(&name, way.name()) }
+                Head { payload: *bytes, ..side.head(&name, "call") }
             }
             Task::Beside(side, _) => {
                 let name = match side.driver {
@@ -163,6 +168,7 @@ impl Task {
             | Task::ConnectAsking(side, ..)
             | Task::Transfer(side, ..)
             | Task::Large(side, ..)
+            | Task::LargePackets(side, ..)
             | Task::Beside(side, ..)
             | Task::Attacked(side, ..)
             | Task::AttackedKeeper(side, ..)
@@ -192,6 +198,9 @@ impl Task {
             }
             Task::Transfer(side, way, fds) => Start::new(program, side)?.transfer(*way, *fds),
             Task::Large(side, way, bytes) => Start::new(program, side)?.large(*way, *bytes),
+            Task::LargePackets(side, bytes, packet_bytes) => {
+                Start::new(program, side)?.large_packets(*bytes, *packet_bytes)
+            }
             Task::Beside(side, bytes) => Start::new(program, side)?.beside(*bytes),
             Task::Attacked(side, misdeed) => Start::new(program, side)?.attacked(*misdeed, ""),
             Task::AttackedKeeper(side, misdeed) => {
@@ -423,11 +432,6 @@ impl<'a> Start<'a> {
     }
 
     fn large(&self, way: large::Way, bytes: usize) -> Result<Running, Failure> {
-        if self.side.driver.is_none() {
-            let (mover, far) = large::RawMover::new(bytes)?;
-            let server = self.server(large::RAW_LOOKER, "", vec![far])?;
-            return Ok(Running::Other(Caller::RawLarge(mover), vec![server]));
-        }
         let (address, bound) = floor::packet_pair()?;
         let server = self.server(large::LOOKER, "", vec![bound])?;
         let mover = match self.side.client {
@@ -435,6 +439,12 @@ impl<'a> Start<'a> {
             Client::Blocking => large::Mover::blocking(address, way, bytes)?,
         };
         Ok(Running::Other(Caller::Large(mover), vec![server]))
+    }
+
+    fn large_packets(&self, bytes: usize, packet_bytes: usize) -> Result<Running, Failure> {
+        let (mover, far) = large::RawMover::new(bytes, packet_bytes)?;
+        let server = self.server(large::RAW_LOOKER, &packet_bytes.to_string(), vec![far])?;
+        Ok(Running::Other(Caller::RawLarge(mover), vec![server]))
     }
 
     fn beside(&self, bytes: usize) -> Result<Running, Failure> {

@@ -134,7 +134,9 @@ on_each_driver! {
         for sleeps in [Sleeps::InTheSocket, Sleeps::InALoop] {
             tasks.push(Task::Pairs(cpus.clone(), sleeps, 40));
         }
-        tasks.push(Task::Large(Side::raw(&cpus), large::Way::Call, 300_000));
+        for packet_bytes in [large::PACKET, large::PART] {
+            tasks.push(Task::LargePackets(Side::raw(&cpus), 300_000, packet_bytes));
+        }
         tasks.push(Task::Beside(ours(Client::Async), 4 << 20));
         tasks.push(Task::Beside(Side::raw(&cpus), 4 << 20));
         tasks.extend(Misdeed::ALL.map(|misdeed| Task::Attacked(ours(Client::Async), misdeed)));

@@ -505,8 +505,8 @@ impl Drop for Socket {
 
 /// Receives: a buffer for one message at a time, and how to wait for it.
 ///
-/// One inbox serves any number of sockets, one after the other. The buffer (64 KiB) is allocated by the first
-/// receive and used from then on.
+/// One inbox serves any number of sockets, one after the other. The buffer (100 KiB) is allocated by the
+/// first receive and used from then on.
 pub struct Inbox {
     buffer: Vec<u8>,
     spinner: Spinner,

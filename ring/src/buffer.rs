@@ -24,6 +24,10 @@ use crate::sys::{self, Access, seal};
 
 const ALIGNMENT: usize = 64;
 
+/// How far apart buffers begin: whole pages (of 4 KiB), so that all of them begin at the same place within
+/// one. Where the copy of a packet is slow depends on that place.
+const STRIDE: usize = PACKET_BYTES_MAX.next_multiple_of(4096);
+
 /// The allocation and its free list.
 pub(crate) struct Pool {
     memory: NonNull<u8>,
@@ -43,7 +47,7 @@ impl Pool {
     }
 
     fn layout(count: u16) -> Layout {
-        Layout::from_size_align(PACKET_BYTES_MAX * usize::from(count), ALIGNMENT).expect("65,535 buffers fit")
+        Layout::from_size_align(STRIDE * usize::from(count), ALIGNMENT).expect("65,535 buffers fit")
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -71,7 +75,7 @@ impl Pool {
     pub(crate) fn address(&self, number: u16) -> NonNull<u8> {
         assert!(number < self.count);
         // SAFETY: within the allocation. Kept honest by `descriptors.rs::buffers_come_back`.
-        unsafe { self.memory.add(PACKET_BYTES_MAX * usize::from(number)) }
+        unsafe { self.memory.add(STRIDE * usize::from(number)) }
     }
 
     /// Lends a buffer that was taken off the free list.

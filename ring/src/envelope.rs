@@ -24,9 +24,9 @@ use crate::message::{Credentials, Fds, Message};
 use crate::sys::UnixAddress;
 
 /// How many [pieces](crate::Socket::send_pieces) all sockets of a reactor send at once between two of its
-/// turns: 4, as many of 64 KiB as the kernel's queue has room for at the usual SO_SNDBUF. Besides the one
-/// that each socket has in its turn, everybody else waits for no more than that.
-pub const PIECES_SENT_AT_ONCE_MAX: usize = 4;
+/// turns: 3, as many as fill the kernel's queue at the usual SO_SNDBUF. Besides the one that each
+/// socket has in its turn, everybody else waits for no more than that.
+pub const PIECES_SENT_AT_ONCE_MAX: usize = 3;
 
 /// A message on its way out.
 pub(crate) struct Envelope {
@@ -58,7 +58,7 @@ struct Carrier {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Otherwise<'a> {
-    /// This is said in its place, without any: 1 to 65,536 bytes.
+    /// This is said in its place, without any: 1 to 102,080 bytes.
     Say(&'a [u8]),
     /// It is left out, and whoever has posted it [is told](crate::Socket::take_failed) under this number.
     Tell(u64),

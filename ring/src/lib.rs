@@ -40,7 +40,7 @@
 //!
 //! # Limits
 //!
-//! 65,536 bytes ([`PACKET_BYTES_MAX`]) and 253 descriptors ([`DESCRIPTORS_MAX`], a kernel limit; 16 unless a
+//! 102,080 bytes ([`PACKET_BYTES_MAX`]) and 253 descriptors ([`DESCRIPTORS_MAX`], a kernel limit; 16 unless a
 //! socket asks for more) in one message; 64 receive buffers unless configured. Packets of up to
 //! [`LARGE_PACKET_BYTES_MAX`] can be sent, and are received with a
 //! [verb of their own](Socket::receive_large).

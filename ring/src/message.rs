@@ -18,7 +18,11 @@ use crate::fd::{Descriptors, Fd};
 ///
 /// It belongs to the protocols built on this crate, not to anybody's SO_SNDBUF (212,992 bytes by default,
 /// which another holder of a shared socket can change).
-pub const PACKET_BYTES_MAX: usize = 65_536;
+///
+/// It is the largest for which the kernel needs no more than 32 KiB in one piece: it gives a packet 17 pages
+/// (of 4 KiB), and what they do not hold has to lie together. For one byte more it would look for 64 KiB,
+/// which it does not keep at hand, and two instead of three would fit a queue at the usual SO_SNDBUF.
+pub const PACKET_BYTES_MAX: usize = 102_080;
 
 /// A message to send: bytes, and up to [`DESCRIPTORS_MAX`](crate::DESCRIPTORS_MAX) descriptors in order.
 ///

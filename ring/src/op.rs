@@ -44,7 +44,7 @@ const BACKLOG_MESSAGES_MAX: usize = 64;
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
 
 /// The most memory, in bytes, that messages take which wait in a socket whose owner does not receive: about
-/// 1.2 MiB. What one turn brings comes on top of what stops the stream, and one message more while it is cut
+/// 1.3 MiB. What one turn brings comes on top of what stops the stream, and one message more while it is cut
 /// to its length.
 pub const WAITING_BYTES_MAX: usize = BACKLOG_BYTES_MAX + BURST_BYTES_MAX + 2 * PACKET_BYTES_MAX;
 
@@ -73,10 +73,10 @@ const SLEEPS_BEFORE_A_LOOK: u8 = 32;
 const LOOKS_IN_VAIN_MAX: u8 = 4;
 
 /// How many [pieces](crate::Socket::send_piece) all sockets of a reactor [take](crate::Socket::take_piece)
-/// between two of its turns, without waiting for one: 3. With the one that each socket has in its turn these
-/// are as many of 64 KiB as fit the kernel's queue at the usual SO_SNDBUF. Everybody else waits for no more
-/// than that.
-pub const PIECES_AT_ONCE_MAX: usize = 3;
+/// between two of its turns, without waiting for one: 2. With the one that each socket has in its turn these
+/// are as many as fill the kernel's queue at the usual SO_SNDBUF. Everybody else waits for no more than
+/// that.
+pub const PIECES_AT_ONCE_MAX: usize = 2;
 
 /// How many letters of one socket are sent with plain calls in one turn before others have theirs.
 const LETTERS_MAX: usize = 16;

@@ -36,8 +36,8 @@ use crate::wait::{LOOKS_PER_YIELD, Spinner, WaitPolicy};
 pub struct Config {
     /// Which driver. The default leaves it to the machine, or to `SENDRIGHT_DRIVER`.
     pub driver: DriverChoice,
-    /// How many receive buffers, of 64 KiB and a little each; memory is used as they are. Default 64, at
-    /// least 1, at most 4,096.
+    /// How many receive buffers, of 100 KiB each; memory is used as they are. Default 64, at least 1,
+    /// at most 4,096.
     pub buffers: u16,
     /// How many descriptors received messages leave free for everybody else in the process. Default 32; with
     /// a limit below 128 a quarter of the limit.

@@ -80,8 +80,8 @@ pub(crate) struct Want {
 /// [it is told so](crate::Socket::set_burst).
 pub const BURST_MAX: usize = 16;
 
-/// After so many bytes a socket delivers no more in this turn: 65,472, one packet that is full, or short of
-/// it by a cache line at most, as pieces of something larger are. To copy four of them takes as long as ten
+/// After so many bytes a socket delivers no more in this turn: 102,016, one packet that is full, or short of
+/// it by a cache line at most, as pieces of something larger are. To copy three of them takes as long as ten
 /// small calls with their answers, and who receives them mostly looks at one in a turn.
 pub const BURST_BYTES_MAX: usize = PACKET_BYTES_MAX - 64;
 

@@ -134,7 +134,8 @@ fn a_few() -> usize {
 }
 
 fn roomy(reactor: &Reactor, address: OwnedFd) -> Object {
-    let options = ObjectOptions { answer_descriptors: DESCRIPTORS_MAX, ..ObjectOptions::default() };
+    let (answer_bytes, answer_descriptors) = (PAYLOAD_BYTES_MAX, DESCRIPTORS_MAX);
+    let options = ObjectOptions { answer_bytes, answer_descriptors, ..ObjectOptions::default() };
     Object::from_fd_with(reactor, address, options).unwrap()
 }
 

@@ -80,7 +80,7 @@ impl Continuation {
     /// The caller is sent the other end of the pair and waits there, with the same room, the same deadline
     /// and the same right to withdraw, which whoever holds the descriptor can notice. For this session the
     /// call has ended: its share of the windows is free, and the death of this process changes nothing.
-    /// The answer is one packet, 1 to 65,536 bytes and not more than the caller has
+    /// The answer is one packet, 1 to 102,080 bytes and not more than the caller has
     /// [room](Continuation::room) for; beyond that the caller is told
     /// [`CallError::TooLarge`](crate::CallError::TooLarge), and whoever answered is not. Closing the
     /// descriptor says that nobody will answer; a second answer is not looked at.

@@ -331,22 +331,22 @@ mod tests {
         let all = Windows { calls: u32::MAX, bytes: u32::MAX, ..Windows::default() };
         let mut account = Account::new(all);
         while account.reserve_small_call(size(PAYLOAD_BYTES_MAX, 0), size(PAYLOAD_BYTES_MAX, 0)).is_some() {}
-        assert_eq!(account.free().bytes, u32::MAX % (2 * 65_536));
+        assert_eq!(account.free().bytes, u32::MAX % (2 * 102_080));
     }
 
     #[test]
     fn two_calls_cost_what_each_of_them_does() {
-        let both = cost(size(3, 1), size(64, 2)).and(cost(size(100_000, 3), size(5, 0)));
+        let both = cost(size(3, 1), size(64, 2)).and(cost(size(150_000, 3), size(5, 0)));
         assert_eq!((both.calls(), both.bytes()), (2, 16 + 3 + 16 + 64 + 32 + 16 + 5));
-        assert_eq!((both.descriptors(), both.large_bytes()), (4, 100_000));
+        assert_eq!((both.descriptors(), both.large_bytes()), (4, 150_000));
     }
 
     #[test]
     fn a_large_message_costs_its_bytes_apart_and_only_its_opening_among_the_small() {
         let seen = |cost: Cost| (cost.bytes(), cost.large_bytes());
-        assert_eq!(seen(cost(size(65_520, 0), size(65_520, 0))), (2 * 65_536, 0));
-        assert_eq!(seen(cost(size(65_521, 0), size(64, 0))), (32 + 16 + 64, 65_521));
-        assert_eq!(seen(cost(size(3, 0), size(65_521, 0))), (16 + 3 + 32, 65_521));
+        assert_eq!(seen(cost(size(102_064, 0), size(102_064, 0))), (2 * 102_080, 0));
+        assert_eq!(seen(cost(size(102_065, 0), size(64, 0))), (32 + 16 + 64, 102_065));
+        assert_eq!(seen(cost(size(3, 0), size(102_065, 0))), (16 + 3 + 32, 102_065));
         assert_eq!(seen(cost(size(1 << 20, 0), size(1 << 21, 0))), (32 + 32, 3 << 20));
         let largest = cost(Size::LARGEST, Size::LARGEST);
         assert_eq!(seen(largest), (64, 2 * crate::wire::MESSAGE_BYTES_MAX as u32));
@@ -361,16 +361,16 @@ mod tests {
             (cost.bytes(), cost.large_bytes())
         };
         assert_eq!(call(3), (16 + 16 + 3 + 16 + 64, 0));
-        assert_eq!(call(65_505), (32 + 16 + 64, 65_505));
+        assert_eq!(call(102_049), (32 + 16 + 64, 102_049));
     }
 
     #[test]
     fn the_largest_messages_fit_the_smallest_window_a_hello_may_promise_them() {
-        let windows = Windows { calls: 1, bytes: 2 * 65_536, descriptors: 16, large_bytes: 200_000 };
-        let hello = Hello { windows, message_bytes_max: 100_000, ..Hello::default() };
+        let windows = Windows { calls: 1, bytes: 2 * 102_080, descriptors: 16, large_bytes: 300_000 };
+        let hello = Hello { windows, message_bytes_max: 150_000, ..Hello::default() };
         assert_eq!(hello.check(), Ok(()));
         let mut account = Account::new(windows);
-        assert_eq!(account.try_reserve(cost(size(100_000, 16), size(100_000, 0))), Ok(()));
+        assert_eq!(account.try_reserve(cost(size(150_000, 16), size(150_000, 0))), Ok(()));
         assert_eq!(account.free().large_bytes, 0);
     }
 
@@ -400,8 +400,8 @@ mod tests {
 
     #[test]
     fn the_largest_call_and_answer_fit_the_smallest_window_a_hello_may_promise() {
-        let windows = Windows { calls: 1, bytes: 2 * 65_536, descriptors: 16, large_bytes: 0 };
-        let hello = Hello { windows, message_bytes_max: 65_520, ..Hello::default() };
+        let windows = Windows { calls: 1, bytes: 2 * 102_080, descriptors: 16, large_bytes: 0 };
+        let hello = Hello { windows, message_bytes_max: 102_064, ..Hello::default() };
         assert_eq!(hello.check(), Ok(()));
         let mut account = Account::new(hello.windows);
         let largest = cost(size(PAYLOAD_BYTES_MAX, 16), size(PAYLOAD_BYTES_MAX, 0));
@@ -417,7 +417,7 @@ mod tests {
         let fits = cost(size(10, 0), size(10, 0));
         let bytes = cost(size(1_000, 0), size(10, 0));
         let descriptors = cost(size(10, 3), size(10, 1));
-        let large = cost(size(65_521, 0), size(10, 1));
+        let large = cost(size(102_065, 0), size(10, 1));
         assert_eq!(account.try_reserve(fits), Err(Short::Now(Resource::Calls)));
         assert_eq!(account.try_reserve(bytes), Err(Short::Never(Resource::Bytes)));
         assert_eq!(account.try_reserve(descriptors), Err(Short::Never(Resource::Descriptors)));
@@ -457,7 +457,7 @@ mod tests {
     }
 
     fn any_size() -> impl Strategy<Value = Size> {
-        let bytes = prop_oneof![4 => 0..400_usize, 1 => 65_500..70_000_usize];
+        let bytes = prop_oneof![4 => 0..400_usize, 1 => 102_000..110_000_usize];
         (bytes, 0..4_usize).prop_map(|(bytes, descriptors)| size(bytes, descriptors))
     }
 

@@ -145,8 +145,8 @@ mod tests {
 
     #[test]
     fn an_answer_has_as_many_bytes_as_the_caller_takes_and_not_one_more() {
-        let bytes = vec![7; 100_000];
-        assert!(assembled(packets(&bytes), 100_000).is_ok());
+        let bytes = vec![7; 150_000];
+        assert!(assembled(packets(&bytes), 150_000).is_ok());
         assert!(matches!(assembled(packets(&bytes), 99_999), Err(CallError::TooLarge(Part::Answer))));
         let most = [u64::MAX.to_le_bytes(), [0; 8]].concat();
         assert!(matches!(assembled([most], usize::MAX - 1), Err(CallError::TooLarge(Part::Answer))));
@@ -173,10 +173,10 @@ mod tests {
 
     #[test]
     fn what_is_no_large_answer_is_malformed() {
-        let good: Vec<Vec<u8>> = packets(&[7; 100_000]).collect();
+        let good: Vec<Vec<u8>> = packets(&[7; 150_000]).collect();
         let mut reserved = good.clone();
         reserved[0][15] = 1;
-        let longer = [good[0].clone(), vec![7; 100_000 - good[0].len() + 17]];
+        let longer = [good[0].clone(), vec![7; 150_000 - good[0].len() + 17]];
         for packets in [vec![vec![0; 15]], reserved, longer.to_vec(), vec![[0; 17].to_vec()]] {
             assert!(matches!(assembled(packets, 1 << 20), Err(CallError::Malformed(_))));
         }
@@ -186,11 +186,11 @@ mod tests {
     #[test]
     fn descriptors_come_with_the_first_packet_only() {
         let pipe = || Parcel::of_descriptors(vec![OwnedFd::from(std::io::pipe().unwrap().0)].into());
-        let packets: Vec<Vec<u8>> = packets(&[7; 100_000]).collect();
-        let mut assembly = Assembly::new(100_000);
+        let packets: Vec<Vec<u8>> = packets(&[7; 150_000]).collect();
+        let mut assembly = Assembly::new(150_000);
         assert!(assembly.add(&packets[0], pipe()).unwrap().is_none());
         assert_eq!(assembly.add(&packets[1], Parcel::default()).unwrap().unwrap().descriptors(), 1);
-        let mut assembly = Assembly::new(100_000);
+        let mut assembly = Assembly::new(150_000);
         assert!(assembly.add(&packets[0], pipe()).unwrap().is_none());
         assert!(matches!(assembly.add(&packets[1], pipe()), Err(CallError::Malformed(_))));
     }

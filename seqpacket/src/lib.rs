@@ -124,7 +124,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A message on a plain object ends with its packet, at 65,536 bytes: other holders' packets may come
+//! A message on a plain object ends with its packet, at 102,080 bytes: other holders' packets may come
 //! between, and nobody could put the pieces together.
 //!
 //! It does not know what a message means, does not encode or check types, and does not look up names.
@@ -175,7 +175,8 @@ pub use mailbox::{
 };
 pub use make_socket::{Listening, ListeningViolations, make_socket};
 pub use object::{
-    Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object, object_with, plain_data,
+    ANSWER_BYTES_DEFAULT, Answer, CALLS_QUEUED_MAX, Call, CallOptions, Object, ObjectOptions, object,
+    object_with, plain_data,
 };
 pub use pairs::{PAIRS_DEFAULT, Pairs};
 pub use parts::{

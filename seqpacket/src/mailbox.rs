@@ -75,13 +75,13 @@ pub struct MailboxOptions {
     /// Calls one session may have under way. Default 256, at least 1.
     pub calls: u32,
     /// Bytes one session may have under way, calls and room for answers together. Default 18 MiB; at least
-    /// two packets (131,072).
+    /// two packets (204,160).
     pub bytes: u32,
     /// Descriptors of calls under way of one session. Default 64, at least `call_descriptors`. (Descriptors
     /// of answers are the answerer's own; those of answers a client does not read stay open here, for as many
     /// calls as `calls` allows.)
     pub descriptors: u32,
-    /// The largest call, and the largest answer. Default 64 MiB, at most 2,147,483,647 bytes. With 65,520 or
+    /// The largest call, and the largest answer. Default 64 MiB, at most 2,147,483,647 bytes. With 102,064 or
     /// less nothing is sent in parts, and no session holds more than `bytes`.
     pub message_bytes: u32,
     /// Bytes of large messages one session may have under way, calls and room for answers together: those
@@ -138,8 +138,8 @@ impl MailboxOptions {
     ///
     /// let strict = MailboxOptions {
     ///     calls: 16,
-    ///     bytes: 131_072,
-    ///     message_bytes: 65_520,
+    ///     bytes: 204_160,
+    ///     message_bytes: 102_064,
     ///     large_bytes: 0,
     ///     ..MailboxOptions::default()
     /// };

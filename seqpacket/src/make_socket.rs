@@ -26,7 +26,7 @@ use crate::waiting::{Place, Waiting, wake};
 ///
 /// The callback runs in the reactor's turns, as part of no task, with nothing borrowed: it may call objects,
 /// spawn, send into the descriptor's other copies, or drop the [`Listening`]. While it runs nothing else
-/// does. It is given the bytes (1 to 65,536), the descriptors (16 at most unless
+/// does. It is given the bytes (1 to 102,080), the descriptors (16 at most unless
 /// [told otherwise](Listening::set_descriptors_max)), and who sent the message, as the kernel tells; what it
 /// does not take of the descriptors is closed. It is dropped at the end: when all copies of the descriptor
 /// are closed and all messages are read, or with the `Listening`.
@@ -98,7 +98,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListeningViolations {
-    /// Longer than 65,536 bytes.
+    /// Longer than 102,080 bytes.
     pub truncated: u64,
     /// Descriptors were lost: more than are taken, or than this process has room for. (Not always the
     /// sender's fault.)

@@ -23,9 +23,7 @@ use crate::parts::LARGE_STALL_MAX;
 use crate::session::{Attached, Attachment, Glance, Session};
 use crate::stats::{Counters, Stats};
 use crate::trace::{CallSpan, end_of_call};
-use crate::wire::{
-    CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, PAYLOAD_BYTES_MAX, Size, Windows,
-};
+use crate::wire::{CALL_DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, MESSAGE_BYTES_MAX, Size, Windows};
 
 /// How many calls of one object may wait for room before more are turned away with
 /// [`CallError::WouldBlock`].
@@ -71,13 +69,18 @@ pub fn object_with(
     Ok((Object::new(reactor, address, object), Mailbox::new(reactor, bound, mailbox)))
 }
 
+/// Bytes of answer a call has room for unless somebody says otherwise: 64 KiB. As many calls as a session may
+/// have under way by default fit its window of bytes with that.
+pub const ANSWER_BYTES_DEFAULT: usize = 65_536;
+
 /// What a caller keeps for answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectOptions {
-    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default 65,520, which is
-    /// the most that comes in one packet. Less lets more calls into the server's window of bytes at a time.
-    /// More is room for a large answer, which the server counts apart: by default up to 64 MiB, and as many
-    /// calls with so much room as fit 128 MiB. What is beyond the server's largest message is not asked for.
+    /// Bytes of answer a call has room for, unless it [says otherwise](CallOptions). Default
+    /// [`ANSWER_BYTES_DEFAULT`]. Less lets more calls into the server's window of bytes at a time. More than
+    /// 102,064, which is the most that comes in one packet, is room for a large answer, which the server
+    /// counts apart: by default up to 64 MiB, and as many calls with so much room as fit 128 MiB. What is
+    /// beyond the server's largest message is not asked for.
     pub answer_bytes: usize,
     /// Descriptors of answer a call has room for, unless it says otherwise, and the most that any may say.
     /// Default 16, at most 253. Where descriptors are short, receives wait for so many to be free.
@@ -94,7 +97,7 @@ pub struct ObjectOptions {
 impl Default for ObjectOptions {
     fn default() -> ObjectOptions {
         ObjectOptions {
-            answer_bytes: PAYLOAD_BYTES_MAX,
+            answer_bytes: ANSWER_BYTES_DEFAULT,
             answer_descriptors: CALL_DESCRIPTORS_DEFAULT as usize,
             answer_descriptors_together: 4096,
             large_stall: LARGE_STALL_MAX,
@@ -123,7 +126,7 @@ impl ObjectOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallOptions {
     /// Bytes of answer to have room for: up to the server's largest message, by default 64 MiB. A call that
-    /// may get more than 65,520 bytes has to say so here or in [`ObjectOptions::answer_bytes`].
+    /// may get more than 65,536 bytes has to say so here or in [`ObjectOptions::answer_bytes`].
     pub answer_bytes: Option<usize>,
     /// Descriptors of answer to have room for: at most what the object has.
     pub answer_descriptors: Option<usize>,

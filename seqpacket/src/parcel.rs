@@ -14,7 +14,7 @@ use ring::{Credentials, Descriptors, Received};
 use crate::wire::SMALL_BYTES_MAX;
 
 /// Payloads up to this size are copied out of the packet they shared with others; larger ones keep it if they
-/// are most of it. Otherwise a call of a thousand bytes, which is counted as that, would hold 65,536 for as
+/// are most of it. Otherwise a call of a thousand bytes, which is counted as that, would hold 102,080 for as
 /// long as nobody takes it.
 const COPIED_MAX: usize = SMALL_BYTES_MAX;
 

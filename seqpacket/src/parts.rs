@@ -23,8 +23,8 @@ use crate::rooms::{HugePages, Piece, Room};
 use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 
 /// How many packets with a part of a large message wait in a session's own queue: a small call or answer
-/// waits for so many, and for those that the kernel's queue has taken already (four of 65,536 bytes with the
-/// usual SO_SNDBUF of 212,992).
+/// waits for so many, and for those that the kernel's queue has taken already (three of 102,080 bytes
+/// with the usual SO_SNDBUF of 212,992).
 pub const PARTS_QUEUED_MAX: usize = 1;
 
 /// Up to so many bytes a large message is given to the kernel as fast as that takes it, while nothing else is

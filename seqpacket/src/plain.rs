@@ -194,7 +194,7 @@ impl PlainObject {
     }
 
     /// Calls. The descriptors of the message, 252 at most, are the arguments; the continuation is added to
-    /// them, and all are closed here once they are sent. From 1 to 65,536 bytes. A full queue is awaited.
+    /// them, and all are closed here once they are sent. From 1 to 102,080 bytes. A full queue is awaited.
     ///
     /// The call is under way whether or not the future is polled; dropping the future withdraws it, which the
     /// answerer can notice.
@@ -845,7 +845,7 @@ impl PlainContinuation {
         PlainContinuation { far, returning: false, answered: None }
     }
 
-    /// Answers with one packet of 1 to 65,536 bytes and up to 253 descriptors, and closes: at once, or some
+    /// Answers with one packet of 1 to 102,080 bytes and up to 253 descriptors, and closes: at once, or some
     /// time after with [others](ANSWERED_MAX) of its mailbox. The answer leaves now; or, if the caller's
     /// queue is full, when there is room, for ten seconds at most.
     /// Whether the caller is still there is not asked. If the descriptors cannot be sent (too many of this

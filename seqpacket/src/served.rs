@@ -35,12 +35,12 @@ use crate::wire::{
     Place, REFUSED_FRAME_BYTES, RefusedReason, Size,
 };
 
-/// How many packets of one session are looked at in one turn, before the others have theirs: at most 65,536
+/// How many packets of one session are looked at in one turn, before the others have theirs: at most 102,080
 /// bytes.
 pub const SESSION_PACKETS_A_TURN_MAX: usize = 1;
 
 /// How many frames of one session are looked at in one turn: as many as a session may have calls under way
-/// unless its server says otherwise. A packet has room for 4,096, which take a hundred times as long to read
+/// unless its server says otherwise. A packet has room for 6,380, which take a hundred times as long to read
 /// as to send; what is left of it is read in the next turns, and nothing more is taken before.
 pub const SESSION_FRAMES_A_TURN_MAX: usize = 256;
 

@@ -15,7 +15,8 @@ use thiserror::Error;
 /// The largest packet on a session, headers included.
 ///
 /// It belongs to the protocol and not to anybody's `SO_SNDBUF`: a message that fits today fits everywhere.
-pub const PACKET_BYTES_MAX: usize = 65_536;
+/// Why so many: see [`ring::PACKET_BYTES_MAX`].
+pub const PACKET_BYTES_MAX: usize = 102_080;
 
 /// The smallest `packet_bytes_max` a HELLO may announce: one page, so that every session carries small calls.
 pub const PACKET_BYTES_MIN: usize = 4_096;
@@ -26,7 +27,7 @@ pub const HEADER_BYTES: usize = 16;
 /// The largest payload of one frame: what a packet has left after one header.
 pub const PAYLOAD_BYTES_MAX: usize = PACKET_BYTES_MAX - HEADER_BYTES;
 
-/// How many bytes each part of a large message has, but for the last: 65,472, as many cache lines as fit a
+/// How many bytes each part of a large message has, but for the last: 102,016, as many cache lines as fit a
 /// packet behind the header. See [`Hello::part_bytes_max`].
 pub const PART_BYTES_MAX: usize = part_bytes(PAYLOAD_BYTES_MAX as u32) as usize;
 
@@ -62,7 +63,7 @@ pub const DESCRIPTORS_MAX: usize = 253;
 pub const CALLS_WINDOW_DEFAULT: u32 = 256;
 
 /// Bytes under way, calls and room for answers together, unless the server says otherwise: 18 MiB, so that
-/// 256 small calls may each await the largest answer.
+/// 256 small calls may each await an answer of 64 KiB.
 pub const BYTES_WINDOW_DEFAULT: u32 = 18 << 20;
 
 /// Descriptors of calls under way unless the server says otherwise.
@@ -1083,8 +1084,8 @@ impl Hello {
     /// use seqpacket::wire::{Hello, Size};
     ///
     /// let hello = Hello::default();
-    /// assert_eq!(hello.call(7, Size::of_bytes(65_520)?, Size::NONE, None).total(), None);
-    /// assert_eq!(hello.call(7, Size::of_bytes(65_521)?, Size::NONE, None).total(), Some(65_521));
+    /// assert_eq!(hello.call(7, Size::of_bytes(102_064)?, Size::NONE, None).total(), None);
+    /// assert_eq!(hello.call(7, Size::of_bytes(102_065)?, Size::NONE, None).total(), Some(102_065));
     /// # Ok::<(), seqpacket::wire::Oversize>(())
     /// ```
     #[inline]
@@ -1174,7 +1175,7 @@ impl Hello {
     /// How many bytes each part of a large message has, but for the last: as many cache lines of 64 bytes as
     /// fit a packet behind the header.
     ///
-    /// Not all that fit: parts of 65,520 bytes begin 16 bytes earlier within a page each time, and sooner or
+    /// Not all that fit: parts of 102,064 bytes begin 16 bytes earlier within a page each time, and sooner or
     /// later one stands where a kernel that copies with `rep movsb` is five times slower: where the
     /// destination is a little ahead of the source within a page (AMD Zen 3; it was the second part of
     /// every message in a `Vec` of glibc's, and 26 µs). In steps of cache lines none of the first 63 does.
@@ -1698,10 +1699,10 @@ mod tests {
                 let opening = hello.call(7, size(3, 0), size(64, 0), time_left).encode();
                 [&opening[..], b"add"].concat()
             }
-            "large-call" => hello.call(7, size(100_000, 1), size(8 << 20, 0), None).encode().to_vec(),
+            "large-call" => hello.call(7, size(150_000, 1), size(8 << 20, 0), None).encode().to_vec(),
             "large-call-with-deadline" => {
                 let time_left = Some(Duration::from_secs(30));
-                hello.call(7, size(65_505, 0), Size::NONE, time_left).encode().to_vec()
+                hello.call(7, size(102_049, 0), Size::NONE, time_left).encode().to_vec()
             }
             "part" => part(7, b"more"),
             "large-answer" => hello.answer_to(7, size(8 << 20, 0)).encode().to_vec(),
@@ -1721,7 +1722,7 @@ mod tests {
             Said::Client(FromClient::Call { number, body, descriptors, missing, answer, time_left })
         };
         let add = call(7, Body::Whole(b"add"), 0, size(64, 0), None);
-        let open = call(8, Body::Whole(b"open"), 1, size(65_520, 2), None);
+        let open = call(8, Body::Whole(b"open"), 1, size(102_064, 2), None);
         let answer = |number, body, descriptors| FromServer::Answer { number, body, descriptors, missing: 0 };
         let whole = |number, payload, descriptors| answer(number, Body::Whole(payload), descriptors);
         let large_bytes = 128 << 20;
@@ -1729,7 +1730,7 @@ mod tests {
         let hello = Hello {
             windows: Windows { calls: 256, bytes: 18 << 20, descriptors: 64, large_bytes },
             call_descriptors_max: 16,
-            packet_bytes_max: 65_536,
+            packet_bytes_max: 102_080,
             message_bytes_max: 64 << 20,
         };
         Some(match name {
@@ -1751,9 +1752,9 @@ mod tests {
             "call-with-deadline" => {
                 vec![call(7, Body::Whole(b"add"), 0, size(64, 0), Some(Duration::from_millis(250)))]
             }
-            "large-call" => vec![call(7, Body::Large { total: 100_000 }, 1, size(8 << 20, 0), None)],
+            "large-call" => vec![call(7, Body::Large { total: 150_000 }, 1, size(8 << 20, 0), None)],
             "large-call-with-deadline" => {
-                vec![call(7, Body::Large { total: 65_505 }, 0, Size::NONE, Some(Duration::from_secs(30)))]
+                vec![call(7, Body::Large { total: 102_049 }, 0, Size::NONE, Some(Duration::from_secs(30)))]
             }
             "part" => vec![Said::Client(FromClient::Part { number: 7, payload: b"more" })],
             "large-answer" => vec![Said::Server(answer(7, Body::Large { total: 8 << 20 }, 0))],
@@ -2044,27 +2045,27 @@ mod tests {
 
     #[test]
     fn what_fits_a_packet_is_not_large_and_what_no_session_holds_is_refused() {
-        let hello = Hello { message_bytes_max: 100_000, ..Hello::default() };
+        let hello = Hello { message_bytes_max: 150_000, ..Hello::default() };
         let large = |total, deadline| {
             let header = Header { length: 16, ..Header::call(1, Size::NONE, Size::NONE) };
             let header = Header { flags: Flags { large: true, deadline }, ..header };
             hello.admits(&Opening { header, extension: Some(Extension { total, time_left_us: 0 }) })
         };
-        for (total, deadline) in [(65_521, false), (65_505, true), (100_000, false), (100_000, true)] {
+        for (total, deadline) in [(102_065, false), (102_049, true), (150_000, false), (150_000, true)] {
             assert_eq!(large(total, deadline), Ok(()));
         }
-        for (total, deadline) in [(65_520, false), (65_504, true), (100_001, false), (1, true)] {
+        for (total, deadline) in [(102_064, false), (102_048, true), (150_001, false), (1, true)] {
             assert_eq!(large(total, deadline), Err(Malformed::Total(total.into())));
         }
     }
 
     #[test]
     fn a_session_whose_messages_fit_its_packets_carries_nothing_large() {
-        let hello = Hello { message_bytes_max: 65_520, ..Hello::default() };
+        let hello = Hello { message_bytes_max: 102_064, ..Hello::default() };
         assert_eq!((hello.check(), hello.carries_large()), (Ok(()), false));
-        assert!(hello.admits(&hello.call(1, size(65_521, 0), Size::NONE, None)).is_err());
-        assert!(hello.admits(&hello.answer_to(1, size(65_521, 0))).is_err());
-        let room = Header::call(1, Size::NONE, size(65_521, 0));
+        assert!(hello.admits(&hello.call(1, size(102_065, 0), Size::NONE, None)).is_err());
+        assert!(hello.admits(&hello.answer_to(1, size(102_065, 0))).is_err());
+        let room = Header::call(1, Size::NONE, size(102_065, 0));
         assert!(matches!(hello.admits(&room.into()), Err(Malformed::Answer { .. })));
     }
 
@@ -2110,10 +2111,10 @@ mod tests {
         let two_packets = 2 * PACKET_BYTES_MAX as u32;
         assert_eq!(windows(Windows { bytes: two_packets, ..good.windows }).check(), Ok(()));
         assert_eq!(windows(Windows { calls: 1, descriptors: 16, ..good.windows }).check(), Ok(()));
-        let two_messages = Windows { large_bytes: 200_000, ..good.windows };
-        assert_eq!(Hello { message_bytes_max: 100_000, ..windows(two_messages) }.check(), Ok(()));
+        let two_messages = Windows { large_bytes: 300_000, ..good.windows };
+        assert_eq!(Hello { message_bytes_max: 150_000, ..windows(two_messages) }.check(), Ok(()));
         let nothing_large = Windows { large_bytes: 0, ..good.windows };
-        assert_eq!(Hello { message_bytes_max: 65_520, ..windows(nothing_large) }.check(), Ok(()));
+        assert_eq!(Hello { message_bytes_max: 102_064, ..windows(nothing_large) }.check(), Ok(()));
         for (bad, error) in [
             (
                 windows(Windows { bytes: two_packets - 1, ..good.windows }),
@@ -2125,13 +2126,13 @@ mod tests {
                 Malformed::WindowTooSmall(Resource::Descriptors),
             ),
             (
-                Hello { message_bytes_max: 100_001, ..windows(two_messages) },
+                Hello { message_bytes_max: 150_001, ..windows(two_messages) },
                 Malformed::WindowTooSmall(Resource::LargeBytes),
             ),
-            (Hello { message_bytes_max: 65_519, ..good }, Malformed::MessageBytes(65_519)),
+            (Hello { message_bytes_max: 102_063, ..good }, Malformed::MessageBytes(102_063)),
             (Hello { message_bytes_max: 1 << 31, ..good }, Malformed::MessageBytes(1 << 31)),
             (Hello { packet_bytes_max: 4_095, ..good }, Malformed::PacketBytes(4_095)),
-            (Hello { packet_bytes_max: 65_537, ..good }, Malformed::PacketBytes(65_537)),
+            (Hello { packet_bytes_max: 102_081, ..good }, Malformed::PacketBytes(102_081)),
             (Hello { call_descriptors_max: 254, ..good }, Malformed::CallDescriptors(254)),
         ] {
             assert_eq!(bad.check(), Err(error));
@@ -2227,14 +2228,14 @@ mod tests {
 
     /// A message that may be large on a session of small packets.
     fn any_message() -> impl Strategy<Value = Size> {
-        prop_oneof![any_size(), (4_000..=100_000_usize).prop_map(|bytes| size(bytes, 0))]
+        prop_oneof![any_size(), (4_000..=150_000_usize).prop_map(|bytes| size(bytes, 0))]
     }
 
     const SMALL_PACKETS: Hello = Hello {
         windows: Windows { calls: 256, bytes: 1 << 20, descriptors: 64, large_bytes: 1 << 20 },
         call_descriptors_max: 253,
         packet_bytes_max: 4_096,
-        message_bytes_max: 100_000,
+        message_bytes_max: 150_000,
     };
 
     fn opened(number: u32, message: Size, answer: Size, time_left_ms: Option<u32>) -> Vec<u8> {
@@ -2456,7 +2457,7 @@ mod tests {
         fn any_hello_that_may_be_said_is_read_back(
             windows in any_windows(),
             call_descriptors_max in 0..=260_u32,
-            packet_bytes_max in 4_000..=66_000_u32,
+            packet_bytes_max in 4_000..=104_000_u32,
             message_bytes_max in prop_oneof![4_000..=200_000_u32, any::<u32>()],
         ) {
             let hello = Hello { windows, call_descriptors_max, packet_bytes_max, message_bytes_max };

@@ -13,7 +13,8 @@ use std::time::Duration;
 use ring::{Executor, Message, Reactor, WaitPolicy};
 use seqpacket::blocking::{Object, Outgoing, PlainObject};
 use seqpacket::{
-    CallError, CallOptions, Incoming, Mailbox, MailboxOptions, ObjectOptions, Part, PlainMailbox, plain_data,
+    ANSWER_BYTES_DEFAULT, CallError, CallOptions, Incoming, Mailbox, MailboxOptions, ObjectOptions, Part,
+    PlainMailbox, plain_data,
 };
 use support::{message_of, null};
 use testing::{Census, Helper, helper, on_each_driver, only, start_helper};
@@ -233,8 +234,8 @@ on_each_driver! {
             Outgoing::from("first"),
             Outgoing::from("second").lend(fd.as_fd()),
             Outgoing::from("drop"),
-            Outgoing::from(vec![7; 65_520]),
-            Outgoing::from(vec![8; 65_520]),
+            Outgoing::from(vec![7; ANSWER_BYTES_DEFAULT]),
+            Outgoing::from(vec![8; ANSWER_BYTES_DEFAULT]),
             Outgoing::from("third").lend(fd.as_fd()),
             Outgoing::from("refuse"),
             Outgoing::from("last"),
@@ -248,7 +249,7 @@ on_each_driver! {
             })
             .collect();
         let expected =
-            ["5 and 0", "6 and 1", "Dropped", "65520 and 0", "65520 and 0", "5 and 1", "Refused", "4 and 0"];
+            ["5 and 0", "6 and 1", "Dropped", "65536 and 0", "65536 and 0", "5 and 1", "Refused", "4 and 0"];
         assert_eq!(told, expected);
         echoes(&object);
     }
@@ -318,10 +319,11 @@ on_each_driver! {
         }
     }
 
-    /// Both directions full of the largest messages: nobody stops reading because it cannot write.
+    /// Both directions full of the largest messages there is room for: nobody stops reading because it cannot
+    /// write.
     fn full_queues_both_ways_stop_nobody(_reactor: &Reactor) {
         let (_server, object) = served();
-        let largest = vec![7; 65_520];
+        let largest = vec![7; ANSWER_BYTES_DEFAULT];
         let answers = object.call_many((0..200).map(|_| &largest));
         assert!(answers.into_iter().all(|answer| answer.unwrap().bytes() == largest));
     }
@@ -331,7 +333,7 @@ on_each_driver! {
     fn large_messages_go_both_ways_with_their_descriptors(_reactor: &Reactor) {
         let (_server, object) = served();
         let fd = null();
-        for bytes in [65_520, 65_521, 65_472 * 2, 65_472 * 2 + 1, 3 << 20, 33 << 20] {
+        for bytes in [102_064, 102_065, 102_016 * 2, 102_016 * 2 + 1, 3 << 20, 33 << 20] {
             let large: Vec<u8> = (0..bytes).map(|n| (n / 5) as u8).collect();
             let options = CallOptions { answer_bytes: Some(bytes), ..CallOptions::default() };
             let answer = object.call_with(Outgoing::from(&large).lend(fd.as_fd()), options).unwrap();
@@ -343,12 +345,12 @@ on_each_driver! {
 
     fn a_large_answer_without_room_is_too_large(_reactor: &Reactor) {
         let (_server, object) = served();
-        let large = vec![7; 100_000];
+        let large = vec![7; 150_000];
         assert!(matches!(object.call(&large), Err(CallError::TooLarge(Part::Answer))));
         let less = CallOptions { answer_bytes: Some(99_999), ..CallOptions::default() };
         assert!(matches!(object.call_with(&large, less), Err(CallError::TooLarge(Part::Answer))));
-        let enough = CallOptions { answer_bytes: Some(100_000), ..CallOptions::default() };
-        assert_eq!(object.call_with(&large, enough).unwrap().bytes().len(), 100_000);
+        let enough = CallOptions { answer_bytes: Some(150_000), ..CallOptions::default() };
+        assert_eq!(object.call_with(&large, enough).unwrap().bytes().len(), 150_000);
     }
 
     fn large_calls_with_a_deadline_are_answered_in_time_or_withdrawn(_reactor: &Reactor) {
@@ -495,7 +497,7 @@ on_each_driver! {
                 assert_eq!(object.call(&n.to_le_bytes()).unwrap().bytes(), n.to_le_bytes());
             }
         }
-        let largest = vec![7; 65_536];
+        let largest = vec![7; 102_080];
         assert_eq!(object.call(&largest).unwrap().bytes(), largest);
         drop(object);
         server.succeeded();
@@ -519,7 +521,7 @@ on_each_driver! {
         let fd = null();
         assert!(matches!(object.call("drop"), Err(CallError::Dropped)));
         assert!(matches!(object.call(""), Err(CallError::Malformed(_))));
-        assert!(matches!(object.call(vec![7; 65_537]), Err(CallError::TooLarge(Part::Call))));
+        assert!(matches!(object.call(vec![7; 102_081]), Err(CallError::TooLarge(Part::Call))));
         let with = |count| (0..count).fold(Outgoing::from("many"), |message, _| message.lend(fd.as_fd()));
         assert!(matches!(object.call(with(253)), Err(CallError::TooLarge(Part::Call))));
         assert!(matches!(object.call_within("hold", SHORT), Err(CallError::Deadline)));
@@ -534,14 +536,14 @@ on_each_driver! {
 
     fn a_large_plain_answer_is_put_together(_reactor: &Reactor) {
         let (_server, object) = plainly_served();
-        for bytes in [0_u64, 65_520, 65_521, 1 << 20] {
+        for bytes in [0_u64, 102_064, 102_065, 1 << 20] {
             let mut answer = object.call_large(plain_data(&bytes)).unwrap();
             assert_eq!((answer.bytes().len() as u64, answer.descriptors()), (bytes, 1));
             drop(answer.take_descriptor());
         }
-        object.set_large_answer_bytes(100_000);
-        assert_eq!(object.call_large(plain_data(&100_000_u64)).unwrap().bytes().len(), 100_000);
-        let error = object.call_large(plain_data(&100_001_u64)).unwrap_err();
+        object.set_large_answer_bytes(150_000);
+        assert_eq!(object.call_large(plain_data(&150_000_u64)).unwrap().bytes().len(), 150_000);
+        let error = object.call_large(plain_data(&150_001_u64)).unwrap_err();
         assert!(matches!(error, CallError::TooLarge(Part::Answer)), "{error:?}");
         assert!(matches!(object.call_large("no large one"), Err(CallError::Malformed(_))));
         assert!(matches!(object.call_large("drop"), Err(CallError::Dropped)));

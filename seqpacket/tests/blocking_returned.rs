@@ -74,8 +74,8 @@ on_each_driver! {
         let (_server, object) = served();
         echoes(&object, 1);
         let limit = testing::leave_descriptors(0);
-        let answer = object.call_large(&100_000_u64.to_le_bytes()).unwrap();
-        assert!(answer.bytes() == [7; 100_000]);
+        let answer = object.call_large(&150_000_u64.to_le_bytes()).unwrap();
+        assert!(answer.bytes() == [7; 150_000]);
         // What is left of that call serves nobody else, and there is no pair at home any more.
         drop(limit);
         echoes(&object, 2);
@@ -154,7 +154,7 @@ on_each_driver! {
     fn a_large_answer_has_a_pair_that_serves_once(_reactor: &Reactor) {
         let (_server, object) = served();
         echoes(&object, 2);
-        for bytes in [0_u64, 100_000] {
+        for bytes in [0_u64, 150_000] {
             let large = object.call_large(plain_data(&bytes)).unwrap();
             assert_eq!((large.bytes().len() as u64, large.descriptors()), (bytes, 0));
             echoes(&object, 2);

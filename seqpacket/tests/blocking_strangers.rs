@@ -153,7 +153,7 @@ in_own_process! {
     // Large messages.
 
     fn a_call_that_does_not_fit_a_packet_goes_in_parts() {
-        for bytes in [65_521, PART_BYTES_MAX * 3, PART_BYTES_MAX * 3 + 1, 5 << 20] {
+        for bytes in [102_065, PART_BYTES_MAX * 3, PART_BYTES_MAX * 3 + 1, 5 << 20] {
             let (object, server) = served_by(move |bound| {
                 let peer = Peer::accept(&bound, Hello::default());
                 let (number, heard) = peer.hear_large();
@@ -174,7 +174,9 @@ in_own_process! {
             let (number, heard) = peer.hear_call();
             peer.say(&answer(number, &heard, 0));
         });
-        assert_eq!(object.call(patterned(65_520)).unwrap().bytes(), patterned(65_520));
+        let enough = CallOptions { answer_bytes: Some(102_064), ..CallOptions::default() };
+        let answer = object.call_with(patterned(102_064), enough);
+        assert_eq!(answer.unwrap().bytes(), patterned(102_064));
         server.join().unwrap();
     }
 
@@ -189,20 +191,20 @@ in_own_process! {
             peer.say(&answer(0, b"two", 0));
         });
         let fd = null();
-        let bytes = patterned(100_000);
+        let bytes = patterned(150_000);
         let message = Outgoing::from(&bytes).lend(fd.as_fd()).lend(fd.as_fd());
         assert_eq!(object.call(message).unwrap().bytes(), b"two");
         server.join().unwrap();
     }
 
     fn a_call_larger_than_the_server_takes_is_refused_here() {
-        let hello = Hello { message_bytes_max: 100_000, ..Hello::default() };
-        let small = Hello { message_bytes_max: 65_520, ..Hello::default() };
-        for (hello, largest) in [(hello, 100_000), (small, 65_520)] {
+        let hello = Hello { message_bytes_max: 150_000, ..Hello::default() };
+        let small = Hello { message_bytes_max: 102_064, ..Hello::default() };
+        for (hello, largest) in [(hello, 150_000), (small, 102_064)] {
             let (object, server) = served_by(move |bound| {
                 let peer = Peer::accept(&bound, hello);
                 let (number, heard) =
-                    if largest > 65_520 { peer.hear_large() } else { peer.hear_call() };
+                    if largest > 102_064 { peer.hear_large() } else { peer.hear_call() };
                 assert_eq!(heard.len(), largest);
                 peer.say(&answer(number, b"", 0));
                 peer.hear_the_end();
@@ -218,12 +220,12 @@ in_own_process! {
     fn a_large_answer_is_put_together() {
         let (object, server) = served_by(|bound| {
             let peer = Peer::accept(&bound, Hello::default());
-            for bytes in [65_521, 200_000, 1 << 20] {
+            for bytes in [102_065, 200_000, 1 << 20] {
                 let (number, _) = peer.hear_call();
                 peer.answer_large(number, &patterned(bytes));
             }
         });
-        for bytes in [65_521, 200_000, 1 << 20] {
+        for bytes in [102_065, 200_000, 1 << 20] {
             let answer = object.call_with("large", large_room()).unwrap();
             assert_eq!(answer.into_bytes(), patterned(bytes));
         }
@@ -235,7 +237,7 @@ in_own_process! {
         let server = thread::spawn(move || {
             let peer = Peer::accept(&bound, Hello::default());
             let (number, _) = peer.hear_call();
-            peer.say(&large_answer(number, 70_000, 0));
+            peer.say(&large_answer(number, 110_000, 0));
             peer.say(&part(number, &[7; PART_BYTES_MAX]));
             peer.hear_the_end();
         });
@@ -265,7 +267,7 @@ in_own_process! {
             let peer = Peer::accept(&bound, Hello::default());
             let calls = peer.hear();
             assert_eq!(support::said_by_client(&calls).len(), 3);
-            let (one, two) = (patterned(70_000), vec![9; 80_000]);
+            let (one, two) = (patterned(110_000), vec![9; 120_000]);
             peer.say(&large_answer(0, one.len(), 0));
             peer.say(&large_answer(2, two.len(), 0));
             peer.say(&part(2, &two[..PART_BYTES_MAX]));
@@ -275,7 +277,7 @@ in_own_process! {
         });
         let begun: Vec<_> = (0..3).map(|_| object.begin_with("?", large_room()).unwrap()).collect();
         let answers: Vec<_> = begun.into_iter().map(|begun| begun.finish().unwrap().into_bytes()).collect();
-        assert_eq!(answers, [patterned(70_000), b"small".to_vec(), vec![9; 80_000]]);
+        assert_eq!(answers, [patterned(110_000), b"small".to_vec(), vec![9; 120_000]]);
         server.join().unwrap();
     }
 
@@ -285,16 +287,16 @@ in_own_process! {
             let fd = null();
             for whole in [true, false] {
                 let (number, _) = peer.hear_call();
-                peer.say_with(&large_answer(number, 70_000, 2), &[fd.as_fd(), fd.as_fd()]);
+                peer.say_with(&large_answer(number, 110_000, 2), &[fd.as_fd(), fd.as_fd()]);
                 peer.say(&part(number, &[7; PART_BYTES_MAX]));
                 if whole {
-                    peer.say(&part(number, &[7; 70_000 - PART_BYTES_MAX]));
+                    peer.say(&part(number, &[7; 110_000 - PART_BYTES_MAX]));
                 }
             }
         });
         object.attach().unwrap();
         let answer = object.call_with("?", large_room()).unwrap();
-        assert_eq!((answer.bytes().len(), answer.descriptors()), (70_000, 2));
+        assert_eq!((answer.bytes().len(), answer.descriptors()), (110_000, 2));
         drop(answer);
         let error = object.call_with("?", large_room()).unwrap_err();
         assert!(matches!(error, CallError::Dropped), "{error:?}");
@@ -352,11 +354,11 @@ in_own_process! {
             let peer = Peer::accept(&bound, Hello::default());
             for refused in [false, true] {
                 let (number, _) = peer.hear_call();
-                peer.say(&large_answer(number, 70_000, 0));
+                peer.say(&large_answer(number, 110_000, 0));
                 peer.say(&part(number, &[7; PART_BYTES_MAX]));
                 assert_eq!(peer.hear_frame(), (Kind::Cancel, number, Vec::new()));
                 match refused {
-                    false => peer.say(&part(number, &[7; 70_000 - PART_BYTES_MAX])),
+                    false => peer.say(&part(number, &[7; 110_000 - PART_BYTES_MAX])),
                     true => peer.say(&RefusedReason::Cancelled.frame(number)),
                 }
                 let (number, _) = peer.hear_call();
@@ -377,7 +379,7 @@ in_own_process! {
         let (object, server) = served_by(|bound| {
             let peer = Peer::accept(&bound, Hello::default());
             let (number, _) = peer.hear_call();
-            peer.say_with(&large_answer(number, 70_000, 1), &[null().as_fd()]);
+            peer.say_with(&large_answer(number, 110_000, 1), &[null().as_fd()]);
             // No part of it comes, and no other end.
             assert_eq!(peer.hear_frame().0, Kind::Cancel);
             testing::wait_until("the test has looked", || GIVEN_UP.load(Ordering::Acquire));
@@ -501,11 +503,11 @@ in_own_process! {
             peer.say_with(&bare(Header::elsewhere(number)), &both[..1]);
             assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
             assert_eq!(peer.hear_call().0, number);
-            peer.say_with(&large_answer(number, 100_000, 2), &both);
+            peer.say_with(&large_answer(number, 150_000, 2), &both);
             // Its parts are still to come, and are heard to the end.
             assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
             peer.say(&part(number, &[7; PART_BYTES_MAX]));
-            peer.say(&part(number, &[7; 100_000 - PART_BYTES_MAX]));
+            peer.say(&part(number, &[7; 150_000 - PART_BYTES_MAX]));
             assert_eq!(peer.hear_frame(), (Kind::Grant, number, Vec::new()));
             peer.say_with(&answer(number, b"", 1), &both[..1]);
             assert_eq!(peer.hear_frame(), (Kind::Lost, number, Vec::new()));
@@ -713,7 +715,7 @@ in_own_process! {
             hello.to_vec()
         };
         let late = [answer(0, b"", 0), hello.to_vec()].concat();
-        for packet in [b"a".to_vec(), late, spoilt(16), spoilt(20), vec![0; 65_537]] {
+        for packet in [b"a".to_vec(), late, spoilt(16), spoilt(20), vec![0; 102_081]] {
             let (object, server) = served_by(move |bound| {
                 let peer = Peer::accept_silently(&bound);
                 peer.say(&packet);
@@ -814,7 +816,7 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a part of nothing that was opened", part(0, b"x"), 0),
         ("fifteen bytes", vec![0; 15], 0),
         ("an answer longer than its room", answer(0, b"nine byte", 0), 0),
-        ("a large answer longer than its room", large_answer(0, 100_000, 0), 0),
+        ("a large answer longer than its room", large_answer(0, 150_000, 0), 0),
         ("more descriptors than it has room for", answer(0, b"", 2), 2),
         ("a descriptor that did not come", answer(0, b"", 1), 0),
         ("a stowaway", bare(Header::goodbye()), 1),
@@ -824,6 +826,6 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a cancel", bare(Header::cancel(0)), 0),
         ("elsewhere over no socket", bare(Header::elsewhere(0)), 1),
         ("elsewhere for nobody", bare(Header::elsewhere(9)), 1),
-        ("longer than a packet", vec![0; 65_537], 1),
+        ("longer than a packet", vec![0; 102_081], 1),
     ]
 }

@@ -203,7 +203,7 @@ on_each_driver! {
         let (object, mailbox) = object_with(reactor, room, MailboxOptions::default()).unwrap();
         let executor = Executor::new(reactor);
         let options = CallOptions { answer_bytes: Some(4), ..CallOptions::default() };
-        for (length, descriptors) in [(4, 0), (5, 0), (65_536, 0), (1, 2), (1, 3)] {
+        for (length, descriptors) in [(4, 0), (5, 0), (102_080, 0), (1, 2), (1, 3)] {
             let call = object.call_with("hello", options);
             let continuation = executor.block_on(handed_on(reactor, &mailbox));
             let fds = (0..descriptors).map(|_| null()).collect();
@@ -223,7 +223,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let call = object.call("hello");
         let far = executor.block_on(mailbox.next()).unwrap().into_continuation().into_fd().unwrap();
-        testing::send_packet(&far, &vec![0; 65_537], &[]).unwrap();
+        testing::send_packet(&far, &vec![0; 102_081], &[]).unwrap();
         assert!(matches!(executor.block_on(call), Err(CallError::TooLarge(Part::Answer))));
     }
 

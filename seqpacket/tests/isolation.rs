@@ -755,7 +755,7 @@ on_each_driver! {
         let other = Object::from_fd(reactor, object.share().unwrap()).unwrap();
         let first = object.call(Message::new(vec![7; MIB]));
         let incoming = executor.block_on(mailbox.next()).unwrap();
-        let second = executor.block_on(other.call(Message::new(vec![7; 100_000])));
+        let second = executor.block_on(other.call(Message::new(vec![7; 150_000])));
         assert!(matches!(second, Err(CallError::OutOfMemory(Part::Call))), "{second:?}");
         incoming.answer("yes").unwrap();
         assert_eq!(executor.block_on(first).unwrap().bytes(), b"yes");

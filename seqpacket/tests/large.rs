@@ -119,7 +119,7 @@ on_each_driver! {
         executor.spawn(echo(mailbox));
         let around = |size: usize| [size - 1, size, size + 1];
         let packets = [1, 2, 5].map(|count| count * PART_BYTES_MAX);
-        let packets = packets.into_iter().chain([PAYLOAD_BYTES_MAX, 65_536]);
+        let packets = packets.into_iter().chain([PAYLOAD_BYTES_MAX, 102_080]);
         let sizes = packets.flat_map(around).chain([MIB - 1, MIB]);
         for size in sizes {
             let sent = bytes(size);
@@ -171,7 +171,7 @@ on_each_driver! {
             }
         });
         let patient = CallOptions { within: Some(Duration::from_secs(60)), ..CallOptions::default() };
-        for size in [1, 65_471, 65_472, 65_473, 65_503, 65_504, 65_505, 65_519, 65_520, 65_521, MIB] {
+        for size in [1, 102_015, 102_016, 102_017, 102_047, 102_048, 102_049, 102_064, 102_065, MIB] {
             let answer = executor.block_on(object.call_with(bytes(size), patient)).unwrap();
             assert_eq!(answer.bytes(), format!("{size} true").into_bytes());
         }
@@ -198,7 +198,7 @@ on_each_driver! {
         let (bound, address) = testing::packet_pair();
         let helper = start_helper!(mirror, vec![bound]);
         let object = Object::from_fd(reactor, address).unwrap();
-        for size in [65_521, MIB, 5 * MIB + 1] {
+        for size in [102_065, MIB, 5 * MIB + 1] {
             let message = Message::new(bytes(size)).with_descriptor(null()).with_descriptor(null());
             let mut answer = executor.block_on(object.call_with(message, room(6 * MIB))).unwrap();
             assert!(answer.bytes() == bytes(size), "{size} bytes");
@@ -215,19 +215,19 @@ on_each_driver! {
         let tells = Rc::clone(&told);
         executor.spawn(async move {
             while let Some(call) = mailbox.next().await {
-                tells.borrow_mut().push(call.answer(bytes(100_000)));
+                tells.borrow_mut().push(call.answer(bytes(150_000)));
             }
         });
         for (options, fits) in [
             (CallOptions::default(), false),
             (room(99_999), false),
-            (room(100_000), true),
+            (room(150_000), true),
             // More than the server's largest message is not asked for.
             (room(1 << 30), true),
         ] {
             let result = executor.block_on(object.call_with("how much?", options));
             match result {
-                Ok(answer) => assert!(fits && answer.bytes() == bytes(100_000)),
+                Ok(answer) => assert!(fits && answer.bytes() == bytes(150_000)),
                 Err(error) => assert!(!fits && matches!(error, CallError::TooLarge(Part::Answer))),
             }
             let expected = if fits { Ok(()) } else { Err(AnswerError::TooLarge) };
@@ -816,12 +816,12 @@ on_each_driver! {
             ("a part of nothing", vec![part(1, full)]),
             ("a part of a call that is whole", vec![call(1, b"small", 64), part(1, full)]),
             ("a part that is not full", vec![open.clone(), part(1, full - 1)]),
-            ("a last part that is too long", vec![large_call(1, 65_521, 0, 64), part(1, full), part(1, 50)]),
+            ("a last part that is too long", vec![large_call(1, 102_065, 0, 64), part(1, full), part(1, 50)]),
             ("a part after the last", vec![open.clone(), part(1, full), part(1, full), part(1, 1)]),
             ("a second opening", vec![open.clone(), open.clone()]),
             ("a small call of the same number", vec![open.clone(), call(1, b"small", 64)]),
             ("a part after CANCEL", vec![open.clone(), bare(Header::cancel(1)), part(1, full)]),
-            ("a total that fits a packet", total(65_520)),
+            ("a total that fits a packet", total(102_064)),
             ("a total of nothing", total(0)),
             ("a total beyond the largest", total(MIB as u64 + 1)),
             ("a total beyond everything", total(u64::MAX)),
@@ -1021,7 +1021,7 @@ on_each_driver! {
         executor.spawn(async move {
             while let Some(call) = mailbox.next().await {
                 let count = if call.bytes() == b"ten" { 10 } else { 0 };
-                let answer = (0..count).fold(Message::new(bytes(70_000)), |message, _| {
+                let answer = (0..count).fold(Message::new(bytes(110_000)), |message, _| {
                     message.with_descriptor(answered.clone())
                 });
                 let _ = call.answer(answer);
@@ -1029,7 +1029,7 @@ on_each_driver! {
         });
         let object = attached(&executor, object);
         let ten = || {
-            let message = Message::new(bytes(70_000));
+            let message = Message::new(bytes(110_000));
             (0..10).fold(message, |message, _| message.with_descriptor(fd.clone()))
         };
         // Nothing else arrives either before there is room again: what is to be lost is under way by then.
@@ -1043,9 +1043,9 @@ on_each_driver! {
         assert!(matches!(error, CallError::DescriptorsLost(Part::Call)), "{error}");
         let error = losing(object.call_with("ten", room(MIB)), 2);
         assert!(matches!(error, CallError::DescriptorsLost(Part::Answer)), "{error}");
-        assert!(executor.block_on(object.call_with(ten(), room(MIB))).unwrap().bytes() == bytes(70_000));
+        assert!(executor.block_on(object.call_with(ten(), room(MIB))).unwrap().bytes() == bytes(110_000));
         let answer = executor.block_on(object.call_with("ten", room(MIB))).unwrap();
-        assert_eq!((answer.bytes().len(), answer.descriptors()), (70_000, 10));
+        assert_eq!((answer.bytes().len(), answer.descriptors()), (110_000, 10));
     }
 }
 

@@ -19,7 +19,7 @@ use support::*;
 use testing::{leave_descriptors, on_each_driver};
 
 /// More than a packet holds.
-const LARGE_BYTES: usize = 100_000;
+const LARGE_BYTES: usize = 150_000;
 
 /// More than a socket's queue does.
 const LONG_BYTES: usize = 1 << 20;

@@ -110,11 +110,11 @@ on_each_driver! {
         let null = null();
         let census = Census::take();
         testing::send_packet(&fd, b"", &[null.as_fd()]).unwrap();
-        testing::send_packet(&fd, &[1; 65_537], &[null.as_fd()]).unwrap();
+        testing::send_packet(&fd, &[1; 102_081], &[null.as_fd()]).unwrap();
         testing::send_packet(&fd, b"too many", &[null.as_fd(); 17]).unwrap();
-        testing::send_packet(&fd, &[1; 65_536], &[null.as_fd(); 16]).unwrap();
+        testing::send_packet(&fd, &[1; 102_080], &[null.as_fd(); 16]).unwrap();
         executor.settle();
-        assert_eq!(*told.borrow(), [(vec![1; 65_536], 16)]);
+        assert_eq!(*told.borrow(), [(vec![1; 102_080], 16)]);
         let violations = listening.violations();
         assert_eq!((violations.truncated, violations.descriptors_lost), (1, 1));
         assert_eq!(reactor.stats().empty_packets, 1);

@@ -33,7 +33,7 @@ fn in_use() -> usize {
 
 /// Small windows, and nothing large.
 fn strict() -> MailboxOptions {
-    let (calls, bytes, message_bytes, large_bytes) = (16, 131_072, 0, 0);
+    let (calls, bytes, message_bytes, large_bytes) = (16, 204_160, 0, 0);
     MailboxOptions { calls, bytes, message_bytes, large_bytes, ..MailboxOptions::default() }
 }
 
@@ -167,7 +167,7 @@ on_each_driver! {
         let options = MailboxOptions { message_bytes, large_bytes, ..strict() };
         let trial = Trial::new(reactor, options);
         let opening = |number, total| large_call(number, total, message_bytes);
-        let totals = [8 << 20, 1 << 20, 5 << 20, 7 << 20, 70_000, 3 << 20, 8 << 20, 8 << 20, 2 << 20];
+        let totals = [8 << 20, 1 << 20, 5 << 20, 7 << 20, 110_000, 3 << 20, 8 << 20, 8 << 20, 2 << 20];
         let most = trial.most(
             |client, round| {
                 let [number, other] = [round as u32 % 2, (round as u32 + 1) % 2];

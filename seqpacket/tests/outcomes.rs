@@ -192,7 +192,9 @@ on_each_driver! {
         let (object, mailbox) = object_with(reactor, ObjectOptions::default(), nothing_large()).unwrap();
         executor.spawn(echo(mailbox));
         let largest = vec![7; PAYLOAD_BYTES_MAX];
-        assert_eq!(executor.block_on(object.call(largest.clone())).unwrap().bytes(), largest);
+        let enough = CallOptions { answer_bytes: Some(PAYLOAD_BYTES_MAX), ..CallOptions::default() };
+        let answer = executor.block_on(object.call_with(largest.clone(), enough));
+        assert_eq!(answer.unwrap().bytes(), largest);
         let error = executor.block_on(object.call(vec![7; PAYLOAD_BYTES_MAX + 1])).unwrap_err();
         assert!(matches!(error, CallError::TooLarge(Part::Call)));
         assert_eq!((error.was_sent(), error.may_have_been_seen()), (Some(false), false));

@@ -11,10 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use ring::{Executor, Fd, Message, Reactor};
-use seqpacket::wire::Kind;
+use seqpacket::wire::{Kind, PAYLOAD_BYTES_MAX};
 use seqpacket::{
-    AnswerError, CallError, Mailbox, MailboxOptions, Object, ObjectOptions, object, object_with, plain_data,
-    plain_object,
+    AnswerError, CallError, CallOptions, Mailbox, MailboxOptions, Object, ObjectOptions, object, object_with,
+    plain_data, plain_object,
 };
 use support::*;
 use testing::{Census, on_each_driver};
@@ -97,8 +97,10 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let (object, mailbox) = object(reactor).unwrap();
         executor.spawn(echo(mailbox));
-        let sizes = [0, 1, 15, 16, 17, 1023, 1024, 1025, 4096, 30_000, 65_519, 65_520];
-        let calls: Vec<_> = sizes.iter().map(|size| object.call(vec![*size as u8; *size])).collect();
+        let sizes = [0, 1, 15, 16, 17, 1023, 1024, 1025, 4096, 30_000, 102_063, 102_064];
+        let room = |size| CallOptions { answer_bytes: Some(size), ..CallOptions::default() };
+        let call = |size: &usize| object.call_with(vec![*size as u8; *size], room(*size));
+        let calls: Vec<_> = sizes.iter().map(call).collect();
         for (size, result) in sizes.iter().zip(executor.block_on(all(calls))) {
             assert_eq!(result.unwrap(), vec![*size as u8; *size]);
         }
@@ -460,13 +462,14 @@ on_each_driver! {
     fn giving_up_behind_a_full_window_lets_the_next_go(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         // Room for one answer of the largest size beside a small call.
-        let options = MailboxOptions { bytes: 131_072, ..MailboxOptions::default() };
-        let (object, mailbox) = object_with(reactor, ObjectOptions::default(), options).unwrap();
+        let options = MailboxOptions { bytes: 204_160, ..MailboxOptions::default() };
+        let largest = ObjectOptions { answer_bytes: PAYLOAD_BYTES_MAX, ..ObjectOptions::default() };
+        let (object, mailbox) = object_with(reactor, largest, options).unwrap();
         let object = attached(&executor, object);
         let held = object.call("held");
         let large = object.call(vec![0; 10_000]);
         let small =
-            object.call_with("small", seqpacket::CallOptions { answer_bytes: Some(8), ..Default::default() });
+            object.call_with("small", CallOptions { answer_bytes: Some(8), ..Default::default() });
         executor.settle();
         let first = executor.block_on(mailbox.next()).unwrap();
         assert!(poll_once(&mut mailbox.next()).is_pending());

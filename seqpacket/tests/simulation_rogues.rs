@@ -25,7 +25,7 @@ use worlds::*;
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Bytes of a part that is not the last.
-const PART_BYTES: usize = 65_472;
+const PART_BYTES: usize = 102_016;
 
 /// How long a rogue waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(50);

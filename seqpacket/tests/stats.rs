@@ -52,7 +52,7 @@ on_each_driver! {
 
     /// Part by part, there and back.
     fn both_sides_count_the_same_of_large_messages(reactor: &Reactor) {
-        const BYTES: usize = 200_000;
+        const BYTES: usize = 400_000;
         let room = ObjectOptions { answer_bytes: BYTES, ..ObjectOptions::default() };
         let (object, mailbox) = object_with(reactor, room, MailboxOptions::default()).unwrap();
         let executor = Executor::new(reactor);
@@ -197,7 +197,7 @@ on_each_driver! {
             ([goodbye.clone(), goodbye.clone()].concat(), Malformed::AfterGoodbye(Kind::Goodbye)),
             ([goodbye, call(7, b"", 0)].concat(), Malformed::AfterGoodbye(Kind::Call)),
             ([call(7, b"", 0), call(7, b"", 0)].concat(), Malformed::Number { kind: Kind::Call, number: 7 }),
-            (vec![0; 65_537], Malformed::PacketTooLong { bytes: 0 }),
+            (vec![0; 102_081], Malformed::PacketTooLong { bytes: 0 }),
         ];
         for (packet, kind) in &packets {
             let before = mailbox.stats().malformed;

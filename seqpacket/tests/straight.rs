@@ -18,7 +18,7 @@ use testing::{leave_descriptors, on_each_driver};
 const SMALL_BYTES_MAX: usize = 1024;
 
 /// What fits a packet beside its header.
-const WHOLE_BYTES_MAX: usize = 65_520;
+const WHOLE_BYTES_MAX: usize = 102_064;
 
 /// A server by hand that has said HELLO, and its client.
 fn by_hand(reactor: &Reactor, executor: &Executor, hello: Hello) -> (RawClient, Object) {
@@ -232,10 +232,10 @@ on_each_driver! {
 
     fn a_call_without_bytes_in_the_window_goes_when_one_is_answered(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let hello = with_windows(Windows { bytes: 131_072, ..Windows::default() });
+        let hello = with_windows(Windows { bytes: 204_160, ..Windows::default() });
         let (session, object) = by_hand(reactor, &executor, hello);
         // Two fit to the byte, and a third does not.
-        let calls: Vec<Call> = (0..3).map(|_| object.call_with(&[7; 4], room(65_500))).collect();
+        let calls: Vec<Call> = (0..3).map(|_| object.call_with(&[7; 4], room(102_044))).collect();
         assert_eq!(says(&session, &executor), [(Kind::Call, 0), (Kind::Call, 1)]);
         says_nothing(&session, &executor);
         assert_eq!(object.windows().unwrap().1.bytes, 0);
@@ -265,10 +265,10 @@ on_each_driver! {
 
     fn a_call_does_not_overtake_those_that_wait(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let hello = with_windows(Windows { bytes: 131_072, ..Windows::default() });
+        let hello = with_windows(Windows { bytes: 204_160, ..Windows::default() });
         let (session, object) = by_hand(reactor, &executor, hello);
-        let first = object.call_with("first", room(65_520));
-        let second = object.call_with("waits for room", room(65_520));
+        let first = object.call_with("first", room(102_064));
+        let second = object.call_with("waits for room", room(102_064));
         let third = object.call_with("would have room", room(0));
         assert_eq!(says(&session, &executor), [(Kind::Call, 0)]);
         says_nothing(&session, &executor);
@@ -390,10 +390,10 @@ on_each_driver! {
     fn answers_come_while_something_large_does(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (session, object) = by_hand(reactor, &executor, Hello::default());
-        let large = object.call_with("large", room(100_000));
+        let large = object.call_with("large", room(150_000));
         let small = object.call("small");
         assert_eq!(says(&session, &executor), [(Kind::Call, 0), (Kind::Call, 1)]);
-        let size = Size::of_bytes(100_000).unwrap();
+        let size = Size::of_bytes(150_000).unwrap();
         let opening = Hello::default().answer_to(0, size).encode().to_vec();
         session.say_all(&[opening, answer(1, b"small", 0)]);
         assert_eq!(executor.block_on(small).unwrap().bytes(), b"small");
@@ -401,9 +401,9 @@ on_each_driver! {
         let another = object.call("another");
         assert_eq!(says(&session, &executor), [(Kind::Call, 1)]);
         assert!(session.say(&part(PART_BYTES_MAX), &[]));
-        session.say_all(&[answer(1, b"another", 0), part(100_000 - PART_BYTES_MAX)]);
+        session.say_all(&[answer(1, b"another", 0), part(150_000 - PART_BYTES_MAX)]);
         assert_eq!(executor.block_on(another).unwrap().bytes(), b"another");
-        assert_eq!(executor.block_on(large).unwrap().bytes().len(), 100_000);
+        assert_eq!(executor.block_on(large).unwrap().bytes().len(), 150_000);
     }
 
     /// While it is not known that the descriptors of a call have left, each end is looked at for that call.

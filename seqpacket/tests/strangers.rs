@@ -28,7 +28,7 @@ type Say<'a> = (Vec<u8>, Vec<BorrowedFd<'a>>);
 fn strict(reactor: &Reactor) -> (Object, Mailbox) {
     let options = MailboxOptions {
         calls: 4,
-        bytes: 131_072,
+        bytes: 204_160,
         descriptors: 3,
         call_descriptors: 2,
         ..MailboxOptions::default()
@@ -87,8 +87,8 @@ fn malformed_by_clients() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("two goodbyes", [goodbye.clone(), goodbye.clone()].concat(), 0),
         ("a call after goodbye", [goodbye.clone(), call(7, b"", 0)].concat(), 0),
         ("a grant after goodbye", [goodbye, bare(Header::grant(7))].concat(), 0),
-        ("longer than a packet", vec![0; 65_537], 0),
-        ("longer than a packet, and with descriptors", vec![0; 65_537], 2),
+        ("longer than a packet", vec![0; 102_081], 0),
+        ("longer than a packet, and with descriptors", vec![0; 102_081], 2),
     ]
 }
 
@@ -117,7 +117,7 @@ fn malformed_by_servers() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("a call", call(0, b"", 0), 0),
         ("a cancel", bare(Header::cancel(0)), 0),
         ("a grant", bare(Header::grant(0)), 0),
-        ("longer than a packet", vec![0; 65_537], 1),
+        ("longer than a packet", vec![0; 102_081], 1),
     ]
 }
 
@@ -190,8 +190,8 @@ on_each_driver! {
                 "calls in one packet",
                 vec![((0..5).map(|n| call(n, b"", 0)).collect::<Vec<_>>().concat(), vec![])],
             ),
-            ("bytes sent", (0..3).map(|n| (call(n, &[0; 50_000], 0), vec![])).collect()),
-            ("bytes reserved", (0..3).map(|n| (call(n, b"", 50_000), vec![])).collect()),
+            ("bytes sent", (0..3).map(|n| (call(n, &[0; 80_000], 0), vec![])).collect()),
+            ("bytes reserved", (0..3).map(|n| (call(n, b"", 80_000), vec![])).collect()),
             ("descriptors", vec![with_two(), (call_with(8, b"", 2, 0), vec![fd.as_fd(), fd.as_fd()])]),
         ];
         let census = Census::take();
@@ -216,8 +216,8 @@ on_each_driver! {
         let fd = null();
         for round in 0..20 {
             // All bytes: the largest call and the largest answer.
-            assert!(client.say(&call(round, &[0; 65_520], 65_520), &[]));
-            assert_eq!(said_by_server(&client.hear_from(&executor))[0].2.len(), 65_520);
+            assert!(client.say(&call(round, &[0; 102_064], 102_064), &[]));
+            assert_eq!(said_by_server(&client.hear_from(&executor))[0].2.len(), 102_064);
             // All calls and all descriptors. The last two have no room for theirs in the answer.
             client.say_all(&[call(0, b"", 0), call(1, b"", 0)]);
             assert!(client.say(&call_with(2, b"", 2, 0), &[fd.as_fd(), fd.as_fd()]));
@@ -418,7 +418,7 @@ on_each_driver! {
             (shrinks, 0),
             (twice, 0),
             (Hello::default().frame().to_vec(), 1),
-            (vec![0; 65_537], 0),
+            (vec![0; 102_081], 0),
             (b"a".to_vec(), 0),
         ];
         let census = Census::take();
@@ -550,7 +550,7 @@ on_each_driver! {
         testing::send_packet(&socket, b"no descriptor", &[]).unwrap();
         testing::send_packet(&socket, b"no socket", &[far.as_fd(), fd.as_fd()]).unwrap();
         testing::send_packet(&socket, b"no packets", &[stream.as_fd()]).unwrap();
-        testing::send_packet(&socket, &[1; 65_537], &[far.as_fd()]).unwrap();
+        testing::send_packet(&socket, &[1; 102_081], &[far.as_fd()]).unwrap();
         testing::send_packet(&socket, b"too many", &[far.as_fd(); 17]).unwrap();
         testing::send_packet(&socket, b"a call", &[far.as_fd(); 16]).unwrap();
         let call = executor.block_on(mailbox.next()).unwrap();
@@ -798,7 +798,7 @@ on_each_driver! {
             }
             drop(continuation);
             match executor.block_on(call) {
-                Ok(answer) if way == 2 => assert!(answer.bytes().len() < 6 * 65_536),
+                Ok(answer) if way == 2 => assert!(answer.bytes().len() < 6 * 102_080),
                 Ok(answer) => assert!(packets.iter().any(|(bytes, _)| bytes == answer.bytes())),
                 Err(CallError::Dropped | CallError::Truncated | CallError::DescriptorsLost(_)) => {}
                 Err(CallError::Malformed(_) | CallError::TooLarge(_)) if way == 2 => {}
@@ -854,7 +854,7 @@ impl Pool {
 fn packets() -> impl Strategy<Value = Vec<(Vec<u8>, usize)>> {
     let bytes = prop_oneof![
         2 => prop::collection::vec(any::<u8>(), 0..100),
-        1 => (65_530_usize..65_600).prop_map(|length| vec![0; length]),
+        1 => (102_070_usize..102_140).prop_map(|length| vec![0; length]),
         1 => Just(b"c".to_vec()),
         8 => prop::collection::vec(any_frame(), 1..6).prop_map(|frames| frames.concat()),
         4 => (prop::collection::vec(any_frame(), 1..4), any::<(prop::sample::Index, u8)>()).prop_map(

@@ -30,7 +30,7 @@ pub(super) fn session(script: Script<'_>) {
         if object.attach_within(CALL_TIME_MAX).is_err() {
             return;
         }
-        let large = if choice & 0x80 == 0 { 64 } else { 100_000 };
+        let large = if choice & 0x80 == 0 { 64 } else { 150_000 };
         let _ = object.call_with(vec![7; large], options).map(|mut answer| answer.take_object());
         if let (Ok(one), Ok(other)) = (object.begin_with("one", options), object.begin_with("other", options))
         {

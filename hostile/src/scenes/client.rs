@@ -60,7 +60,7 @@ fn call(object: &Object, number: usize, script: &mut Script<'_>) -> Call {
         answer_descriptors: script.one_of(&[None, Some(0), Some(253)]),
         ..CallOptions::default()
     };
-    let bytes = vec![number as u8; script.one_of(&[0, 1, 64, 65_520, 65_521, 200_000])];
+    let bytes = vec![number as u8; script.one_of(&[0, 1, 64, 102_064, 102_065, 200_000])];
     let descriptors = match script.below(4) {
         3 => vec![testing::packet_pair().0],
         _ => Vec::new(),

@@ -63,7 +63,7 @@ fn options(script: &mut Script<'_>) -> MailboxOptions {
         0 => MailboxOptions { call_descriptors: 253, descriptors: 253, ..usual },
         1 => MailboxOptions {
             calls: 4,
-            bytes: 131_072,
+            bytes: 204_160,
             descriptors: 3,
             call_descriptors: 2,
             message_bytes: 200_000,
@@ -96,7 +96,7 @@ fn serve(call: Incoming, kept: &mut Vec<Incoming>) {
             if let Some(grant) = call.grant() {
                 grant.revoke();
             }
-            let _ = call.answer(vec![7; 70_000]);
+            let _ = call.answer(vec![7; 110_000]);
         }
         6 => {
             let _ = (call.credentials(), call.deadline());

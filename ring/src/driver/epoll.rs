@@ -48,7 +48,7 @@ impl Unseen {
     }
 
     /// A stream has had all of its share of a turn: the look is due. What it brings takes much longer to copy
-    /// or to serve than the look that was put off; with three times 65,536 bytes in a turn, fifty times.
+    /// or to serve than the look that was put off; with three packets of 64 KiB in a turn, fifty times.
     pub(super) fn is_due(&mut self) {
         self.turns = UNSEEN_TURNS_MAX;
     }
@@ -62,7 +62,7 @@ pub(super) struct Yielding {
 
 impl Yielding {
     /// They do, but never in two turns in a row. What is quiet mostly sends little and waits for it; behind
-    /// three streams whose 65,536 bytes are copied first it would be answered 50 µs later.
+    /// three streams whose 64 KiB are copied first it would be answered 50 µs later.
     pub(super) fn yields(&mut self, others_have_news: bool) -> bool {
         self.yielded = others_have_news && !self.yielded;
         self.yielded

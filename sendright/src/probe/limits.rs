@@ -96,7 +96,7 @@ fn packet_bytes_raised() -> Limit {
         name: "net.core.wmem_max",
         value: sysctl("net/core/wmem_max"),
         meaning: "As far as SO_SNDBUF can be raised without privilege, for longer queues.".into(),
-        advice: "nothing to do: the protocol stays below 64 KiB a packet".into(),
+        advice: "nothing to do: the protocol stays below 100 KiB a packet".into(),
     }
 }
 

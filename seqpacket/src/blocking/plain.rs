@@ -163,7 +163,7 @@ impl PlainObject {
         self.large_answer_bytes.set(bytes);
     }
 
-    /// Calls, and waits for the answer. From 1 to 65,536 bytes, and up to 252 argument descriptors; those
+    /// Calls, and waits for the answer. From 1 to 102,080 bytes, and up to 252 argument descriptors; those
     /// given are closed here once they are sent.
     ///
     /// # Errors

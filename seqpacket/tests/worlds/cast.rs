@@ -176,7 +176,7 @@ impl Setting {
     fn lengthen(&self, bytes: &mut Vec<u8>, room: usize) {
         let length = match self.world.below(20) {
             0 | 1 => 20_000 + self.world.below(40_000),
-            2 => 66_000 + self.world.below(LARGE_BYTES_MAX - 66_000),
+            2 => 103_000 + self.world.below(LARGE_BYTES_MAX - 103_000),
             _ => return,
         };
         bytes.extend((bytes.len()..length.min(room)).map(padding));
@@ -188,7 +188,7 @@ impl Setting {
         }
         MailboxOptions {
             calls: 1 + self.world.below(3) as u32,
-            bytes: 131_072 + self.world.below(20_000) as u32,
+            bytes: 204_160 + self.world.below(20_000) as u32,
             descriptors: 2 + self.world.below(3) as u32,
             call_descriptors: 2,
             message_bytes: LARGE_BYTES_MAX as u32,
