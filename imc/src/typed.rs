@@ -25,8 +25,8 @@ pub const NACL_PARTS_MAX: usize = 256;
 
 /// Native Client's limit, and ours: so many bytes of data in one message.
 ///
-/// It is twice [`ring::PACKET_BYTES_MAX`], and with its header still one packet: sockets send up to 212,960
-/// bytes with the usual buffer. Typed messages are received beside the reactor's buffers for that.
+/// It is more than [`ring::PACKET_BYTES_MAX`], and with its header still one packet: sockets send up to
+/// 212,960 bytes with the usual buffer. Typed messages are received beside the reactor's buffers for that.
 pub const NACL_BYTES_MAX: usize = wire::DATA_BYTES_MAX;
 
 /// The flag with which Native Client said that data did not fit: see [`Truncated`].
