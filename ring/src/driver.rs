@@ -551,6 +551,19 @@ impl Driver {
         }
     }
 
+    /// Whether something has been asked for that only a turn shows to the kernel.
+    pub(crate) fn has_something_to_show(&mut self) -> bool {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(uring) => uring.wants_a_turn(None),
+            Driver::Epoll(epoll) => epoll.wants_a_turn(None),
+            Driver::Child(_) => false,
+            // It knows its own time.
+            #[cfg(feature = "script")]
+            Driver::Script(_) => true,
+        }
+    }
+
     /// A descriptor is about to be closed.
     pub(crate) fn forget(&mut self, fd: &Fd) {
         match self {

@@ -81,17 +81,22 @@ impl Executor {
         let mut future = pin!(future);
         let main = Main::new(Arc::clone(self.0.reactor.bell()));
         let waker = Waker::from(Arc::clone(&main));
+        let mut turned = false;
         loop {
             if main.take_wake()
                 && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
             {
-                // The last answer, the farewell: queued, and nobody may ever turn again.
-                self.send_what_can_go();
+                // The last answer, the farewell: queued, and nobody may ever turn again. A turn for its own
+                // sake is for those who poll what has not ended, again and again, and never wait.
+                if !turned || self.0.reactor.has_something_to_show() {
+                    self.send_what_can_go();
+                }
                 return output;
             }
             self.0.tasks.run();
             let busy = main.is_woken() || self.0.tasks.any_ready();
             self.turn(if busy { Wait::Not } else { Wait::Forever });
+            turned = true;
         }
     }
 

@@ -2238,6 +2238,14 @@ impl Core {
         std::mem::take(&mut self.hurried)
     }
 
+    /// Whether something was asked for that the kernel has not been shown, or is not known to have taken.
+    pub(crate) fn has_something_to_show(&mut self) -> bool {
+        !self.home.is_empty()
+            || self.is_sending()
+            || !self.dirty.is_empty()
+            || self.driver.has_something_to_show()
+    }
+
     /// Whether the host must be told of something that was asked for since `hand_over`.
     pub(crate) fn wants_a_turn(&mut self) -> bool {
         !self.dirty.is_empty() || !self.home.is_empty() || self.driver.wants_a_turn(self.first_moment())

@@ -392,6 +392,11 @@ impl Reactor {
         self.with(|core, _| core.hold(fd))
     }
 
+    /// Whether something was asked for that only a turn shows to the kernel, or tells of.
+    pub(crate) fn has_something_to_show(&self) -> bool {
+        self.is_forked() || self.0.companions.any_ready() || self.with_core(Core::has_something_to_show)
+    }
+
     /// Whether it sleeps by itself, and not in a host's loop.
     pub(crate) fn sleeps_in_its_turns(&self) -> bool {
         self.0.place == SleepPlace::OwnTurn

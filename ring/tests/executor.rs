@@ -28,6 +28,33 @@ on_each_driver! {
         settle(reactor, reactor.sleep(Duration::ZERO));
     }
 
+    fn what_has_taken_a_turn_and_left_nothing_behind_ends_without_another(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        testing::send_packet(&far, b"here", &[]).unwrap();
+        let turns = || reactor.stats().turns;
+        let before = turns();
+        assert_eq!(executor.block_on(near.receive()).unwrap().bytes(), b"here");
+        assert_eq!(turns() - before, 1);
+        // What is queued at the end leaves all the same.
+        let before = turns();
+        executor.block_on(async {
+            testing::send_packet(&far, b"again", &[]).unwrap();
+            near.receive().await.unwrap();
+            near.post(&[b"farewell"], Vec::new());
+        });
+        assert!(turns() - before > 1);
+        assert_eq!(testing::receive_packet(&far).unwrap().bytes, b"farewell");
+    }
+
+    /// Or nothing would ever come of what is polled like that.
+    fn what_ends_at_once_takes_a_turn(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let before = reactor.stats().turns;
+        executor.block_on(async {});
+        assert_eq!(reactor.stats().turns - before, 1);
+    }
+
     fn timers_fire_in_order(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let order = Rc::new(RefCell::new(Vec::new()));
