@@ -98,6 +98,16 @@ impl ConnectedSocket {
         Poll::Ready(result)
     }
 
+    /// As [`receive`](ConnectedSocket::receive), where it may be there already: looks before it waits.
+    pub(crate) async fn receive_here(&self) -> Result<Received, ReceiveError> {
+        let mut looked = false;
+        poll_fn(|context| match std::mem::replace(&mut looked, true) {
+            false => self.socket.poll_receive_here(context),
+            true => self.socket.poll_receive(context),
+        })
+        .await
+    }
+
     /// The next message, if the reactor has brought it already: see [`ring::Socket::try_receive`].
     pub fn try_receive(&self) -> Option<Result<Received, ReceiveError>> {
         let result = self.socket.try_receive()?;

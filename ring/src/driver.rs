@@ -327,7 +327,7 @@ impl Driver {
         match self {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.submit(token, requests),
-            Driver::Epoll(epoll) => epoll.submit(token),
+            Driver::Epoll(epoll) => epoll.submit(token, requests),
             Driver::Child(child) => child.submit(token),
             #[cfg(feature = "script")]
             Driver::Script(script) => script.submit(token),
@@ -384,7 +384,8 @@ impl Driver {
         match self {
             #[cfg(uring)]
             Driver::Uring(uring) => uring.comes_back_at_once(),
-            Driver::Epoll(_) | Driver::Child(_) => false,
+            Driver::Epoll(epoll) => epoll.comes_back_at_once(),
+            Driver::Child(_) => false,
             #[cfg(feature = "script")]
             Driver::Script(_) => false,
         }
@@ -644,10 +645,15 @@ impl Driver {
 
     /// Whether many sends leave with fewer system calls than each by itself.
     pub(crate) fn sends_together(&self) -> bool {
-        #[cfg(uring)]
-        return matches!(self, Driver::Uring(_));
-        #[cfg(not(uring))]
-        false
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(_) => true,
+            Driver::Epoll(_) => true,
+            Driver::Child(_) => false,
+            // Each has a fate of its own there.
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
+        }
     }
 
     /// Sends a sealed envelope now, past what is away.

@@ -28,6 +28,10 @@ use crate::sys::UnixAddress;
 /// socket has in its turn, everybody else waits for no more than that.
 pub const PIECES_SENT_AT_ONCE_MAX: usize = 3;
 
+/// How many messages leave with one system call, where each would otherwise take one: as many as somebody
+/// connects at once, and 2 KiB of headers.
+pub(crate) const SENT_TOGETHER_MAX: usize = 32;
+
 /// A message on its way out.
 pub(crate) struct Envelope {
     header: libc::msghdr,
@@ -310,6 +314,27 @@ pub(crate) fn send_pieces(
     // SAFETY: the headers point at memory of this frame and of the caller's, with its true lengths, and
     // nothing of it moves while the call runs.
     // Kept honest by `order.rs::pieces_that_are_sent_together_arrive_in_order`.
+    let sent = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count as _, SEND_FLAGS as _) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+}
+
+/// Sends these sealed envelopes now, with one system call, each in a message of its own; no more than
+/// [`SENT_TOGETHER_MAX`]. Says how many have gone: if not all, then the next cannot go now.
+pub(crate) fn send_together<'a>(
+    fd: BorrowedFd<'_>,
+    envelopes: impl Iterator<Item = &'a Envelope>,
+) -> io::Result<usize> {
+    // SAFETY: all zeroes is a valid `mmsghdr`. Kept honest by
+    // `at_once.rs::of_those_that_may_overtake_the_first_goes_at_once_and_the_others_together`.
+    let mut headers: [libc::mmsghdr; SENT_TOGETHER_MAX] = unsafe { mem::zeroed() };
+    let mut count = 0;
+    for (header, envelope) in headers.iter_mut().zip(envelopes) {
+        header.msg_hdr = envelope.header;
+        count += 1;
+    }
+    // SAFETY: sealed by the caller, who lends them for longer than the call takes, and so nothing that the
+    // headers point at moves meanwhile. Kept honest by
+    // `at_once.rs::of_those_that_may_overtake_the_first_goes_at_once_and_the_others_together`.
     let sent = unsafe { libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count as _, SEND_FLAGS as _) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }

@@ -104,6 +104,11 @@ impl Fd {
         &self.0.notes
     }
 
+    /// Whether this is a clone of that one.
+    pub(crate) fn is_clone_of(&self, other: &Fd) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Where pieces of something larger are received from this descriptor, if anywhere.
     #[inline]
     pub(crate) fn landing(&self) -> Option<Landing> {

@@ -64,6 +64,10 @@ const LOOKS_MAX: usize = 16;
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
 
+/// And how many where it is the first of a pair that was made here: as many as somebody asks together, who
+/// has made as many pairs since the last turn.
+const FIRST_TAKEN_HERE_MAX: u32 = 32;
+
 /// Who sleeps in the very socket that is asked looks there first only where that is likely to find something.
 /// That is found out by a look after so many sleeps …
 const SLEEPS_BEFORE_A_LOOK: u8 = 32;
@@ -182,6 +186,8 @@ pub(crate) struct Core {
     first_went: Option<u64>,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
+    /// One look for the first of a pair was in vain since the last turn: the others would be, too.
+    unanswered: bool,
     /// And pieces of something larger.
     pieces_taken: usize,
     /// Pieces sent since the last turn that did not wait for one.
@@ -446,6 +452,7 @@ impl Core {
             hurried: false,
             first_went: None,
             taken_here: 0,
+            unanswered: false,
             pieces_taken: 0,
             pieces_sent: 0,
         }
@@ -1642,7 +1649,8 @@ impl Core {
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
-        if self.taken_here < TAKEN_HERE_MAX && self.may_look(key) && self.is_worth_a_look(key) {
+        let first = self.channels[key].waits_for_its_first();
+        if self.looks_are_left(first) && self.may_look(key) && self.is_worth_a_look(key) {
             self.settle_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
@@ -1654,6 +1662,7 @@ impl Core {
                 }
                 // What waits for it now need not look again.
                 Now::Empty => {
+                    self.unanswered |= first;
                     let looks_left = &mut self.channels[key].inbox.looks_left;
                     *looks_left = looks_left.saturating_sub(1);
                     self.wait_for_message(key, asker, woken);
@@ -1667,7 +1676,21 @@ impl Core {
                 }
             }
         }
+        if first && self.unanswered && self.may_look(key) {
+            self.wait_for_message(key, asker, woken);
+            self.arm_after_a_look(key, true);
+            return Poll::Pending;
+        }
         self.poll_receive(key, asker, woken)
+    }
+
+    /// Whether anybody may look before the next turn. Of those who look for the first of a pair the others
+    /// look in vain where one has: requests that left together are answered together.
+    fn looks_are_left(&self, first: bool) -> bool {
+        match first {
+            true => !self.unanswered && self.taken_here < FIRST_TAKEN_HERE_MAX,
+            false => self.taken_here < TAKEN_HERE_MAX,
+        }
     }
 
     /// Where the next sleep is a receive of this socket that is the look, unless many come together: then
@@ -2108,6 +2131,7 @@ impl Core {
         self.stats.turns += 1;
         let taken_here = std::mem::take(&mut self.taken_here);
         (self.pieces_taken, self.pieces_sent) = (0, 0);
+        self.unanswered = false;
         let nothing_here = self.home.is_empty() && woken.wake.is_empty();
         let mut sleep = if nothing_here { sleep } else { Sleep::Not };
         if !self.retired.is_empty() {
@@ -2415,6 +2439,11 @@ impl Channel {
             && self.lane.unblock.is_none()
             && self.inbox.away.is_none()
             && self.others == 0
+    }
+
+    /// One end of a pair that was made here, on which nobody has received yet.
+    fn waits_for_its_first(&self) -> bool {
+        self.made_here && self.credentials == Credentials::NotAsked
     }
 
     /// Another holder of the end may have shrunk it.

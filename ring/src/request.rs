@@ -234,6 +234,16 @@ impl Requests {
         }
     }
 
+    /// What is sent with a token that is still away, if it sends, and from where.
+    pub(crate) fn sending(&self, token: Token) -> Option<(&Fd, &Envelope)> {
+        match self.slots.get(token.slot as usize) {
+            Some((generation, Request::Send { fd, envelope, .. })) if *generation == token.generation => {
+                Some((fd, envelope))
+            }
+            _ => None,
+        }
+    }
+
     /// What a receive that is still away has had of this turn.
     #[cfg(uring)]
     pub(crate) fn share(&mut self, token: Token) -> Option<&mut Share> {

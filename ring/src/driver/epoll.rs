@@ -15,7 +15,7 @@ use super::{Alarm, Ground, STARVED_RETRY, Sleep, SleepPlace};
 use crate::buffer::Landing;
 #[cfg(uring)]
 use crate::envelope::Place;
-use crate::envelope::{self, Room, Taken};
+use crate::envelope::{self, Room, SENT_TOGETHER_MAX, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
 use crate::message::{PACKET_BYTES_MAX, Received};
 use crate::remote::Bell;
@@ -82,6 +82,8 @@ pub(crate) struct Epoll {
     watches: Slab<Watch>,
     /// To be tried in the next turn.
     hot: Vec<Token>,
+    /// Something is to be sent among them, of which that turn tells, instead of sleeping.
+    sends: bool,
     /// Memory for that list while this turn's are tried.
     spare_hot: Vec<Token>,
     /// Streams that have had their share of a turn, and go on behind whoever has had none.
@@ -175,6 +177,7 @@ impl Epoll {
             alarm: Alarm::default(),
             watches: Slab::new(),
             hot: Vec::new(),
+            sends: false,
             spare_hot: Vec::new(),
             busy: Vec::new(),
             yielding: Yielding::default(),
@@ -188,8 +191,27 @@ impl Epoll {
         })
     }
 
-    pub(crate) fn submit(&mut self, token: Token) {
+    pub(crate) fn submit(&mut self, token: Token, requests: &mut Requests) {
+        match requests.find(token) {
+            Some(Request::Receive { fd, want, .. }) if self.is_known_to_be_empty(fd, *want) => {
+                let fd = fd.clone();
+                if self.park(token, &fd, Watched::Reading).is_ok() {
+                    return;
+                }
+            }
+            Some(Request::Send { .. }) => self.sends = true,
+            _ => {}
+        }
         self.hot.push(token);
+    }
+
+    /// Whether a receive has found nothing there, and what has come since makes an event: where it was not
+    /// watched yet, as soon as it is.
+    fn is_known_to_be_empty(&self, fd: &Fd, want: Want) -> bool {
+        match fd.watch().get() {
+            Some(number) => !self.watches[number as usize].readable,
+            None => want.looked,
+        }
     }
 
     pub(crate) fn cancel(&mut self, token: Token) {
@@ -198,6 +220,10 @@ impl Epoll {
 
     pub(crate) fn goes_on(&self) -> bool {
         !self.hot.is_empty() || !self.busy.is_empty()
+    }
+
+    pub(crate) fn comes_back_at_once(&self) -> bool {
+        self.sends
     }
 
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
@@ -241,9 +267,11 @@ impl Epoll {
         }
         let busy = self.busy.len();
         let mut tried = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
-        for token in tried.drain(..) {
-            self.attempt(token, requests, home);
+        match std::mem::take(&mut self.sends) {
+            true => self.attempt_each(&tried, requests, home),
+            false => tried.iter().for_each(|token| self.attempt(*token, requests, home)),
         }
+        tried.clear();
         self.spare_hot = tried;
 
         // With something to report, the look at epoll can wait a turn or two; but not for ever, or one busy
@@ -396,6 +424,35 @@ impl Epoll {
         }
         self.come.clear();
         self.cancelled = asked;
+    }
+
+    /// Those that leave from the same socket leave together.
+    fn attempt_each(&mut self, tokens: &[Token], requests: &mut Requests, home: &mut Vec<Completion>) {
+        let mut tokens = tokens;
+        while let Some(token) = tokens.first() {
+            let from = requests.sending(*token).map(|(fd, _)| fd.clone());
+            let together = from.as_ref().map_or(0, |fd| {
+                let goes_too = |token: &&Token| {
+                    requests.sending(**token).is_some_and(|(other, _)| other.is_clone_of(fd))
+                };
+                tokens.iter().take(SENT_TOGETHER_MAX).take_while(goes_too).count()
+            });
+            let gone = match from {
+                Some(fd) if together > 1 => {
+                    let envelopes = tokens[..together].iter().filter_map(|token| requests.sending(*token));
+                    envelope::send_together(fd.as_fd(), envelopes.map(|(_, envelope)| envelope)).unwrap_or(0)
+                }
+                _ => 0,
+            };
+            for token in &tokens[..gone] {
+                let length = requests.sending(*token).map_or(0, |(_, envelope)| envelope.length());
+                home.push(Completion { token: *token, outcome: Outcome::Sent(Ok(length)), last: true });
+            }
+            // What keeps the next from going is found out by trying each alone.
+            let alone = if gone == 0 { together.max(1) } else { 0 };
+            tokens[..alone].iter().for_each(|token| self.attempt(*token, requests, home));
+            tokens = &tokens[gone + alone..];
+        }
     }
 
     fn attempt(&mut self, token: Token, requests: &mut Requests, home: &mut Vec<Completion>) {
