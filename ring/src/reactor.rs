@@ -4,6 +4,7 @@
 //! which it runs itself so that a session goes on whoever polls what. It never runs user code while anything
 //! of its own is borrowed.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
@@ -103,6 +104,8 @@ pub(crate) struct Shared {
     woken: Cell<Woken>,
     report: DriverReport,
     origin: Origin,
+    /// What protocols have in common for all that they serve on this reactor: one of each kind.
+    in_common: RefCell<Vec<Rc<dyn Any>>>,
 }
 
 impl Reactor {
@@ -151,7 +154,9 @@ impl Reactor {
         let companions = Tasks::new(Arc::clone(&bell));
         let spinner = RefCell::new(Spinner::new(wait));
         let (turning, woken) = (Cell::new(false), Cell::new(Woken::default()));
-        let shared = Shared { core, companions, bell, place, turning, spinner, woken, report, origin };
+        let in_common = RefCell::default();
+        let shared =
+            Shared { core, companions, bell, place, turning, spinner, woken, report, origin, in_common };
         Ok(Reactor(Rc::new(shared)))
     }
 
@@ -168,6 +173,22 @@ impl Reactor {
     /// What has been counted so far.
     pub fn stats(&self) -> Stats {
         self.0.core.borrow().stats()
+    }
+
+    /// What a protocol has in common for all that it serves on this reactor, made when it is first asked for.
+    /// It must not hold the reactor.
+    ///
+    /// For memory that goes from one to the next of very many: what each of them kept for itself would have
+    /// left the processor's caches when its turn comes again, and take as much as all the rest of it.
+    #[doc(hidden)]
+    pub fn in_common<T: Default + 'static>(&self) -> Rc<T> {
+        let mut kinds = self.0.in_common.borrow_mut();
+        let known = kinds.iter().find_map(|kind| Rc::clone(kind).downcast().ok());
+        known.unwrap_or_else(|| {
+            let made = Rc::new(T::default());
+            kinds.push(Rc::clone(&made) as Rc<dyn Any>);
+            made
+        })
     }
 
     /// How many turns there have been: for whoever shares out what is done between two of them.

@@ -9,8 +9,8 @@ use std::time::Instant;
 use crate::parcel::Parcel;
 use crate::wire::Size;
 
-/// So many empty boxes a mailbox keeps for calls to come: as many as one session may have under way unless
-/// its server says otherwise, some 50 KiB.
+/// So many empty boxes the mailboxes of a reactor keep for calls to come: as many as one session may have
+/// under way unless its server says otherwise, some 50 KiB.
 const SPARE_BOXES_MAX: usize = 256;
 
 /// A call that waits to be taken, or that somebody has.

@@ -348,7 +348,7 @@ impl Mailbox {
                 granted_sessions: options.granted_sessions,
                 grants: options.grants,
             },
-            terms: Terms::new(options.hello(), options.large_stall, options.large_bytes_together),
+            terms: Terms::new(reactor, options.hello(), options.large_stall, options.large_bytes_together),
             state: RefCell::new(State::default()),
             attached_ever: Cell::new(0),
             past: OnceCell::new(),
@@ -418,7 +418,8 @@ impl Mailbox {
             drop(state);
             return Poll::Ready(Some(Incoming::new(served, next.brought)));
         }
-        if state.addresses.is_empty() && state.sessions.is_empty() {
+        // The sessions first: of the addresses is only known elsewhere that there are some.
+        if state.sessions.is_empty() && state.addresses.is_empty() {
             return Poll::Ready(None);
         }
         let old = state.waiting.keep(place, context.waker());
@@ -870,7 +871,9 @@ impl Shared {
         }
         let served = state.sessions.remove(key);
         self.past().counters.add(served.session().counters());
-        state.turn.with_memory().retain(|turn| *turn != key);
+        if !state.turn.is_empty() {
+            state.turn.with_memory().retain(|turn| *turn != key);
+        }
         if let Some(address) = state.addresses.find_mut(served.session().client().address) {
             address.sessions -= 1;
         }
