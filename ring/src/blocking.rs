@@ -580,7 +580,7 @@ impl Inbox {
     }
 
     fn judge(&mut self, socket: &Socket, taken: Taken) -> Result<Received<'_>, ReceiveError> {
-        let Taken { length, mut control, bytes_lost, control_lost } = taken;
+        let Taken { length, mut control, bytes_lost, control_lost, .. } = taken;
         let excess = control.descriptors.truncate(socket.descriptors_max.get());
         let received = Received { bytes: Cow::Borrowed(&self.buffer[..length]), control };
         if bytes_lost {

@@ -65,6 +65,7 @@ impl Pool {
     }
 
     /// Puts one back that the kernel has let go of.
+    #[inline]
     pub(crate) fn put(&self, number: u16) {
         let mut free = self.free.borrow_mut();
         assert!(free.len() < self.count());
@@ -144,6 +145,7 @@ impl Lease {
 }
 
 impl Drop for Lease {
+    #[inline]
     fn drop(&mut self) {
         self.pool.lent.set(self.pool.lent.get() - 1);
         self.pool.put(self.number);
@@ -272,18 +274,17 @@ impl Landing {
         self.0.borrow_mut().expected = None;
     }
 
-    /// Receives a message by this call: into the buffer, or what was expected to its place. Says how many
-    /// bytes landed. The call may sleep: while it lasts nobody gets at the memory, and when it fails whatever
-    /// was expected still is.
+    /// Receives a message by this call: into the buffer, or what was expected to its place. The call may
+    /// sleep: while it lasts nobody gets at the memory, and when it fails whatever was expected still is.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
         receive: impl FnOnce(Place<'_>) -> io::Result<Taken>,
-    ) -> io::Result<(Taken, usize)> {
+    ) -> io::Result<Taken> {
         let mut site = self.0.borrow_mut();
         let Some(expected) = site.expected.filter(|expected| expected.end() <= buffer.len()) else {
             site.expected = None;
-            return receive(Place::one(buffer)).map(|taken| (taken, 0));
+            return receive(Place::one(buffer));
         };
         site.receive_with(expected, buffer, |[head, behind], piece| {
             receive(Place::around(head, piece, behind))
@@ -310,7 +311,7 @@ impl Site {
         expected: Expected,
         buffer: &mut [u8],
         receive: impl FnOnce([&mut [u8]; 2], &mut [MaybeUninit<u8>]) -> io::Result<Taken>,
-    ) -> io::Result<(Taken, usize)> {
+    ) -> io::Result<Taken> {
         let piece = &mut self.bytes.spare_capacity_mut()[..expected.length];
         let (head, rest) = buffer.split_at_mut(LANDING_HEAD_BYTES);
         let (gap, behind) = rest.split_at_mut(expected.length);
@@ -321,13 +322,13 @@ impl Site {
         let is_bare = taken.control.descriptors.is_empty() && !taken.control_lost && !taken.bytes_lost;
         if taken.length == expected.end() && *head == expected.head && is_bare {
             self.landed = expected.length;
-            return Ok((taken, expected.length));
+            return Ok(Taken { landed: expected.length, ..taken });
         }
         let written = taken.length.saturating_sub(LANDING_HEAD_BYTES).min(expected.length);
         // SAFETY: so many have been written. Kept honest by `buffer.rs::what_is_not_expected_is_moved_back`.
         let written = unsafe { std::slice::from_raw_parts(piece.as_ptr().cast::<u8>(), written) };
         gap[..written.len()].copy_from_slice(written);
-        Ok((taken, 0))
+        Ok(taken)
     }
 }
 
@@ -514,10 +515,11 @@ mod tests {
             }
             behind.iter_mut().zip(&message[ends[1]..]).for_each(|(place, byte)| *place = *byte);
             let (bytes_lost, control_lost) = (false, false);
-            Ok(Taken { length: message.len(), control: Control::default(), bytes_lost, control_lost })
+            let (length, control) = (message.len(), Control::default());
+            Ok(Taken { length, landed: 0, control, bytes_lost, control_lost })
         };
-        let (taken, landed) = site.receive_with(expected, &mut buffer, receive).unwrap();
-        (buffer[..taken.length - landed].to_vec(), landed)
+        let Taken { length, landed, .. } = site.receive_with(expected, &mut buffer, receive).unwrap();
+        (buffer[..length - landed].to_vec(), landed)
     }
 
     fn landing_of(bytes: &[u8], capacity: usize) -> Landing {

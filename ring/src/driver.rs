@@ -348,6 +348,7 @@ impl Driver {
     }
 
     /// Shows the kernel what was submitted, sleeps until something is home, and lists what is.
+    #[inline]
     pub(crate) fn turn(
         &mut self,
         requests: &mut Requests,
@@ -640,6 +641,19 @@ impl Driver {
             #[cfg(feature = "script")]
             Driver::Script(script) => script.sends_now(),
             _ => true,
+        }
+    }
+
+    /// Whether whatever is sent now is sent with a plain call, and nothing else comes of it.
+    #[inline]
+    pub(crate) fn sends_plainly(&self) -> bool {
+        match self {
+            #[cfg(uring)]
+            Driver::Uring(_) => true,
+            Driver::Epoll(_) => true,
+            Driver::Child(_) => false,
+            #[cfg(feature = "script")]
+            Driver::Script(_) => false,
         }
     }
 

@@ -166,15 +166,27 @@ impl Envelope {
 
     /// Lets go of everything, but for the memory. Each descriptor is closed, if nobody else holds it, and
     /// what is left of it told.
-    pub(crate) fn clear(&mut self, mut left: impl FnMut(Shell)) {
+    #[inline]
+    pub(crate) fn clear(&mut self, left: impl FnMut(Shell)) {
         self.bytes.clear();
-        self.piece = None;
-        if self.has_descriptors() || self.carrier.is_some() {
-            self.descriptors.drain(..).filter_map(Fd::close).for_each(&mut left);
-            self.carrier = None;
-            self.instead.clear();
-        }
         self.sent = 0;
+        if !self.is_bytes_alone() {
+            self.clear_the_rest(left);
+        }
+    }
+
+    #[inline(never)]
+    fn clear_the_rest(&mut self, left: impl FnMut(Shell)) {
+        self.piece = None;
+        self.descriptors.drain(..).filter_map(Fd::close).for_each(left);
+        self.carrier = None;
+        self.instead.clear();
+    }
+
+    /// Whether it has nothing but bytes of its own, as most have.
+    #[inline]
+    fn is_bytes_alone(&self) -> bool {
+        self.piece.is_none() && self.descriptors.is_empty() && self.carrier.is_none()
     }
 
     /// How many bytes it has memory for.
@@ -188,24 +200,32 @@ impl Envelope {
     }
 
     /// Points the header at what is to be sent now. From here until the kernel has answered, nothing moves.
+    #[inline]
     pub(crate) fn seal(&mut self) {
-        assert!(self.descriptors.len() <= DESCRIPTORS_MAX);
         let rest = &mut self.bytes[self.sent..];
         self.vectors[0].iov_base = rest.as_mut_ptr().cast();
         self.vectors[0].iov_len = rest.len();
+        self.header.msg_iov = self.vectors.as_mut_ptr();
+        self.header.msg_iovlen = 1;
+        self.header.msg_control = ptr::null_mut();
+        self.header.msg_controllen = 0;
+        if !self.is_bytes_alone() {
+            self.seal_the_rest();
+        }
+    }
+
+    #[inline(never)]
+    fn seal_the_rest(&mut self) {
+        assert!(self.descriptors.len() <= DESCRIPTORS_MAX);
         if let Some((whole, piece)) = &self.piece {
             let piece = &whole[piece.clone()];
             // Sending only reads, though an `iovec` does not say so.
             self.vectors[1].iov_base = piece.as_ptr().cast_mut().cast();
             self.vectors[1].iov_len = piece.len();
+            self.header.msg_iovlen = 2;
         }
-        self.header.msg_iov = self.vectors.as_mut_ptr();
-        self.header.msg_iovlen = if self.piece.is_some() { 2 } else { 1 };
         // Descriptors go with a stream's first byte and must not go again with its rest.
-        if self.descriptors.is_empty() || self.sent > 0 {
-            self.header.msg_control = ptr::null_mut();
-            self.header.msg_controllen = 0;
-        } else {
+        if !self.descriptors.is_empty() && self.sent == 0 {
             let length = self.write_control();
             self.header.msg_control = self.control.as_mut_ptr().cast();
             self.header.msg_controllen = length as _;
@@ -247,6 +267,7 @@ impl Envelope {
     }
 
     /// Sends a sealed envelope now, without waiting and without a signal.
+    #[inline]
     pub(crate) fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         match self.bare() {
             Some(bytes) => send_bytes(fd, bytes),
@@ -254,13 +275,22 @@ impl Envelope {
         }
     }
 
+    /// What it is, sealed or not, if that is bytes in one piece and nothing else, of which none have gone.
+    #[inline]
+    pub(crate) fn bytes_alone(&self) -> Option<&[u8]> {
+        let alone = self.is_bytes_alone() && self.sent == 0;
+        alone.then_some(&*self.bytes)
+    }
+
     /// What is to be sent now, if that is bytes in one piece and nothing else.
+    #[inline]
     pub(crate) fn bare(&self) -> Option<&[u8]> {
         let libc::msghdr { msg_name, msg_controllen, .. } = self.header;
         let bare = msg_controllen == 0 && msg_name.is_null() && self.piece.is_none();
         bare.then(|| &self.bytes[self.sent..][..self.vectors[0].iov_len])
     }
 
+    #[inline(never)]
     fn send_with_header(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: sealed by the caller, and nothing it points at moves while the call runs.
         // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
@@ -282,6 +312,7 @@ impl Envelope {
 
 /// Sends bytes that lie in one piece and have nothing beside them. There is no header for the kernel to fetch
 /// then, and what that points at: a sixtieth of a round trip.
+#[inline]
 pub(crate) fn send_bytes(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     // SAFETY: the bytes are borrowed for the length of the call, which only reads them.
     // Kept honest by `order.rs::four_sends_on_a_full_queue_arrive_in_order`.
@@ -445,7 +476,20 @@ impl Control {
     /// # Safety
     /// `bytes` is control data the kernel wrote for a message received by this process, and this is the only
     /// time it is claimed.
-    pub(crate) unsafe fn claim(mut bytes: &[u8]) -> Control {
+    #[inline]
+    pub(crate) unsafe fn claim(bytes: &[u8]) -> Control {
+        // Of most messages there is none, and then nothing is to be carried from there to here.
+        if bytes.is_empty() {
+            return Control::default();
+        }
+        // SAFETY: as its caller says. Kept honest by `descriptors.rs::every_verb_gives_back_what_it_took`.
+        unsafe { Control::claim_some(bytes) }
+    }
+
+    /// # Safety
+    /// See `claim`.
+    #[inline(never)]
+    unsafe fn claim_some(mut bytes: &[u8]) -> Control {
         let mut control = Control::default();
         while bytes.len() >= mem::size_of::<libc::cmsghdr>() {
             // SAFETY: there are enough bytes for a header; alignment is not assumed.
@@ -503,6 +547,8 @@ fn numbers(data: &[u8]) -> impl ExactSizeIterator<Item = i32> + '_ {
 /// One message taken from a socket.
 pub(crate) struct Taken {
     pub(crate) length: usize,
+    /// How many of these bytes are in a landing.
+    pub(crate) landed: usize,
     pub(crate) control: Control,
     /// MSG_TRUNC: bytes are missing.
     pub(crate) bytes_lost: bool,
@@ -651,6 +697,7 @@ impl Snare {
     }
 }
 
+#[inline]
 fn receive_with(fd: BorrowedFd<'_>, place: Place<'_>, room: Room, flags: libc::c_int) -> io::Result<Taken> {
     receive_by(place, room, |header| {
         // SAFETY: see `receive_by`. Kept honest by `descriptors.rs::many_descriptors_arrive_in_order`.
@@ -692,6 +739,7 @@ fn receive_by(
     let control = unsafe { Control::claim(bytes) };
     Ok(Taken {
         length: (length as usize).min(bytes_max),
+        landed: 0,
         control,
         bytes_lost: header.msg_flags & libc::MSG_TRUNC != 0,
         control_lost: header.msg_flags & libc::MSG_CTRUNC != 0,

@@ -119,6 +119,6 @@ pub use room::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
     Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
 };
-pub use spare::{Queue, Spare};
+pub use spare::{Line, Queue, Spare};
 pub use stats::Stats;
 pub use wait::{SPIN_DEFAULT, SPIN_MAX, WaitPolicy};

@@ -104,6 +104,12 @@ impl Bytes {
         self.release();
     }
 
+    /// None, and a place for a few.
+    #[inline]
+    fn inside() -> Bytes {
+        Bytes(Place::Inside { bytes: [0; BYTES_INSIDE_MAX], length: 0 })
+    }
+
     /// Becomes a copy of these bytes, in place where they are few.
     #[inline]
     pub fn copy_from(&mut self, from: &[u8]) {
@@ -113,7 +119,7 @@ impl Bytes {
         }
         // Made where it stands: to copy the bytes into one that is then moved here takes twice as long.
         if let Place::Outside(_) | Place::Shared(_) = self.0 {
-            self.0 = Place::Inside { bytes: [0; BYTES_INSIDE_MAX], length: 0 };
+            *self = Bytes::inside();
         }
         let Place::Inside { bytes, length } = &mut self.0 else { unreachable!("made above") };
         bytes[..from.len()].copy_from_slice(from);
@@ -263,8 +269,12 @@ impl From<Vec<u8>> for Message {
 }
 
 impl From<&[u8]> for Message {
+    #[inline]
     fn from(bytes: &[u8]) -> Message {
-        Message { bytes: Bytes::from(bytes), descriptors: Fds::new() }
+        // Written where it stands: see `Bytes::copy_from`.
+        let mut message = Message { bytes: Bytes::inside(), descriptors: Fds::new() };
+        message.bytes.copy_from(bytes);
+        message
     }
 }
 
@@ -323,14 +333,15 @@ pub struct Received {
     control: Control,
 }
 
-enum Payload {
+/// Where the bytes of a message lie.
+pub(crate) enum Payload {
     Lent(Lease),
     Owned(Vec<u8>),
 }
 
 impl Received {
-    pub(crate) fn lent(lease: Lease, control: Control) -> Received {
-        Received { payload: Payload::Lent(lease), control }
+    pub(crate) fn new(payload: Payload, control: Control) -> Received {
+        Received { payload, control }
     }
 
     pub(crate) fn owned(bytes: Vec<u8>, control: Control) -> Received {
@@ -339,6 +350,7 @@ impl Received {
 
     /// How many of its bytes are not [here](Received::bytes), but have been received behind those of the
     /// [`Landing`](crate::Landing) of its socket: none but where somebody has asked for that.
+    #[inline]
     pub fn landed(&self) -> usize {
         match &self.payload {
             Payload::Lent(lease) => lease.landed(),
@@ -347,6 +359,7 @@ impl Received {
     }
 
     /// How many bytes it has, here and there.
+    #[inline]
     pub(crate) fn length(&self) -> usize {
         self.bytes().len() + self.landed()
     }
@@ -417,7 +430,8 @@ impl Received {
 
     /// Drops it. Of one that is [bytes alone](Received::is_bytes_alone) only the buffer is to be let go of,
     /// and to ask that of each part takes longer than all else.
-    #[inline]
+    // By force, or it is moved once more to be let go of.
+    #[inline(always)]
     pub(crate) fn let_go(self) {
         let alone = self.is_bytes_alone();
         let Received { payload, control } = self;

@@ -8,6 +8,7 @@
 //! borrowed any more.
 
 use std::io;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -23,7 +24,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
-use crate::envelope::{Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
+use crate::envelope::{self, Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
@@ -31,7 +32,7 @@ use crate::reader::{Reader, Reading, Wakes};
 use crate::request::{
     Arrival, BURST_BYTES_MAX, BURST_MAX, Completion, Outcome, Request, Requests, Token, Want,
 };
-use crate::spare::{Queue, Spare};
+use crate::spare::{Line, Queue, Spare};
 use crate::stats::Stats;
 use crate::sys::{self, Half, SocketOption, errno, ready};
 use crate::task::{Asker, Sleeper};
@@ -295,7 +296,7 @@ impl Credentials {
 struct Lane {
     away: Option<Token>,
     current: Option<Slip>,
-    waiting: Queue<Letter>,
+    waiting: Line<Letter>,
     dirty: bool,
     /// The queue was full: nothing is submitted until it is writable or the clock says try.
     blocked: bool,
@@ -323,9 +324,14 @@ struct Letter {
     slip: Slip,
 }
 
+/// Who waits, as small as what is known of a letter can be: each idle socket has a place for one. One more
+/// than the key, so that nobody takes no more than somebody.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Number(NonZeroU32);
+
 /// What is to happen when a letter has gone, or could not.
 struct Slip {
-    waiter: Option<u32>,
+    waiter: Option<Number>,
     /// Success is told to nobody; no completion is wanted.
     silent: bool,
     /// More may be appended while it waits.
@@ -369,7 +375,7 @@ enum Role {
     Lane,
     Inbox,
     Unblock,
-    Waiter(u32),
+    Waiter(Number),
 }
 
 /// Somebody who asked for one thing and will come back for the answer.
@@ -742,9 +748,7 @@ impl Core {
             self.keep_for_now(Retired { fd, closing: Closing::Elsewhere, until: Until::Sleeping });
             let elsewhere = |retired: &&Retired| retired.closing == Closing::Elsewhere;
             if self.retired.iter().filter(elsewhere).count() >= ELSEWHERE_TOGETHER_MAX {
-                let together = self.retired.extract_if(.., |retired| elsewhere(&&*retired));
-                let given = close_retired(together, &self.budget);
-                self.note_given(given);
+                self.close_those_retired(|retired| elsewhere(&retired));
             }
         } else {
             closer::queue(fd);
@@ -803,9 +807,15 @@ impl Core {
         if self.retired.iter().all(|retired| retired.until == moment) {
             return self.close_the_retired();
         }
-        let until = self.retired.extract_if(.., |retired| retired.until == moment);
-        let given = close_retired(until, &self.budget);
+        self.close_those_retired(|retired| retired.until == moment);
+    }
+
+    fn close_those_retired(&mut self, is_one: impl Fn(&Retired) -> bool) {
+        let those = self.retired.extract_if(.., |retired| is_one(retired));
+        let given = close_retired(those, &self.budget);
         self.note_given(given);
+        // With none left there is no moment to wake up for.
+        self.retired_since = self.retired_since.filter(|_| !self.retired.is_empty());
     }
 
     /// How long a turn may sleep that was to sleep for so long, with what is to be closed before.
@@ -847,9 +857,9 @@ impl Core {
     ) -> Option<usize> {
         let waiter = waited.then(|| self.wait(key));
         let silent = silent && succeeds_whole(self.channels[key].kind);
-        let slip = Slip { waiter: waiter.map(number_of), silent, open: false };
+        let slip = Slip { waiter: waiter.map(Number::of), silent, open: false };
         let letter = Letter { envelope: self.envelope(&mut message), slip };
-        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(letter);
+        self.spare_letters.push_back(&mut self.channels[key].lane.waiting, letter);
         self.mark_dirty(key);
         waiter
     }
@@ -922,7 +932,7 @@ impl Core {
     }
 
     fn envelope_of_piece(&mut self, bytes: &[u8], whole: Arc<Vec<u8>>, piece: Range<usize>) -> Box<Envelope> {
-        let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
+        let mut envelope = self.spare_envelope();
         envelope.append(bytes);
         envelope.append_piece(whole, piece);
         envelope
@@ -942,7 +952,7 @@ impl Core {
         let Some(Channel { lane, .. }) = self.channels.get_mut(waiter.channel) else { return };
         let slips =
             lane.waiting.with_memory().iter_mut().map(|letter| &mut letter.slip).chain(lane.current.as_mut());
-        let number = Some(number_of(key));
+        let number = Some(Number::of(key));
         slips.filter(|slip| slip.waiter == number).for_each(|slip| slip.waiter = None);
     }
 
@@ -961,8 +971,8 @@ impl Core {
             return AtOnce::Gone;
         }
         let waiter = waited.then(|| self.wait(key));
-        let slip = Slip { waiter: waiter.map(number_of), silent: true, open: false };
-        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
+        let slip = Slip { waiter: waiter.map(Number::of), silent: true, open: false };
+        self.spare_letters.push_back(&mut self.channels[key].lane.waiting, Letter { envelope, slip });
         self.mark_dirty(key);
         AtOnce::Queued(waiter)
     }
@@ -998,8 +1008,8 @@ impl Core {
     }
 
     fn queue_for(&mut self, key: usize, waiter: usize, envelope: Box<Envelope>) {
-        let slip = Slip { waiter: Some(number_of(waiter)), silent: false, open: false };
-        self.spare_letters.lend(&mut self.channels[key].lane.waiting).push_back(Letter { envelope, slip });
+        let slip = Slip { waiter: Some(Number::of(waiter)), silent: false, open: false };
+        self.spare_letters.push_back(&mut self.channels[key].lane.waiting, Letter { envelope, slip });
         self.mark_dirty(key);
     }
 
@@ -1048,9 +1058,7 @@ impl Core {
             let key = self.open(fd, Kind::SeqPacket, true);
             (self.channels[key].given, self.channels[key].travels) = (true, Travels::Soon);
             let slip = Slip { waiter: None, silent: true, open: false };
-            self.spare_letters
-                .lend(&mut self.channels[key].lane.waiting)
-                .push_back(Letter { envelope, slip });
+            self.spare_letters.push_back(&mut self.channels[key].lane.waiting, Letter { envelope, slip });
             self.mark_dirty(key);
             self.close(key, woken);
             return;
@@ -1147,20 +1155,35 @@ impl Core {
             envelope.append(rest);
             self.stats.posts_joined += 1;
         } else {
-            self.post_apart(key, &[head, rest]);
+            self.post_alone(key, head, rest);
         }
         self.mark_dirty(key);
     }
 
+    /// As `post_apart`, two parts.
+    #[inline]
+    fn post_alone<const HEAD: usize>(&mut self, key: usize, head: &[u8; HEAD], rest: &[u8]) {
+        let mut envelope = self.spare_envelope();
+        envelope.append(head);
+        envelope.append(rest);
+        let Channel { kind, lane, .. } = &mut self.channels[key];
+        let slip = Slip { waiter: None, silent: succeeds_whole(*kind), open: true };
+        self.spare_letters.push_back(&mut lane.waiting, Letter { envelope, slip });
+    }
+
+    #[inline]
+    fn spare_envelope(&mut self) -> Box<Envelope> {
+        self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()))
+    }
+
     /// Queues parts in a packet of their own, to which more may be added.
     fn post_apart(&mut self, key: usize, parts: &[&[u8]]) -> &mut Letter {
-        let Channel { kind, lane, .. } = &mut self.channels[key];
-        let silent = succeeds_whole(*kind);
-        let waiting = self.spare_letters.lend(&mut lane.waiting);
-        let mut envelope = self.spare_envelopes.pop().unwrap_or_else(|| Envelope::new(Message::default()));
+        let mut envelope = self.spare_envelope();
         parts.iter().for_each(|part| envelope.append(part));
-        waiting.push_back(Letter { envelope, slip: Slip { waiter: None, silent, open: true } });
-        waiting.back_mut().expect("just put there")
+        let Channel { kind, lane, .. } = &mut self.channels[key];
+        let slip = Slip { waiter: None, silent: succeeds_whole(*kind), open: true };
+        self.spare_letters.push_back(&mut lane.waiting, Letter { envelope, slip });
+        lane.waiting.back_mut().expect("just put there")
     }
 
     /// Sends now or not at all, keeping to the order of what is queued.
@@ -1237,6 +1260,9 @@ impl Core {
             let key = self.dirty[place];
             let Some(channel) = self.channels.get_mut(key) else { continue };
             channel.lane.dirty = false;
+            if matches!(way, Way::Direct) && self.send_straight(key) {
+                continue;
+            }
             self.advance_lane(key, way, woken);
             let Some(channel) = self.channels.get(key) else { continue };
             behind |= channel.lane.waits_behind_silence();
@@ -1248,6 +1274,32 @@ impl Core {
         self.dirty.drain(..count);
         // Nothing was queued meanwhile but what is too much for one turn.
         behind || !self.dirty.is_empty()
+    }
+
+    /// Sends the one letter of a lane where it lies, if it is what nearly all are: a packet of bytes alone,
+    /// of which nobody wants to be told. Says whether it has gone and nothing is left to do; otherwise
+    /// nothing has been done, and the lane goes the way of all of them.
+    #[inline]
+    fn send_straight(&mut self, key: usize) -> bool {
+        let Channel { fd, kind, lane, travels, closed, .. } = &mut self.channels[key];
+        let is_plain = *kind == Kind::SeqPacket && *travels == Travels::No && !*closed;
+        if !is_plain || !lane.is_untroubled() || !self.driver.sends_plainly() {
+            return false;
+        }
+        let Some(Letter { envelope, slip: Slip { waiter: None, .. } }) = lane.waiting.alone() else {
+            return false;
+        };
+        let Some(bytes) = envelope.bytes_alone() else { return false };
+        if envelope::send_bytes(fd.as_fd(), bytes).is_err() {
+            return false;
+        }
+        let bytes = bytes.len() as u64;
+        if let Some(Letter { envelope, .. }) = lane.waiting.pop_front() {
+            self.keep_envelope(envelope);
+        }
+        self.stats.messages_sent += 1;
+        self.stats.bytes_sent += bytes;
+        true
     }
 
     fn advance_lane(&mut self, key: usize, way: Way, woken: &mut Woken) {
@@ -1283,7 +1335,7 @@ impl Core {
         if lane.blocked {
             return None;
         }
-        let mut letter = self.spare_letters.pop_front(&mut lane.waiting)?;
+        let mut letter = self.spare_letters.pop_front_of(&mut lane.waiting)?;
         letter.envelope.seal();
         Some(letter)
     }
@@ -1318,6 +1370,7 @@ impl Core {
     }
 
     /// A letter has gone, or could not.
+    #[inline]
     fn sent(&mut self, key: usize, mut letter: Letter, result: io::Result<usize>, woken: &mut Woken) {
         let channel = &mut self.channels[key];
         match result {
@@ -1335,7 +1388,9 @@ impl Core {
                     channel.travels = Travels::Gone;
                 }
                 self.count_sent(&envelope);
-                self.settle(slip, Ok(()), woken);
+                if slip.waiter.is_some() {
+                    self.settle(slip, Ok(()), woken);
+                }
                 self.keep_envelope(envelope);
             }
             Err(error) => self.not_sent(key, letter, SendError::from_kernel(error), woken),
@@ -1343,6 +1398,7 @@ impl Core {
     }
 
     /// Empties an envelope, to be used again.
+    #[inline]
     fn keep_envelope(&mut self, mut envelope: Box<Envelope>) {
         envelope.clear(|shell| keep_shell(&mut self.spare_shells, shell));
         if self.spare_envelopes.len() < SPARE_ENVELOPES_MAX && envelope.capacity() <= SPARE_BYTES_MAX {
@@ -1350,9 +1406,10 @@ impl Core {
         }
     }
 
+    #[inline(never)]
     fn not_sent(&mut self, key: usize, mut letter: Letter, error: SendError, woken: &mut Woken) {
         let under_way = letter.envelope.is_under_way();
-        let abandoned = letter.slip.waiter.is_some_and(|waiter| self.waiters[waiter as usize].is_abandoned());
+        let abandoned = letter.slip.waiter.is_some_and(|waiter| self.waiters[waiter.key()].is_abandoned());
         let channel = &mut self.channels[key];
         match error {
             // Taken back: it has not left, and whoever sent it does not want it sent any more.
@@ -1489,7 +1546,7 @@ impl Core {
 
     /// Tells whoever waits how a letter went.
     fn settle(&mut self, slip: Slip, result: Result<(), SendError>, woken: &mut Woken) {
-        let Some(key) = slip.waiter else {
+        let Some(waiter) = slip.waiter else {
             match result {
                 Ok(()) => return,
                 Err(SendError::Gone) => self.stats.posts_lost_gone += 1,
@@ -1500,7 +1557,7 @@ impl Core {
         };
         // Whoever sent silently waits for something else, and looks here only for bad news.
         let quiet = slip.silent && result.is_ok();
-        self.tell(key as usize, Done::Sent(result), quiet, woken);
+        self.tell(waiter.key(), Done::Sent(result), quiet, woken);
     }
 
     // -- waiting ----------------------------------------------------------------------------------------
@@ -1528,7 +1585,7 @@ impl Core {
         let waiter = self.wait(key);
         let request = request(self.channels[key].fd.clone());
         self.channels[key].others += 1;
-        let token = self.submit(key, Role::Waiter(number_of(waiter)), request);
+        let token = self.submit(key, Role::Waiter(Number::of(waiter)), request);
         self.waiters[waiter].state = WaiterState::Waiting(Some(token));
         waiter
     }
@@ -1583,7 +1640,7 @@ impl Core {
                 let Some(channel) = self.channels.get_mut(owner) else { return };
                 let waiting = channel.lane.waiting.with_memory();
                 if let Some(place) =
-                    waiting.iter().position(|letter| letter.slip.waiter == Some(number_of(key)))
+                    waiting.iter().position(|letter| letter.slip.waiter == Some(Number::of(key)))
                     && !waiting[place].envelope.is_under_way()
                 {
                     waiting.remove(place);
@@ -2148,29 +2205,14 @@ impl Core {
             // Those whose last letters have gone just now, or never will.
             sleep = self.close_before_sleeping(sleep, 0);
         }
-        let mut home = std::mem::take(&mut self.home);
         if self.given_since.is_some() && closer::backlog() == 0 {
             self.given_since = None;
         }
         let sleep = self.sleep_within(sleep);
         let sleeps = sleep != Sleep::Not && !self.driver.comes_back_at_once();
-        let result = self.driver.turn(&mut self.requests, sleep, &mut home);
-        let any = !home.is_empty();
-        take_each(&mut home, |Completion { token, outcome, last }| match outcome {
-            // What nearly all of them are.
-            Outcome::Arrived(result) if !last => {
-                let key = self.owners[token.slot as usize].channel as usize;
-                match result {
-                    Ok(mut arrival) => match self.is_read(key, &mut arrival, woken) {
-                        true => arrival.message.let_go(),
-                        false => self.arrived(key, Ok(arrival), false, woken),
-                    },
-                    error => self.arrived(key, error, false, woken),
-                }
-            }
-            outcome => self.bring_home(token, outcome, last, woken),
-        });
-        self.home = home;
+        let result = self.driver.turn(&mut self.requests, sleep, &mut self.home);
+        let any = !self.home.is_empty();
+        self.take_home(woken);
         if sleeps {
             self.sleeps = self.sleeps.wrapping_add(1);
             self.many_expected = match std::mem::take(&mut self.let_go) {
@@ -2189,6 +2231,40 @@ impl Core {
             self.look_at_the_clock(woken);
         }
         result.map(|()| any)
+    }
+
+    /// Tells whoever is to be told of what has come home, which is mostly one message.
+    #[inline]
+    fn take_home(&mut self, woken: &mut Woken) {
+        if self.home.len() > 1 {
+            return self.take_all_home(woken);
+        }
+        if let Some(completion) = self.home.pop() {
+            self.take_one_home(completion, woken);
+        }
+    }
+
+    #[inline(never)]
+    fn take_all_home(&mut self, woken: &mut Woken) {
+        let mut home = std::mem::take(&mut self.home);
+        home.drain(..).for_each(|completion| self.take_one_home(completion, woken));
+        self.home = home;
+    }
+
+    #[inline(never)]
+    fn take_one_home(&mut self, completion: Completion, woken: &mut Woken) {
+        match completion {
+            // What nearly all of them are. Taken out once: to move a message takes as long as a part of all
+            // that is done with it here.
+            Completion { token, outcome: Outcome::Arrived(Ok(mut arrival)), last: false } => {
+                let key = self.owners[token.slot as usize].channel as usize;
+                match self.is_read(key, &mut arrival, woken) {
+                    true => arrival.message.let_go(),
+                    false => self.arrived(key, Ok(arrival), false, woken),
+                }
+            }
+            Completion { token, outcome, last } => self.bring_home(token, outcome, last, woken),
+        }
     }
 
     /// No longer than until the first thing that is due.
@@ -2355,19 +2431,19 @@ impl Core {
                 };
                 drop(fd);
                 self.channels[key].others -= 1;
-                self.sent_in_any_order(key, waiter as usize, envelope, result, woken);
+                self.sent_in_any_order(key, waiter.key(), envelope, result, woken);
                 self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Ready(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
-                self.tell(waiter as usize, Done::Ready(result), false, woken);
+                self.tell(waiter.key(), Done::Ready(result), false, woken);
                 self.advance_if_closed(key);
             }
             (Role::Waiter(waiter), Outcome::Accepted(result)) => {
                 drop(request);
                 self.channels[key].others -= 1;
-                self.tell(waiter as usize, Done::Accepted(result), false, woken);
+                self.tell(waiter.key(), Done::Accepted(result), false, woken);
                 self.advance_if_closed(key);
             }
             _ => unreachable!("an outcome is of the kind that was asked for"),
@@ -2499,9 +2575,15 @@ pub(crate) fn take_each<T>(list: &mut Vec<T>, mut each: impl FnMut(T)) {
     }
 }
 
-/// As small as what is known of a letter can be.
-fn number_of(waiter: usize) -> u32 {
-    u32::try_from(waiter).expect("fewer than 2^32 who wait")
+impl Number {
+    fn of(waiter: usize) -> Number {
+        let number = u32::try_from(waiter).ok().and_then(|key| NonZeroU32::MIN.checked_add(key));
+        Number(number.expect("fewer than 2^32 who wait"))
+    }
+
+    fn key(self) -> usize {
+        self.0.get() as usize - 1
+    }
 }
 
 fn keep_shell(spare: &mut Vec<Shell>, shell: Shell) {
@@ -2531,12 +2613,20 @@ impl Lane {
         self.is_empty() && self.unblock.is_none()
     }
 
+    /// Nothing is away, and nothing has come between the last letter and the next.
+    #[inline]
+    fn is_untroubled(&self) -> bool {
+        self.away.is_none() && !self.blocked && !self.broken && self.attempts == 0 && !self.raised
+    }
+
     /// Bytes that wait.
     #[inline]
     fn unsent(&self) -> usize {
-        if self.waiting.is_empty() {
-            return 0;
-        }
+        if self.waiting.is_empty() { 0 } else { self.add_up_unsent() }
+    }
+
+    #[inline(never)]
+    fn add_up_unsent(&self) -> usize {
         self.waiting.iter().map(|letter| letter.envelope.length()).sum()
     }
 
@@ -2570,6 +2660,12 @@ mod tests {
     use crate::envelope::Control;
     use crate::remote::Bell;
     use crate::request::BURST_MAX;
+
+    /// Each idle socket has a place for one letter.
+    #[test]
+    fn a_letter_is_two_words_and_so_is_a_line_of_them() {
+        assert!(size_of::<Line<Letter>>() <= 16);
+    }
 
     fn core() -> Core {
         let budget = Rc::new(Budget::new(0, Clock::Real));

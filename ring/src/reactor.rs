@@ -101,7 +101,10 @@ pub(crate) struct Shared {
     /// In a host's loop: a turn is being taken, at the end of which everything is looked at.
     turning: Cell<bool>,
     spinner: RefCell<Spinner>,
-    woken: Cell<Woken>,
+    /// Whether the spinner is ever to look.
+    looks: bool,
+    /// Not here while a turn fills it.
+    woken: Cell<Option<Box<Woken>>>,
     report: DriverReport,
     origin: Origin,
     /// What protocols have in common for all that they serve on this reactor: one of each kind.
@@ -152,11 +155,22 @@ impl Reactor {
         let place = ground.place;
         let core = RefCell::new(Core::new(driver, ground));
         let companions = Tasks::new(Arc::clone(&bell));
-        let spinner = RefCell::new(Spinner::new(wait));
-        let (turning, woken) = (Cell::new(false), Cell::new(Woken::default()));
-        let in_common = RefCell::default();
-        let shared =
-            Shared { core, companions, bell, place, turning, spinner, woken, report, origin, in_common };
+        let spinner = Spinner::new(wait);
+        let (looks, spinner) = (spinner.ever_looks(), RefCell::new(spinner));
+        let (turning, woken, in_common) = (Cell::new(false), Cell::new(None), RefCell::default());
+        let shared = Shared {
+            core,
+            companions,
+            bell,
+            place,
+            turning,
+            spinner,
+            looks,
+            woken,
+            report,
+            origin,
+            in_common,
+        };
         Ok(Reactor(Rc::new(shared)))
     }
 
@@ -277,7 +291,7 @@ impl Reactor {
             return self.turn_as_own_host(sleep);
         }
         let may_sleep = sleep != driver::Sleep::Not && !self.0.companions.any_ready();
-        if may_sleep && self.look_first(sleep)? {
+        if may_sleep && self.0.looks && self.look_first(sleep)? {
             return Ok(true);
         }
         if !may_sleep || !self.0.bell.fall_asleep() {
@@ -287,6 +301,7 @@ impl Reactor {
     }
 
     /// Looks for as long as the wait policy has it, before a sleep. Says whether anything happened.
+    #[inline(never)]
     fn look_first(&self, sleep: driver::Sleep) -> io::Result<bool> {
         let Some(look) = self.0.spinner.borrow_mut().look() else { return Ok(false) };
         self.0.core.borrow_mut().driver.set_looked_at(true);
@@ -389,12 +404,13 @@ impl Reactor {
 
     /// One turn, whoever's it is.
     pub(crate) fn step(&self, sleep: driver::Sleep) -> io::Result<bool> {
-        let mut woken = self.0.woken.take();
+        let mut woken = self.0.woken.take().unwrap_or_default();
         let result = self.0.core.borrow_mut().turn(sleep, &mut woken);
         self.0.bell.awake();
         let any = !woken.wake.is_empty();
+        woken.finish(&self.0.companions);
         // Empty now, and kept for its memory.
-        self.0.woken.set(woken.finish(&self.0.companions));
+        self.0.woken.set(Some(woken));
         let ran = self.0.companions.run();
         result.map(|home| home || any || ran)
     }
@@ -550,10 +566,9 @@ impl Woken {
         self.wake.capacity() == 0 && self.drop.capacity() == 0
     }
 
-    fn finish(mut self, companions: &Tasks) -> Woken {
+    fn finish(&mut self, companions: &Tasks) {
         take_each(&mut self.wake, |sleeper| companions.wake(sleeper));
         self.drop.clear();
-        self
     }
 }
 

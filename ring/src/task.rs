@@ -136,6 +136,7 @@ impl Tasks {
         self.slots.borrow().is_empty()
     }
 
+    #[inline]
     pub(crate) fn any_ready(&self) -> bool {
         self.ready.some.load(Ordering::Acquire) || !self.round.borrow().is_empty()
     }
@@ -164,7 +165,13 @@ impl Tasks {
     }
 
     /// Polls each task that is ready now, once. Says whether there was one.
+    #[inline]
     pub(crate) fn run(&self) -> bool {
+        self.any_ready() && self.run_ready()
+    }
+
+    #[inline(never)]
+    fn run_ready(&self) -> bool {
         if self.ready.some.load(Ordering::Acquire) {
             self.ready.move_into(&mut self.round.borrow_mut());
         }

@@ -103,10 +103,15 @@ impl Spinner {
         Spinner { at_most, recent: None, misses: 0, resting: 0, rest: REST_FIRST }
     }
 
+    /// Whether it looks at all.
+    pub(crate) fn ever_looks(&self) -> bool {
+        !self.at_most.is_zero()
+    }
+
     /// A wait begins: how long to look before sleeping, if at all. To be followed by one of `hit` and `miss`,
     /// or by neither if the look was cut short by something else.
     pub(crate) fn look(&mut self) -> Option<Duration> {
-        if self.at_most.is_zero() {
+        if !self.ever_looks() {
             return None;
         }
         if self.resting > 0 {

@@ -170,6 +170,14 @@ impl Continuation {
         self.deadline.is_some_and(|deadline| deadline <= self.session().reactor().now())
     }
 
+    /// Nobody will answer.
+    #[inline(never)]
+    fn is_dropped(&mut self) {
+        let withdrawn = self.session().is_withdrawn(self.number);
+        self.session().drop_call(self.number);
+        self.span.ended(if withdrawn { "withdrawn" } else { "dropped" });
+    }
+
     /// Bytes and descriptors the caller has room for.
     pub fn room(&self) -> (usize, usize) {
         (self.room.bytes(), self.room.descriptors())
@@ -177,11 +185,10 @@ impl Continuation {
 }
 
 impl Drop for Continuation {
+    #[inline]
     fn drop(&mut self) {
         if !self.over {
-            let withdrawn = self.session().is_withdrawn(self.number);
-            self.session().drop_call(self.number);
-            self.span.ended(if withdrawn { "withdrawn" } else { "dropped" });
+            self.is_dropped();
         }
     }
 }

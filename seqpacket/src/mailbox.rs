@@ -414,8 +414,12 @@ impl Mailbox {
             }
             state.fresh = false;
             state.handed_out.add();
-            // What traces calls may be anybody's code.
+            // Whoever was woken for it need not look again what became of its place when it is dropped.
+            let left = state.waiting.leave(place);
+            *place = Place::default();
+            // What traces calls may be anybody's code, and so may wakers.
             drop(state);
+            drop(left);
             return Poll::Ready(Some(Incoming::new(served, next.brought)));
         }
         // The sessions first: of the addresses is only known elsewhere that there are some.
@@ -593,6 +597,7 @@ impl Future for Next<'_> {
 }
 
 impl Drop for Next<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.place.was_given() {
             let waker = self.mailbox.shared.state.borrow_mut().waiting.leave(&self.place);

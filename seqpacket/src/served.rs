@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use ring::{
-    Bytes, Companion, Credentials, Descriptors, Fd, Message, Otherwise, Queue, Reactor, Reader, Reading,
-    ReceiveError, Received, Socket, Spare,
+    Bytes, Companion, Credentials, Descriptors, Fd, Line, Message, Otherwise, Queue, Reactor, Reader,
+    Reading, ReceiveError, Received, Socket, Spare,
 };
 
 use crate::brought::{Brought, SpareBoxes};
@@ -68,7 +68,7 @@ impl Served {
         let state = RefCell::new(State {
             account,
             calls: Table::default(),
-            queue: Queue::new(),
+            queue: Line::new(),
             in_turn: false,
             leaving: false,
             client_leaving: false,
@@ -163,7 +163,7 @@ struct State {
     /// Those under way. They are at most as many as the window has.
     calls: Table<Entry>,
     /// Calls that nobody has taken, in order.
-    queue: Queue<Box<Brought>>,
+    queue: Line<Box<Brought>>,
     /// The mailbox has this session on its list of those whose turn it will be.
     in_turn: bool,
     /// We have said GOODBYE.
@@ -538,7 +538,7 @@ impl Session {
             state.arriving -= 1;
             entry.claim.iter_mut().for_each(|claim| claim.is_whole());
             brought.parcel = assembly.into_parcel();
-            self.terms.spares().queue.lend(&mut state.queue).push_back(brought);
+            self.terms.spares().queue.push_back(&mut state.queue, brought);
         }
     }
 
@@ -603,7 +603,7 @@ impl Session {
                 brought.parcel.hold(std::mem::take(descriptors));
                 came = declared;
             }
-            queue.lend(&mut state.queue).push_back(brought);
+            queue.push_back(&mut state.queue, brought);
             (rest, count) = (call.rest, count + 1);
         }
         let bytes = packet.len() - rest.len();
@@ -733,7 +733,7 @@ impl Session {
                     if let Some(mut theirs) = theirs {
                         brought.parcel.take_from(&mut theirs);
                     }
-                    spares.queue.lend(&mut self.state.borrow_mut().queue).push_back(brought);
+                    spares.queue.push_back(&mut self.state.borrow_mut().queue, brought);
                 }
             }
             FromClient::Grant { number } => {
@@ -1060,7 +1060,7 @@ impl Session {
     pub(crate) fn take_next(&self) -> Option<Next> {
         loop {
             let mut state = self.state.borrow_mut();
-            let next = self.terms.spares().queue.pop_front(&mut state.queue);
+            let next = self.terms.spares().queue.pop_front_of(&mut state.queue);
             state.in_turn = !state.queue.is_empty();
             let (brought, more) = (next?, state.in_turn);
             drop(state);

@@ -5,6 +5,8 @@
 
 use std::task::Waker;
 
+use ring::Queue;
+
 use crate::numbered::Numbered;
 
 #[derive(Default)]
@@ -77,18 +79,25 @@ impl Waiting {
     /// Takes out all wakers, to be woken when nothing is borrowed. The places stay theirs.
     #[inline]
     pub(crate) fn take_all(&mut self) -> Woken {
-        let mut woken = Woken::default();
-        if let Some(kept) = &mut self.0 {
-            woken.first = kept.alone.take().map(|(_, waker)| waker);
-            if !kept.wakers.is_empty() {
-                woken.extend(std::iter::from_fn(|| kept.wakers.pop_first()));
+        match &mut self.0 {
+            Some(kept) if kept.wakers.is_empty() => {
+                Woken { first: kept.alone.take().map(|(_, waker)| waker), others: Queue::new() }
             }
+            Some(kept) => kept.take_all(),
+            None => Woken::default(),
         }
-        woken
     }
 }
 
 impl Kept {
+    #[inline(never)]
+    fn take_all(&mut self) -> Woken {
+        let mut woken = Woken::default();
+        woken.extend(self.alone.take().map(|(_, waker)| waker));
+        woken.extend(std::iter::from_fn(|| self.wakers.pop_first()));
+        woken
+    }
+
     /// Where somebody waits already.
     #[inline(never)]
     fn keep_beside(&mut self, number: u64, waker: &Waker) -> Option<Waker> {
@@ -115,7 +124,7 @@ impl Kept {
 #[derive(Default)]
 pub(crate) struct Woken {
     first: Option<Waker>,
-    others: Vec<Waker>,
+    others: Queue<Waker>,
 }
 
 impl Woken {
@@ -124,7 +133,7 @@ impl Woken {
     pub(crate) fn push(&mut self, waker: Waker) {
         match self.first {
             None => self.first = Some(waker),
-            Some(_) => self.others.push(waker),
+            Some(_) => self.others.with_memory().push_back(waker),
         }
     }
 }
@@ -136,12 +145,11 @@ impl Extend<Waker> for Woken {
     }
 }
 
-impl IntoIterator for Woken {
+impl Iterator for Woken {
     type Item = Waker;
-    type IntoIter = std::iter::Chain<std::option::IntoIter<Waker>, std::vec::IntoIter<Waker>>;
 
-    fn into_iter(self) -> Self::IntoIter {
-        self.first.into_iter().chain(self.others)
+    fn next(&mut self) -> Option<Waker> {
+        self.first.take().or_else(|| self.others.pop_front())
     }
 }
 
@@ -162,9 +170,9 @@ pub(crate) fn wake_each(woken: Woken, mut wake: impl FnMut(Waker)) {
     let Woken { first, others } = woken;
     if let Some(first) = first {
         wake(first);
-        if !others.is_empty() {
-            others.into_iter().for_each(wake);
-        }
+    }
+    if !others.is_empty() {
+        Woken { first: None, others }.for_each(wake);
     }
 }
 
@@ -210,7 +218,7 @@ mod tests {
         let woken = counts.each_ref().map(|count| count.0.load(Ordering::Relaxed));
         assert_eq!(woken, [1, 0]);
         waiting.keep(&mut places[0], &Waker::from(Arc::clone(&counts[0])));
-        assert_eq!(waiting.take_all().into_iter().count(), 2);
+        assert_eq!(waiting.take_all().count(), 2);
         assert!(waiting.take_first().is_none());
     }
 
@@ -222,7 +230,7 @@ mod tests {
         for _ in 0..3 {
             // The second waits first this time, and is still the younger.
             waiting.keep(&mut places[0], Waker::noop());
-            assert_eq!(waiting.take_all().into_iter().count(), 1);
+            assert_eq!(waiting.take_all().count(), 1);
             waiting.keep(&mut places[1], Waker::noop());
             assert!(waiting.leave(&places[0]).is_none());
             waiting.keep(&mut places[0], &Waker::from(Arc::new(Count::default())));
@@ -242,6 +250,6 @@ mod tests {
         assert!(waiting.leave(&first).is_some());
         assert!(waiting.leave(&first).is_none());
         assert!(waiting.leave(&Place::default()).is_none());
-        assert_eq!(waiting.take_all().into_iter().count(), 1);
+        assert_eq!(waiting.take_all().count(), 1);
     }
 }

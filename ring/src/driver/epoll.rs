@@ -17,7 +17,7 @@ use crate::buffer::Landing;
 use crate::envelope::Place;
 use crate::envelope::{self, Room, SENT_TOGETHER_MAX, Taken};
 use crate::fd::{DESCRIPTORS_MAX, Fd};
-use crate::message::{PACKET_BYTES_MAX, Received};
+use crate::message::{PACKET_BYTES_MAX, Payload, Received};
 use crate::remote::Bell;
 use crate::request::{Arrival, BURST_BYTES_MAX, Completion, Outcome, Request, Requests, Share, Token, Want};
 use crate::sys::{self, EVENTS_MAX, Event, Watched, errno, ready};
@@ -630,7 +630,7 @@ fn receive(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize, landing: Opti
     };
     receive_into(ground, number, bytes_max, room, |bytes| match landing {
         Some(landing) => landing.receive(bytes, |place| envelope::receive_in(fd.as_fd(), place, room)),
-        None => envelope::receive(fd.as_fd(), bytes, room).map(|taken| (taken, 0)),
+        None => envelope::receive(fd.as_fd(), bytes, room),
     })
 }
 
@@ -656,25 +656,31 @@ pub(super) fn receive_asleep(
     let Some(number) = ground.pool.take() else { return Now::Empty };
     receive_into(ground, number, PACKET_BYTES_MAX, room, |bytes| match fd.landing() {
         Some(landing) => landing.receive(bytes, |place| receive(place, room)),
-        None => receive(Place::one(bytes), room).map(|taken| (taken, 0)),
+        None => receive(Place::one(bytes), room),
     })
 }
 
-/// Receives by this call, which says how many bytes of the message have landed elsewhere.
+/// Receives by this call.
 #[inline]
 fn receive_into(
     ground: &Ground,
     number: u16,
     bytes_max: usize,
     room: Room,
-    receive: impl FnOnce(&mut [u8]) -> io::Result<(Taken, usize)>,
+    receive: impl FnOnce(&mut [u8]) -> io::Result<Taken>,
 ) -> Now {
     let mut lease = ground.pool.lend(number, 0..bytes_max);
     match receive(lease.bytes_mut()) {
-        Ok((mut taken, landed)) => {
-            lease.keep_head(taken.length - landed, landed);
-            let control = std::mem::take(&mut taken.control);
-            arrived(ground, Received::lent(lease, control), room, &taken)
+        // Taken apart here, and not handed on: to move it from hand to hand takes as long as all else.
+        Ok(Taken { length, landed, control, bytes_lost, control_lost: false }) if length > 0 => {
+            lease.keep_head(length - landed, landed);
+            ground.budget.took(control.descriptors.len() + usize::from(room.pidfd));
+            let message = Received::new(Payload::Lent(lease), control);
+            Now::Arrived(Arrival { message, bytes_lost, control_lost: false, nothing: false, hung_up: false })
+        }
+        Ok(taken) => {
+            lease.keep_head(taken.length - taken.landed, taken.landed);
+            arrived(ground, Payload::Lent(lease), room, taken)
         }
         Err(error) => failed(error),
     }
@@ -685,35 +691,30 @@ fn receive_into(
 fn receive_apart(ground: &Ground, fd: &Fd, room: Room, bytes_max: usize) -> Now {
     let mut bytes = vec![0; bytes_max];
     match envelope::receive(fd.as_fd(), &mut bytes, room) {
-        Ok(mut taken) => {
+        Ok(taken) => {
             bytes.truncate(taken.length);
             // It may wait for long, and is counted by its length.
             bytes.shrink_to_fit();
-            let control = std::mem::take(&mut taken.control);
-            arrived(ground, Received::owned(bytes, control), room, &taken)
+            arrived(ground, Payload::Owned(bytes), room, taken)
         }
         Err(error) => failed(error),
     }
 }
 
-#[inline]
-fn arrived(ground: &Ground, mut message: Received, room: Room, taken: &Taken) -> Now {
-    ground.budget.took(message.descriptors() + usize::from(room.pidfd));
-    if taken.control_lost {
+#[inline(never)]
+fn arrived(ground: &Ground, payload: Payload, room: Room, taken: Taken) -> Now {
+    let Taken { length, control, bytes_lost, control_lost, .. } = taken;
+    ground.budget.took(control.descriptors.len() + usize::from(room.pidfd));
+    if control_lost {
         // Others have opened descriptors meanwhile, or lowered the limit.
         ground.budget.measure();
     }
-    let nothing = taken.length == 0 && message.is_bare();
-    if taken.length == 0 {
+    let nothing = length == 0 && control.is_empty();
+    let mut message = Received::new(payload, control);
+    if length == 0 {
         message.detach();
     }
-    Now::Arrived(Arrival {
-        message,
-        bytes_lost: taken.bytes_lost,
-        control_lost: taken.control_lost,
-        nothing,
-        hung_up: false,
-    })
+    Now::Arrived(Arrival { message, bytes_lost, control_lost, nothing, hung_up: false })
 }
 
 /// A connection waits in the listener's queue until a descriptor comes free.

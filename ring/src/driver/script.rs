@@ -402,6 +402,7 @@ impl Script {
             self.note("says falsely that this is the end", None, 0);
             return Ok(Taken {
                 length: 0,
+                landed: 0,
                 control: Control::default(),
                 bytes_lost: false,
                 control_lost: false,

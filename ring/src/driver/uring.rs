@@ -1016,8 +1016,8 @@ impl Uring {
                 false => receive_now(&self.ground, fd, want.room),
                 true => self.receive_asleep(fd, want.room),
             };
-            let arrival = match found {
-                Now::Arrived(arrival) if !arrival.nothing => arrival,
+            let length = match &found {
+                Now::Arrived(arrival) if !arrival.nothing => arrival.message.length(),
                 Now::Empty => {
                     // Behind several another may come the next time, too.
                     if taken == 1 {
@@ -1025,7 +1025,7 @@ impl Uring {
                     }
                     return;
                 }
-                found => {
+                _ => {
                     let ended = hung_up && tells_the_end(fd, want);
                     let found = found.told_of_the_end(ended);
                     let ends = nothing || ended;
@@ -1038,10 +1038,11 @@ impl Uring {
                 }
             };
             nothing = false;
-            let length = arrival.message.length();
+            if let Now::Arrived(arrival) = found {
+                home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
+            }
             share.took(length);
             self.lately = Some(token);
-            home.push(Completion { token, outcome: Outcome::Arrived(Ok(arrival)), last: false });
             taken += 1;
             if taken > 1 {
                 share.behind.found(length < BURST_BYTES_MAX);
