@@ -165,7 +165,7 @@ in_own_process! {
         say(b"c", &[one.as_fd(), other.as_fd()]);
         say(b"c", &[null.as_fd()]);
         say(b"c", &[stream.as_fd()]);
-        say(&[b'c'; 70_000], &[one.as_fd()]);
+        say(&[b'c'; 110_000], &[one.as_fd()]);
         testing::wait_until("all six are read", || {
             assert!(bound.accept_until(Some(Instant::now())).unwrap().is_none());
             bound.violations().total() == 6

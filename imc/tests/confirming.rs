@@ -136,7 +136,7 @@ on_each_driver! {
         let executor = Executor::new(reactor);
         let acceptor = Socket::wrap(reactor, near.as_fd().try_clone_to_owned().unwrap()).unwrap();
         let census = Census::take();
-        for (bytes, count) in [(&b"b"[..], 0), (b"aa", 0), (b"a", 1), (b"a", 20), (&[b'a'; 70_000], 0)] {
+        for (bytes, count) in [(&b"b"[..], 0), (b"aa", 0), (b"a", 1), (b"a", 20), (&[b'a'; 110_000], 0)] {
             executor.block_on(async {
                 let mut connecting = std::pin::pin!(address.connect_confirmed(PATIENCE));
                 let mut accepting = std::pin::pin!(acceptor.receive());

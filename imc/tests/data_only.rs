@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 
 use imc::{ConnectedSocket, DataOnlySocket, NACL_BYTES_MAX, WrapError};
-use ring::{Message, Reactor, ReceiveError, SendError};
+use ring::{Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError};
 use testing::{Census, helper, on_each_driver, packet_pair, poll_once, send_packet, settle, start_helper};
 
 fn pipe_end() -> OwnedFd {
@@ -32,7 +32,7 @@ on_each_driver! {
     fn bytes_go_both_ways_in_exact_lengths(reactor: &Reactor) {
         let (one, other) = DataOnlySocket::pair(reactor).unwrap();
         settle(reactor, async {
-            for length in [1, 100, 65_536, 65_537, NACL_BYTES_MAX] {
+            for length in [1, 100, PACKET_BYTES_MAX, PACKET_BYTES_MAX + 1, NACL_BYTES_MAX] {
                 for (from, to) in [(&one, &other), (&other, &one)] {
                     from.send(vec![7; length]).await.unwrap();
                     let received = to.receive().await.unwrap();

@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use imc::{AcceptError, BoundSocket, blocking, bound_socket};
-use ring::Reactor;
 use ring::blocking::ReceiveError;
+use ring::{PACKET_BYTES_MAX, Reactor};
 use rustix::net::{Shutdown, shutdown};
 use testing::meddling::{SO_RCVTIMEO, set_option};
 use testing::{in_own_process, meddle, on_each_driver, packet_pair, receive_packet, send_packet, settle};
@@ -20,12 +20,12 @@ on_each_driver! {
         let server = settle(reactor, bound.accept()).unwrap().socket;
         let file = std::fs::File::open("/dev/null").unwrap();
         meddle(&far, |what| {
-            send_packet(&near, &[7; 65_536], &[file.as_fd(); 16]).unwrap();
+            send_packet(&near, &[7; PACKET_BYTES_MAX], &[file.as_fd(); 16]).unwrap();
             let received = settle(reactor, server.receive());
             let received = received.unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!((received.bytes().len(), received.descriptors()), (65_536, 16), "{what}");
-            settle(reactor, server.send(vec![7; 65_536])).unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(receive_packet(&near).unwrap().bytes.len(), 65_536, "{what}");
+            assert_eq!((received.bytes().len(), received.descriptors()), (PACKET_BYTES_MAX, 16), "{what}");
+            settle(reactor, server.send(vec![7; PACKET_BYTES_MAX])).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(receive_packet(&near).unwrap().bytes.len(), PACKET_BYTES_MAX, "{what}");
         });
     }
 
@@ -79,11 +79,11 @@ in_own_process! {
         let mut server = bound.accept().unwrap().socket;
         let late = || Some(Instant::now() + Duration::from_secs(60));
         meddle(&far, |what| {
-            send_packet(&near, &[7; 65_536], &[]).unwrap();
+            send_packet(&near, &[7; PACKET_BYTES_MAX], &[]).unwrap();
             let received = server.receive_until(late()).unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(received.bytes().len(), 65_536, "{what}");
-            server.send_until(&[7; 65_536], late()).unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(receive_packet(&near).unwrap().bytes.len(), 65_536, "{what}");
+            assert_eq!(received.bytes().len(), PACKET_BYTES_MAX, "{what}");
+            server.send_until(&[7; PACKET_BYTES_MAX], late()).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(receive_packet(&near).unwrap().bytes.len(), PACKET_BYTES_MAX, "{what}");
         });
     }
 

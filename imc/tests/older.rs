@@ -436,7 +436,7 @@ on_each_driver! {
             (b"", &[pipe.as_fd()], |violations| violations.not_a_socket),
             (b"", &[stream.as_fd()], |violations| violations.wrong_kind),
             (b"", &[lonely.as_fd()], |violations| violations.unconnected),
-            (&[7; 70_000], &[socket.as_fd()], |violations| violations.wrong_message),
+            (&[7; 110_000], &[socket.as_fd()], |violations| violations.wrong_message),
         ];
         for (bytes, descriptors, counter) in cases {
             let (bound, address) = datagram::bound_socket(reactor).unwrap();

@@ -16,7 +16,7 @@ use imc::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
-use ring::{DriverChoice, Reactor, SendError};
+use ring::{DriverChoice, PACKET_BYTES_MAX, Reactor, SendError};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use testing::{Census, on_each_driver, packet_pair, poll_once, send_packet, settle};
 
@@ -79,7 +79,7 @@ on_each_driver! {
     fn data_goes_both_ways_in_exact_lengths_without_descriptors(reactor: &Reactor) {
         let (one, other) = pair(reactor);
         settle(reactor, async {
-            for length in [0, 1, 100, 65_536, 65_537, NACL_BYTES_MAX] {
+            for length in [0, 1, 100, PACKET_BYTES_MAX, PACKET_BYTES_MAX + 1, NACL_BYTES_MAX] {
                 for (from, to) in [(&one, &other), (&other, &one)] {
                     from.send(TypedMessage::new(vec![7; length])).await.unwrap();
                     let received = to.receive().await.unwrap();

@@ -644,19 +644,6 @@ impl Driver {
         }
     }
 
-    /// Whether whatever is sent now is sent with a plain call, and nothing else comes of it.
-    #[inline]
-    pub(crate) fn sends_plainly(&self) -> bool {
-        match self {
-            #[cfg(uring)]
-            Driver::Uring(_) => true,
-            Driver::Epoll(_) => true,
-            Driver::Child(_) => false,
-            #[cfg(feature = "script")]
-            Driver::Script(_) => false,
-        }
-    }
-
     /// Whether many sends leave with fewer system calls than each by itself.
     pub(crate) fn sends_together(&self) -> bool {
         match self {
@@ -677,6 +664,17 @@ impl Driver {
             Driver::Script(script) => script.send_now(fd, envelope),
             Driver::Child(_) => Err(child::refusal()),
             _ => envelope.send(fd.as_fd()),
+        }
+    }
+
+    /// Sends a packet of bytes alone now, with a plain call.
+    #[inline]
+    pub(crate) fn send_bytes_now(&mut self, fd: &Fd, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            #[cfg(feature = "script")]
+            Driver::Script(script) => script.send_bytes_now(fd, bytes),
+            Driver::Child(_) => Err(child::refusal()),
+            _ => envelope::send_bytes(fd.as_fd(), bytes),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
-use crate::envelope::{self, Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
+use crate::envelope::{Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
@@ -1283,14 +1283,14 @@ impl Core {
     fn send_straight(&mut self, key: usize) -> bool {
         let Channel { fd, kind, lane, travels, closed, .. } = &mut self.channels[key];
         let is_plain = *kind == Kind::SeqPacket && *travels == Travels::No && !*closed;
-        if !is_plain || !lane.is_untroubled() || !self.driver.sends_plainly() {
+        if !is_plain || !lane.is_untroubled() {
             return false;
         }
         let Some(Letter { envelope, slip: Slip { waiter: None, .. } }) = lane.waiting.alone() else {
             return false;
         };
         let Some(bytes) = envelope.bytes_alone() else { return false };
-        if envelope::send_bytes(fd.as_fd(), bytes).is_err() {
+        if self.driver.send_bytes_now(fd, bytes).is_err() {
             return false;
         }
         let bytes = bytes.len() as u64;
@@ -2677,6 +2677,22 @@ mod tests {
         )
         .unwrap();
         Core::new(driver, ground)
+    }
+
+    /// A moment that was left standing ended a sleep in vain.
+    #[test]
+    fn with_nothing_left_to_close_there_is_no_moment_to_wake_up_for() {
+        let mut core = core();
+        let retired = |until| {
+            let (fd, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+            Retired { fd: fd.into(), closing: Closing::Here { credentials_asked: false }, until }
+        };
+        core.keep_for_now(retired(Until::Sleeping));
+        core.keep_for_now(retired(Until::Awake));
+        core.close_those_retired(|retired| retired.until == Until::Sleeping);
+        assert!(core.retired_since.is_some(), "one is left");
+        core.close_those_retired(|retired| retired.until == Until::Awake);
+        assert!(core.retired_since.is_none());
     }
 
     fn turns(core: &mut Core) {

@@ -360,6 +360,20 @@ on_each_driver! {
         assert_eq!((stats.posts_lost, stats.posts_lost_gone), (1, 1));
     }
 
+    /// The kernel says first that something was left unread, and only then that nobody is there. Bytes alone
+    /// are tried where they lie, and then as everything else is.
+    fn a_post_to_a_peer_that_left_something_unread_is_lost_once(reactor: &Reactor) {
+        let (near, far) = Socket::pair(reactor, Kind::SeqPacket).unwrap();
+        near.try_send("unread").unwrap();
+        drop(far);
+        near.post_bytes(b"post", b"");
+        turn(reactor);
+        assert!(near.is_broken());
+        let stats = reactor.stats();
+        assert_eq!((stats.messages_sent, stats.posts_lost, stats.posts_lost_gone), (1, 1, 1));
+        assert!(matches!(settle(reactor, near.receive()), Err(ReceiveError::Closed)));
+    }
+
     /// It goes on at the other end, and is shut down by nobody.
     fn a_socket_travels_inside_its_last_message(reactor: &Reactor) {
         let (near, far) = ends(reactor, true);

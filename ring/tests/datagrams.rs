@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use ring::{
-    AbstractName, Config, Datagrams, Kind, LARGE_PACKET_BYTES_MAX, Message, NAME_BYTES_MAX, Reactor,
-    ReceiveError, SendError, Socket, WrapError,
+    AbstractName, Config, Datagrams, Kind, LARGE_PACKET_BYTES_MAX, Message, NAME_BYTES_MAX, PACKET_BYTES_MAX,
+    Reactor, ReceiveError, SendError, Socket, WrapError,
 };
 use rustix::net::{Shutdown, shutdown};
 use testing::{Census, on_each_driver, packet_pair, poll_once, send_packet, settle, turn};
@@ -250,7 +250,7 @@ on_each_driver! {
         let far = Socket::wrap(reactor, far).unwrap();
         settle(reactor, async {
             let mut scratch = vec![0; LARGE_PACKET_BYTES_MAX];
-            for length in [1, 65_536, 65_537, LARGE_PACKET_BYTES_MAX] {
+            for length in [1, PACKET_BYTES_MAX, PACKET_BYTES_MAX + 1, LARGE_PACKET_BYTES_MAX] {
                 near.send(Message::new(vec![7; length]).with_descriptor(pipe_end())).await.unwrap();
                 let received = far.receive_large(&mut scratch).await.unwrap();
                 assert_eq!(received.bytes(), vec![7; length]);

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ring::blocking::{self, Inbox, NO_DESCRIPTORS};
-use ring::{DESCRIPTORS_MAX, Kind, Message, Reactor, ReceiveError, SendError, Socket, WaitPolicy};
+use ring::{
+    DESCRIPTORS_MAX, Kind, Message, PACKET_BYTES_MAX, Reactor, ReceiveError, SendError, Socket, WaitPolicy,
+};
 use rustix::net::sockopt::{set_socket_passcred, socket_passcred};
 use testing::meddling::{SO_PASSRIGHTS, SO_RCVTIMEO, set_option};
 use testing::{
@@ -69,14 +71,14 @@ on_each_driver! {
         let pipe = null();
         meddle(&copy, |what| {
             settle(reactor, async {
-                for bytes in [1, 65_536] {
+                for bytes in [1, PACKET_BYTES_MAX] {
                     let message = Message::new(vec![7; bytes]).with_descriptor(pipe.try_clone().unwrap());
                     near.send(message).await.unwrap_or_else(|error| panic!("{what}: {error}"));
                     near.post(&[&vec![7; bytes]], Vec::new());
                 }
             });
             turn(reactor);
-            for bytes in [1, 1, 65_536, 65_536] {
+            for bytes in [1, 1, PACKET_BYTES_MAX, PACKET_BYTES_MAX] {
                 assert_eq!(receive_packet(&far).unwrap().bytes.len(), bytes, "{what}");
             }
         });
@@ -331,9 +333,9 @@ in_own_process! {
             send_packet(&far, b"all", &[fd.as_fd(); DESCRIPTORS_MAX]).unwrap();
             let received = inbox.receive(&near, soon()).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!((received.bytes(), received.descriptors()), (&b"all"[..], DESCRIPTORS_MAX), "{what}");
-            let sent = near.send(&[&[7; 65_536]], NO_DESCRIPTORS, soon());
+            let sent = near.send(&[&[7; PACKET_BYTES_MAX]], NO_DESCRIPTORS, soon());
             sent.unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_eq!(receive_packet(&far).unwrap().bytes.len(), 65_536, "{what}");
+            assert_eq!(receive_packet(&far).unwrap().bytes.len(), PACKET_BYTES_MAX, "{what}");
         });
     }
 

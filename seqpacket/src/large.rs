@@ -147,7 +147,7 @@ mod tests {
     fn an_answer_has_as_many_bytes_as_the_caller_takes_and_not_one_more() {
         let bytes = vec![7; 150_000];
         assert!(assembled(packets(&bytes), 150_000).is_ok());
-        assert!(matches!(assembled(packets(&bytes), 99_999), Err(CallError::TooLarge(Part::Answer))));
+        assert!(matches!(assembled(packets(&bytes), 149_999), Err(CallError::TooLarge(Part::Answer))));
         let most = [u64::MAX.to_le_bytes(), [0; 8]].concat();
         assert!(matches!(assembled([most], usize::MAX - 1), Err(CallError::TooLarge(Part::Answer))));
     }

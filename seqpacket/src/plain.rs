@@ -41,7 +41,7 @@ pub const PLAIN_ARGUMENTS_DEFAULT: usize = 15;
 
 /// How long a [large answer](PlainContinuation::answer_large) waits for its caller to make room for one more
 /// packet. A caller that goes on reading, however slowly, is waited for; but the kernel says that there is
-/// room when three quarters of the queue are free, so it must take four packets in this time.
+/// room when three quarters of the queue are free, so it must take three full packets in this time.
 pub const LARGE_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How many continuations that have been answered a mailbox keeps, to close them together: what costs most of

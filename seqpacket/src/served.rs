@@ -1418,7 +1418,8 @@ impl State {
         if taken_back == 0 {
             return stopped;
         }
-        self.said -= taken_back;
+        // A part that was with the driver when all that had been said was given back counts as gone already.
+        self.said = self.said.saturating_sub(taken_back);
         let part_end = self.large.as_ref().map_or(0, |large| large.part_end);
         let behind = self.unsettled.ends_mut();
         let refused = self.calls.values_mut().filter_map(|entry| match &mut entry.stage {
@@ -1426,7 +1427,7 @@ impl State {
             _ => None,
         });
         for end in behind.chain(refused).filter(|end| **end >= part_end) {
-            *end -= taken_back;
+            *end = end.saturating_sub(taken_back);
         }
         stopped
     }

@@ -347,7 +347,7 @@ on_each_driver! {
         let (_server, object) = served();
         let large = vec![7; 150_000];
         assert!(matches!(object.call(&large), Err(CallError::TooLarge(Part::Answer))));
-        let less = CallOptions { answer_bytes: Some(99_999), ..CallOptions::default() };
+        let less = CallOptions { answer_bytes: Some(149_999), ..CallOptions::default() };
         assert!(matches!(object.call_with(&large, less), Err(CallError::TooLarge(Part::Answer))));
         let enough = CallOptions { answer_bytes: Some(150_000), ..CallOptions::default() };
         assert_eq!(object.call_with(&large, enough).unwrap().bytes().len(), 150_000);

@@ -26,7 +26,7 @@ use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, s
 const MIB: usize = 1 << 20;
 
 /// What the kernel's queue takes of full packets at the usual SO_SNDBUF.
-const PACKETS_IN_A_QUEUE: usize = 4;
+const PACKETS_IN_A_QUEUE: usize = 3;
 
 /// Time for a large message to stand still in a test about that.
 const SOON: Duration = Duration::from_millis(20);
@@ -220,7 +220,7 @@ on_each_driver! {
         });
         for (options, fits) in [
             (CallOptions::default(), false),
-            (room(99_999), false),
+            (room(149_999), false),
             (room(150_000), true),
             // More than the server's largest message is not asked for.
             (room(1 << 30), true),

@@ -45,7 +45,7 @@ async fn serve(serving: Serving, mailbox: PlainMailbox, role: Role, spawner: Spa
 }
 
 /// So much is behind the mark of a large answer: four packets.
-const LARGE: usize = 200_000;
+const LARGE: usize = 400_000;
 
 /// Whether an answer of many packets is expected.
 fn is_large(bytes: &[u8]) -> bool {

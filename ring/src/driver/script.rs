@@ -364,6 +364,16 @@ impl Script {
         envelope.send(fd.as_fd())
     }
 
+    /// The third: bytes alone, where they lie.
+    pub(crate) fn send_bytes_now(&mut self, fd: &Fd, bytes: &[u8]) -> io::Result<usize> {
+        let full = self.fate.faults().full_now;
+        if !self.sends_now() || self.is_stormy() || self.fate.strikes(full, Fault::FullNow) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.fate.stir();
+        envelope::send_bytes(fd.as_fd(), bytes)
+    }
+
     pub(crate) fn take_now(&mut self, fd: &Fd, room: Room) -> Now {
         let faults = self.fate.faults();
         // Another process may always be faster.

@@ -13,7 +13,7 @@ pub const LARGE_BYTES_MAX: usize = 300_000;
 const SMALL_BYTES_MAX: usize = 4_000;
 
 /// The longest plain call: one packet.
-const PACKET_BYTES: usize = 60_000;
+const PACKET_BYTES: usize = 100_000;
 
 /// How calls travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
