@@ -113,7 +113,7 @@ impl SocketAddress {
             None => return Err(ConfirmError::Connect(ConnectError::WouldBlock)),
         };
         // Of many that left together the acceptor has mostly confirmed all when the first is seen.
-        match before(&mut sleep, near.receive_here()).await {
+        match before(&mut sleep, near.receive_together()).await {
             Some(Ok(message)) if message.bytes() == CONFIRM && message.descriptors() == 0 => Ok(near),
             Some(Ok(_)) => Err(ConfirmError::Malformed),
             Some(Err(error)) => Err(error.into()),

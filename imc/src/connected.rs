@@ -98,11 +98,12 @@ impl ConnectedSocket {
         Poll::Ready(result)
     }
 
-    /// As [`receive`](ConnectedSocket::receive), where it may be there already: looks before it waits.
-    pub(crate) async fn receive_here(&self) -> Result<Received, ReceiveError> {
+    /// As [`receive`](ConnectedSocket::receive), where many wait for what mostly comes together, and may be
+    /// there already: looks before it waits.
+    pub(crate) async fn receive_together(&self) -> Result<Received, ReceiveError> {
         let mut looked = false;
         poll_fn(|context| match std::mem::replace(&mut looked, true) {
-            false => self.socket.poll_receive_here(context),
+            false => self.socket.poll_receive_together(context),
             true => self.socket.poll_receive(context),
         })
         .await

@@ -65,9 +65,8 @@ const LOOKS_MAX: usize = 16;
 /// How many messages are taken between two turns by those who look for themselves.
 const TAKEN_HERE_MAX: u32 = 16;
 
-/// And how many where it is the first of a pair that was made here: as many as somebody asks together, who
-/// has made as many pairs since the last turn.
-const FIRST_TAKEN_HERE_MAX: u32 = 32;
+/// And how many where many wait together: as many as leave together.
+const TAKEN_TOGETHER_MAX: u32 = 32;
 
 /// Who sleeps in the very socket that is asked looks there first only where that is likely to find something.
 /// That is found out by a look after so many sleeps …
@@ -187,7 +186,7 @@ pub(crate) struct Core {
     first_went: Option<u64>,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
-    /// One look for the first of a pair was in vain since the last turn: the others would be, too.
+    /// One look of those who wait together was in vain since the last turn: the others would be, too.
     unanswered: bool,
     /// And pieces of something larger.
     pieces_taken: usize,
@@ -405,6 +404,15 @@ pub(crate) enum AtOnce {
     Gone,
     /// The waiter, if one was wanted, is told how it goes.
     Queued(Option<usize>),
+}
+
+/// How somebody waits who looks first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// For what comes whatever comes to others.
+    Alone,
+    /// For one of many that come together: where one look is in vain the others would be.
+    Together,
 }
 
 /// What a look for one message found.
@@ -1702,12 +1710,12 @@ impl Core {
     pub(crate) fn poll_receive_here(
         &mut self,
         key: usize,
+        waits: Waits,
         asker: Asker<'_>,
         woken: &mut Woken,
     ) -> Poll<Result<Received, ReceiveError>> {
         let share = TAKEN_HERE_MAX / u32::from(self.channels[key].burst);
-        let first = self.channels[key].waits_for_its_first();
-        if self.looks_are_left(first) && self.may_look(key) && self.is_worth_a_look(key) {
+        if self.looks_are_left(waits) && self.may_look(key) && self.is_worth_a_look(key) {
             self.settle_credentials(key);
             let channel = &self.channels[key];
             match self.driver.take(&channel.fd, channel.room) {
@@ -1719,7 +1727,7 @@ impl Core {
                 }
                 // What waits for it now need not look again.
                 Now::Empty => {
-                    self.unanswered |= first;
+                    self.unanswered |= waits == Waits::Together;
                     let looks_left = &mut self.channels[key].inbox.looks_left;
                     *looks_left = looks_left.saturating_sub(1);
                     self.wait_for_message(key, asker, woken);
@@ -1733,7 +1741,9 @@ impl Core {
                 }
             }
         }
-        if first && self.unanswered && self.may_look(key) {
+        // One that came from somewhere may be no connected socket: nothing is known of it without a look.
+        let known_in_vain = waits == Waits::Together && self.unanswered && self.channels[key].made_here;
+        if known_in_vain && self.may_look(key) {
             self.wait_for_message(key, asker, woken);
             self.arm_after_a_look(key, true);
             return Poll::Pending;
@@ -1741,12 +1751,11 @@ impl Core {
         self.poll_receive(key, asker, woken)
     }
 
-    /// Whether anybody may look before the next turn. Of those who look for the first of a pair the others
-    /// look in vain where one has: requests that left together are answered together.
-    fn looks_are_left(&self, first: bool) -> bool {
-        match first {
-            true => !self.unanswered && self.taken_here < FIRST_TAKEN_HERE_MAX,
-            false => self.taken_here < TAKEN_HERE_MAX,
+    /// Whether anybody may look so before the next turn.
+    fn looks_are_left(&self, waits: Waits) -> bool {
+        match waits {
+            Waits::Alone => self.taken_here < TAKEN_HERE_MAX,
+            Waits::Together => !self.unanswered && self.taken_here < TAKEN_TOGETHER_MAX,
         }
     }
 
@@ -2515,11 +2524,6 @@ impl Channel {
             && self.lane.unblock.is_none()
             && self.inbox.away.is_none()
             && self.others == 0
-    }
-
-    /// One end of a pair that was made here, on which nobody has received yet.
-    fn waits_for_its_first(&self) -> bool {
-        self.made_here && self.credentials == Credentials::NotAsked
     }
 
     /// Another holder of the end may have shrunk it.

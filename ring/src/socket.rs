@@ -23,7 +23,7 @@ use crate::error::{ReceiveError, SendError, WrapError};
 use crate::fd::{DESCRIPTORS_MAX, Fd, Kind, discard};
 use crate::message::{Credentials, Fds, Message, PACKET_BYTES_MAX, Received};
 use crate::name::AbstractName;
-use crate::op::{AtOnce, Done, OneTaken};
+use crate::op::{AtOnce, Done, OneTaken, Waits};
 use crate::reactor::{Reactor, Sleep};
 use crate::reader::Reader;
 use crate::request::{Arrival, BURST_MAX, Request};
@@ -750,7 +750,30 @@ impl Socket {
     /// up to 16 messages are taken without a turn; the next one waits for it.
     pub fn poll_receive_here(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
         let asker = self.reactor.asker(context);
-        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, asker, woken))
+        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, Waits::Alone, asker, woken))
+    }
+
+    /// As [`poll_receive_here`](Socket::poll_receive_here), for whoever waits beside others for answers to
+    /// what [left together](Socket::send_in_any_order): mostly they are all there, or none is. So up to 32
+    /// are taken without a turn, and where one look is in vain, none who waits like this looks before the
+    /// next turn.
+    ///
+    /// ```
+    /// # use std::task::{Context, Poll, Waker};
+    /// # use ring::{Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let pairs = [Socket::pair(&reactor, Kind::SeqPacket)?, Socket::pair(&reactor, Kind::SeqPacket)?];
+    /// let mut context = Context::from_waker(Waker::noop());
+    /// let [(first, _), (second, far)] = pairs;
+    /// Socket::wrap(&reactor, far)?.try_send("here")?;
+    /// assert!(first.poll_receive_together(&mut context).is_pending());
+    /// // The other look was in vain: this one is left to the turn.
+    /// assert!(second.poll_receive_together(&mut context).is_pending());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn poll_receive_together(&self, context: &mut Context<'_>) -> Poll<Result<Received, ReceiveError>> {
+        let asker = self.reactor.asker(context);
+        self.reactor.with(|core, woken| core.poll_receive_here(self.channel, Waits::Together, asker, woken))
     }
 
     /// Whether whoever has received a piece may go on with what has arrived behind it, and leave everybody

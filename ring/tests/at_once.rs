@@ -28,7 +28,16 @@ impl Wake for Woken {
 
 /// What a look finds.
 fn look(socket: &Socket) -> Option<Vec<u8>> {
-    match socket.poll_receive_here(&mut Context::from_waker(Waker::noop())) {
+    found(socket.poll_receive_here(&mut Context::from_waker(Waker::noop())))
+}
+
+/// And the look of one who waits together with others.
+fn look_together(socket: &Socket) -> Option<Vec<u8>> {
+    found(socket.poll_receive_together(&mut Context::from_waker(Waker::noop())))
+}
+
+fn found(poll: Poll<Result<Received, ReceiveError>>) -> Option<Vec<u8>> {
+    match poll {
         Poll::Ready(received) => Some(received.unwrap().into_bytes()),
         Poll::Pending => None,
     }
@@ -277,24 +286,54 @@ on_each_driver! {
         assert_eq!(look(&near).unwrap(), [16]);
     }
 
-    fn where_one_look_for_a_first_message_was_in_vain_the_others_wait_for_the_turn(reactor: &Reactor) {
+    fn where_one_of_those_who_wait_together_looked_in_vain_the_others_wait_for_the_turn(reactor: &Reactor) {
         let [(first, _first_far), (second, far), (third, far_third)] = [(); 3].map(|()| pair(reactor));
-        assert!(look(&first).is_none());
+        assert!(look_together(&first).is_none());
         send_packet(&far, b"one", &[]).unwrap();
         send_packet(&far, b"another", &[]).unwrap();
-        assert!(look(&second).is_none());
+        assert!(look_together(&second).is_none());
         turn(reactor);
-        assert_eq!(look(&second).unwrap(), b"one");
-        assert_eq!(look(&second).unwrap(), b"another");
+        assert_eq!(look_together(&second).unwrap(), b"one");
+        assert_eq!(look_together(&second).unwrap(), b"another");
         send_packet(&far_third, b"here", &[]).unwrap();
-        assert_eq!(look(&third).unwrap(), b"here");
+        assert_eq!(look_together(&third).unwrap(), b"here");
     }
 
-    fn first_messages_of_as_many_pairs_as_are_asked_together_are_found_without_a_turn(reactor: &Reactor) {
+    /// Also where it came from somewhere, and nothing is known of it without a look.
+    fn who_waits_together_with_others_and_does_not_look_is_told_of_what_was_there(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        for (near, far) in [pair(reactor), (Socket::wrap(reactor, near).unwrap(), far)] {
+            let (in_vain, _its_far) = pair(reactor);
+            send_packet(&far, b"here", &[]).unwrap();
+            assert!(look_together(&in_vain).is_none());
+            assert!(look_together(&near).is_none());
+            assert_eq!(settle(reactor, near.receive()).unwrap().bytes(), b"here");
+        }
+    }
+
+    fn one_look_in_vain_is_nothing_to_those_who_do_not_wait_together(reactor: &Reactor) {
+        for in_vain in [look, look_together] {
+            let (empty, _empty_far) = pair(reactor);
+            let pairs: Vec<_> = (0..17).map(|_| pair(reactor)).collect();
+            pairs.iter().for_each(|(_, far)| send_packet(far, b"here", &[]).unwrap());
+            assert!(in_vain(&empty).is_none());
+            assert_eq!(pairs.iter().filter(|(near, _)| look(near).is_some()).count(), 16);
+            turn(reactor);
+        }
+    }
+
+    fn nor_is_theirs_to_those_who_do(reactor: &Reactor) {
+        let [(empty, _empty_far), (near, far)] = [(); 2].map(|()| pair(reactor));
+        send_packet(&far, b"here", &[]).unwrap();
+        assert!(look(&empty).is_none());
+        assert_eq!(look_together(&near).unwrap(), b"here");
+    }
+
+    fn as_many_answers_as_are_asked_for_together_are_found_without_a_turn(reactor: &Reactor) {
         let pairs: Vec<_> = (0..33).map(|_| pair(reactor)).collect();
         pairs.iter().for_each(|(_, far)| send_packet(far, b"here", &[]).unwrap());
         let turns = reactor.stats().turns;
-        let found = pairs.iter().filter(|(near, _)| look(near).is_some()).count();
+        let found = pairs.iter().filter(|(near, _)| look_together(near).is_some()).count();
         assert_eq!((found, reactor.stats().turns), (32, turns));
         let (last, _) = pairs.last().unwrap();
         assert_eq!(settle(reactor, last.receive()).unwrap().bytes(), b"here");
