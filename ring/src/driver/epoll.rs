@@ -437,21 +437,35 @@ impl Epoll {
                 };
                 tokens.iter().take(SENT_TOGETHER_MAX).take_while(goes_too).count()
             });
-            let gone = match from {
+            let sent = match from {
                 Some(fd) if together > 1 => {
                     let envelopes = tokens[..together].iter().filter_map(|token| requests.sending(*token));
-                    envelope::send_together(fd.as_fd(), envelopes.map(|(_, envelope)| envelope)).unwrap_or(0)
+                    envelope::send_together(fd.as_fd(), envelopes.map(|(_, envelope)| envelope))
                 }
-                _ => 0,
+                _ => Ok(0),
             };
-            for token in &tokens[..gone] {
-                let length = requests.sending(*token).map_or(0, |(_, envelope)| envelope.length());
-                home.push(Completion { token: *token, outcome: Outcome::Sent(Ok(length)), last: true });
-            }
-            // What keeps the next from going is found out by trying each alone.
-            let alone = if gone == 0 { together.max(1) } else { 0 };
+            let mut sent_with = |token: &Token, result| {
+                home.push(Completion { token: *token, outcome: Outcome::Sent(result), last: true });
+            };
+            let done = match sent {
+                Ok(gone) => {
+                    for token in &tokens[..gone] {
+                        let length = requests.sending(*token).map_or(0, |(_, envelope)| envelope.length());
+                        sent_with(token, Ok(length));
+                    }
+                    gone
+                }
+                // A queue that is full is so for all of them.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokens[..together].iter().for_each(|token| sent_with(token, Err(error.kind().into())));
+                    together
+                }
+                Err(_) => 0,
+            };
+            // What else keeps the next from going is found out by trying each alone.
+            let alone = if done == 0 { together.max(1) } else { 0 };
             tokens[..alone].iter().for_each(|token| self.attempt(*token, requests, home));
-            tokens = &tokens[gone + alone..];
+            tokens = &tokens[done + alone..];
         }
     }
 
