@@ -127,6 +127,24 @@ on_each_driver! {
         assert!(others.iter().all(Socket::is_hung_up));
     }
 
+    fn where_only_some_of_them_have_room_the_rest_follow_in_their_order(reactor: &Reactor) {
+        let (near, far) = pair(reactor);
+        while near.try_send("filler").is_ok() {}
+        (0..5).for_each(|_| drop(receive_packet(&far).unwrap()));
+        let sendings: Vec<_> = (0..33_u8).map(|number| near.send_in_any_order(vec![number])).collect();
+        turn(reactor);
+        let arrived = || std::iter::from_fn(|| bytes(&far)).filter(|bytes| bytes != b"filler");
+        let mut numbers: Vec<_> = arrived().flatten().collect();
+        assert_eq!(numbers, [0, 1, 2, 3, 4]);
+        while numbers.len() < 33 {
+            turn(reactor);
+            numbers.extend(arrived().flatten());
+        }
+        assert!(numbers.into_iter().eq(0..33));
+        sendings.into_iter().for_each(|sending| settle(reactor, sending).unwrap());
+        assert!(bytes(&far).is_none());
+    }
+
     fn what_they_carried_is_closed_when_they_have_gone(reactor: &Reactor) {
         let (near, far) = pair(reactor);
         let (others, sendings): (Vec<_>, Vec<_>) = (0..3)
