@@ -105,7 +105,8 @@ impl SocketAddress {
     /// ```
     ///
     /// # Errors
-    /// See [`ConfirmError`]. `Unconfirmed` brings the connection, which stays usable.
+    /// See [`ConfirmError`]. `Unconfirmed` brings the connection, which stays usable. With a `within` that is
+    /// over before the next turn of the reactor the request may not have left: `Connect(WouldBlock)`.
     pub async fn connect_confirmed(&self, within: Duration) -> Result<ConnectedSocket, ConfirmError> {
         let mut sleep = self.reactor().sleep(within);
         let near = match before(&mut sleep, self.connect()).await {
