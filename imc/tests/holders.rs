@@ -24,7 +24,8 @@ on_each_driver! {
             let received = settle(reactor, server.receive());
             let received = received.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!((received.bytes().len(), received.descriptors()), (PACKET_BYTES_MAX, 16), "{what}");
-            settle(reactor, server.send(vec![7; PACKET_BYTES_MAX])).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let sent = settle(reactor, server.send(vec![7; PACKET_BYTES_MAX]));
+            sent.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(receive_packet(&near).unwrap().bytes.len(), PACKET_BYTES_MAX, "{what}");
         });
     }
@@ -82,7 +83,8 @@ in_own_process! {
             send_packet(&near, &[7; PACKET_BYTES_MAX], &[]).unwrap();
             let received = server.receive_until(late()).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(received.bytes().len(), PACKET_BYTES_MAX, "{what}");
-            server.send_until(&[7; PACKET_BYTES_MAX], late()).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let sent = server.send_until(&[7; PACKET_BYTES_MAX], late());
+            sent.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(receive_packet(&near).unwrap().bytes.len(), PACKET_BYTES_MAX, "{what}");
         });
     }
