@@ -28,9 +28,8 @@ use crate::sys::UnixAddress;
 /// socket has in its turn, everybody else waits for no more than that.
 pub const PIECES_SENT_AT_ONCE_MAX: usize = 3;
 
-/// How many messages that may overtake each other wait for the turn, to leave with one system call: as many
-/// as somebody connects at once, and 2 KiB of headers. What they carry is open until then, so that without a
-/// limit 150 connections begun in one turn need 300 descriptors.
+/// How many messages leave with one system call, where each would otherwise take one: as many as somebody
+/// connects at once, and 2 KiB of headers.
 pub(crate) const SENT_TOGETHER_MAX: usize = 32;
 
 /// A message on its way out.

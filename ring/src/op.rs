@@ -24,7 +24,7 @@ use crate::buffer::Pool;
 use crate::clock::Clock;
 use crate::closer;
 use crate::driver::{Driver, Ground, Now, Sleep, child};
-use crate::envelope::{Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room, SENT_TOGETHER_MAX};
+use crate::envelope::{Envelope, Otherwise, PIECES_SENT_AT_ONCE_MAX, Room};
 use crate::error::{ReceiveError, SendError};
 use crate::fd::{DESCRIPTORS_DEFAULT, DESCRIPTORS_MAX, Fd, Kind, Shell, discard};
 use crate::message::{Fds, Message, PACKET_BYTES_MAX, Received};
@@ -184,8 +184,6 @@ pub(crate) struct Core {
     hurried: bool,
     /// The last turn before which a message went at once that others may overtake.
     first_went: Option<u64>,
-    /// How many of those that follow it are with the driver.
-    unordered_away: usize,
     /// Messages taken since the last turn by those who looked for themselves.
     taken_here: u32,
     /// One look of those who wait together was in vain since the last turn: the others would be, too.
@@ -467,7 +465,6 @@ impl Core {
             spare_envelopes: Vec::new(),
             hurried: false,
             first_went: None,
-            unordered_away: 0,
             taken_here: 0,
             unanswered: false,
             pieces_taken: 0,
@@ -988,9 +985,9 @@ impl Core {
         AtOnce::Queued(waiter)
     }
 
-    /// Sends a message that others may overtake: the first of a turn at once, and as many after it as may
-    /// leave together in the next turn. Whoever is to receive them may run on this CPU, and would in between
-    /// if each were sent by itself. What is behind those goes at once again.
+    /// Sends a message that others may overtake: the first of a turn at once, and those after it together, in
+    /// the next turn. Whoever is to receive them may run on this CPU, and would in between if each were sent
+    /// by itself.
     pub(crate) fn send_in_any_order(&mut self, key: usize, mut message: Message) -> AtOnce {
         let lane = &self.channels[key].lane;
         if !lane.is_idle() || lane.broken || !succeeds_whole(self.channels[key].kind) {
@@ -999,9 +996,7 @@ impl Core {
         let mut envelope = self.envelope(&mut message);
         envelope.seal();
         let turn = self.stats.turns;
-        let first = self.first_went.replace(turn) != Some(turn);
-        // One that waits for the turn keeps what it carries open until then.
-        if first || self.unordered_away >= SENT_TOGETHER_MAX || !self.driver.sends_together() {
+        if !self.driver.sends_together() || self.first_went.replace(turn) != Some(turn) {
             if self.driver.send_now(&self.channels[key].fd, &envelope).is_ok() {
                 self.count_sent(&envelope);
                 self.keep_envelope(envelope);
@@ -1010,7 +1005,6 @@ impl Core {
             return AtOnce::Queued(Some(self.queue_waited(key, envelope)));
         }
         let request = |fd| Request::Send { fd, envelope, silent: true, prompt: true };
-        self.unordered_away += 1;
         AtOnce::Queued(Some(self.ask(key, request)))
     }
 
@@ -2446,7 +2440,6 @@ impl Core {
                 };
                 drop(fd);
                 self.channels[key].others -= 1;
-                self.unordered_away -= 1;
                 self.sent_in_any_order(key, waiter.key(), envelope, result, woken);
                 self.advance_if_closed(key);
             }

@@ -327,9 +327,10 @@ impl Socket {
         Sending { reactor: self.reactor.clone(), state }
     }
 
-    /// Sends a message that may overtake others, and be overtaken. The first of a turn goes at once, and 32
-    /// that follow before the next turn go together, with one system call. What is behind them goes at once
-    /// again: what they carry stays open until the turn.
+    /// Sends a message that may overtake others, and be overtaken. The first of a turn goes at once, and all
+    /// that follow before the next turn go together: on io_uring with one system call for all of them, on
+    /// epoll with one for 32. What they carry stays open until then: whoever begins N connections in
+    /// one turn has 2 N descriptors open.
     ///
     /// For many short messages to one receiver, each of which is complete by itself. A full queue is awaited.
     /// Dropping the future may take the message back, or not; dropping the socket before a turn refuses it.
