@@ -122,6 +122,12 @@ impl Share {
         self.messages < want.burst && (self.bytes as usize) < BURST_BYTES_MAX
     }
 
+    /// Whether it has delivered as many bytes as it may, in the last turn in which it delivered anything.
+    #[cfg(uring)]
+    pub(crate) fn was_full(&self) -> bool {
+        self.bytes as usize >= BURST_BYTES_MAX
+    }
+
     /// It has delivered a message of so many bytes.
     pub(crate) fn took(&mut self, bytes: usize) {
         self.messages += 1;

@@ -139,6 +139,27 @@ on_each_driver! {
         }
     }
 
+    /// One packet of such a size is a share, and is told of anew each time.
+    fn so_does_one_that_brings_full_packets(reactor: &Reactor) {
+        let (busy, far) = streaming(reactor);
+        let (quiet, voice) = streaming(reactor);
+        assert!(fill(&far, PACKET_BYTES_MAX) >= 2);
+        assert_eq!((brought(reactor), take_all(&busy)), (1, 1));
+        for _ in 0..10 {
+            for of_the_busy in [0, 1] {
+                fill(&far, PACKET_BYTES_MAX);
+                testing::send_packet(&voice, b"here", &[]).unwrap();
+                assert_eq!(brought(reactor), 1 + of_the_busy as u64);
+                assert_eq!((take_all(&quiet), take_all(&busy)), (1, of_the_busy));
+            }
+        }
+        // With nobody beside it nothing is put off.
+        for _ in 0..3 {
+            fill(&far, PACKET_BYTES_MAX);
+            assert_eq!((brought(reactor), take_all(&busy)), (1, 1));
+        }
+    }
+
     /// What a busy socket brings keeps the reactor from looking further, but not for long.
     fn a_quiet_socket_is_heard_beside_one_that_brings_a_little_in_each_turn(reactor: &Reactor) {
         let (near, far) = testing::packet_pair();

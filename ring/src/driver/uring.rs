@@ -84,6 +84,8 @@ pub(crate) struct Uring {
     spare_hot: Vec<Token>,
     /// Streams that have had their share of a turn, and go on behind whoever has had none.
     busy: Vec<Token>,
+    /// So many of them may go on in this turn.
+    busy_due: usize,
     yielding: Yielding,
     /// Streams at their end, whose polls are on their way home, and what there is to tell when they are there
     /// and not before: whoever hears of it may give the descriptor away.
@@ -146,6 +148,7 @@ impl Uring {
             hot: Vec::new(),
             spare_hot: Vec::new(),
             busy: Vec::new(),
+            busy_due: 0,
             yielding: Yielding::default(),
             ending: HashMap::new(),
             unwatched: Vec::new(),
@@ -396,6 +399,7 @@ impl Uring {
             self.watch_the_unwatched(requests, home);
         }
         let busy = self.busy.len();
+        self.busy_due = busy;
 
         // With something to report, nothing to show to the kernel and no mark of its own that it has news,
         // there is nothing to enter for.
@@ -430,13 +434,21 @@ impl Uring {
         // stand in the kernel's overflow list, behind a full queue.
         let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
         self.reap(requests, home);
-        if slept || sleep != Sleep::Not {
+        let slept = slept || sleep != Sleep::Not;
+        let by_others = home.len() > before;
+        if slept {
             self.ground.budget.slept();
+        }
+        if slept && (by_others || self.busy_due == 0) {
             self.note_who_ended_it(&home[before..], requests);
         }
         self.hear_the_rest(requests, home)?;
-        if busy > 0 && !self.yielding.yields(!home.is_empty()) {
-            self.go_on_with_the_busy(busy, requests, home);
+        if self.busy_due > 0 && !self.yielding.yields(!home.is_empty()) {
+            let before = home.len();
+            self.go_on_with_the_busy(requests, home);
+            if slept && !by_others {
+                self.note_who_ended_it(&home[before..], requests);
+            }
         }
         if !self.silent.is_empty() {
             if consumed {
@@ -983,7 +995,15 @@ impl Uring {
         // what there is to others.
         let waits = share.starved || share.hot;
         if !waits && !self.cancelled.contains(&token) {
-            self.take_many(token, fd, want, How::Now { hung_up }, requests, home);
+            // One that has brought as many bytes as it may goes behind those who were just heard of, too.
+            // What its poll said of the end would be forgotten there.
+            if share.was_full() && !hung_up {
+                share.hot = true;
+                self.busy.insert(self.busy_due, token);
+                self.busy_due += 1;
+            } else {
+                self.take_many(token, fd, want, How::Now { hung_up }, requests, home);
+            }
         }
         // Asked before, or at its end: nothing of it is in the ring.
         if self.cancelled.contains(&token) {
@@ -1167,9 +1187,10 @@ impl Uring {
         self.spare_hot = hot;
     }
 
-    /// Streams that had more than their share in a turn before: the first so many, as of this turn's begin.
-    fn go_on_with_the_busy(&mut self, count: usize, requests: &mut Requests, home: &mut Vec<Completion>) {
-        let fresh = self.busy.split_off(count);
+    /// Streams that had more than their share in a turn before, and those that mostly have: the first so many,
+    /// without those who have just had it.
+    fn go_on_with_the_busy(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
+        let fresh = self.busy.split_off(self.busy_due);
         for token in std::mem::replace(&mut self.busy, fresh) {
             self.go_on_with(token, requests, home);
         }
