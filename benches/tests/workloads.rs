@@ -116,7 +116,7 @@ on_each_driver! {
         let mut beside = Beside::new(reactor, address, 4 << 20).unwrap();
         let mut told = 0;
         beside.calls(50, |_| told += 1).unwrap();
-        assert_eq!(told, 50);
+        assert!(told >= 50, "{told}");
         beside.end();
         helper.succeeded();
     }
@@ -134,7 +134,7 @@ on_each_driver! {
         let mut told = 0;
         beside.calls(20, |_| told += 1).unwrap();
         beside.calls(20, |_| told += 1).unwrap();
-        assert_eq!(told, 40);
+        assert!(told >= 40, "{told}");
         drop(beside);
         helpers.into_iter().for_each(testing::Helper::succeeded);
     }
