@@ -306,9 +306,9 @@ impl RawMover {
 
 // -- small calls beside large ones -------------------------------------------------------------------------
 
-/// Calls with so many bytes, each when it is told to: the load under which a raw pair is measured. On the first
-/// descriptor it hears `go`, says `gone` with the call under way, and `done` when that has ended. The second is
-/// the object's address.
+/// Calls with so many bytes, each when it is told to: the load under which a raw pair is measured. On the
+/// first descriptor it hears `go`, says `gone` with the call under way, and `done` when that has ended. The
+/// second is the object's address.
 ///
 /// # Errors
 /// The first of anything.

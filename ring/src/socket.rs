@@ -1010,10 +1010,38 @@ impl Socket {
         sys::poll_now(self.as_fd(), ready::HUNG_UP).is_ok_and(|mask| mask & ready::HUNG_UP != 0)
     }
 
+    /// Ends when [the kernel takes more](Socket::takes_more), or the peer is gone. A queue of packets is that
+    /// far when no more than a quarter of SO_SNDBUF is left in it, though a send may succeed sooner. What is
+    /// returned may outlive the socket, and ends with it.
+    ///
+    /// ```
+    /// # use ring::{Executor, Kind, Reactor, Socket};
+    /// # let reactor = Reactor::new()?;
+    /// let (near, far) = Socket::pair(&reactor, Kind::SeqPacket)?;
+    /// # let far = Socket::wrap(&reactor, far)?;
+    /// while near.try_send(vec![7; 10_000]).is_ok() {}
+    /// # Executor::new(&reactor).block_on(async {
+    /// while !near.takes_more() {
+    ///     far.receive().await?;
+    /// }
+    /// near.drained().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Of the future: the kernel's, where readiness cannot be asked for.
+    pub fn drained(&self) -> Draining {
+        Draining { reactor: self.reactor.clone(), waiter: Some(self.ask_for(ready::WRITE)) }
+    }
+
     fn readiness(&self, interest: u32) -> Readiness<'_> {
-        let waiter =
-            self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Ready { fd, interest }));
-        Readiness { socket: self, waiter: Some(waiter) }
+        Readiness { socket: self, waiter: Some(self.ask_for(interest)) }
+    }
+
+    fn ask_for(&self, interest: u32) -> usize {
+        self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Ready { fd, interest }))
     }
 
     /// Takes one connection from a listening socket. The listener is made non-blocking, which everybody who
@@ -1273,15 +1301,9 @@ impl Future for Readiness<'_> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let waiter = self.waiter.expect("polled after its end");
-        let reactor = &self.socket.reactor;
-        let asker = reactor.asker(context);
-        let poll = reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken));
-        poll.map(|done| {
+        poll_readiness(&self.socket.reactor, waiter, context).map(|result| {
             self.waiter = None;
-            match done {
-                Done::Ready(result) => result.map(drop),
-                Done::Sent(_) | Done::Accepted(_) => unreachable!("readiness was asked for"),
-            }
+            result
         })
     }
 }
@@ -1292,6 +1314,42 @@ impl Drop for Readiness<'_> {
             self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
         }
     }
+}
+
+/// Waits until a socket's queue has been emptied. Made by [`Socket::drained`].
+#[must_use = "that there is room is told only when awaited"]
+#[derive(Debug)]
+pub struct Draining {
+    reactor: Reactor,
+    waiter: Option<usize>,
+}
+
+impl Future for Draining {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let waiter = self.waiter.expect("polled after its end");
+        poll_readiness(&self.reactor, waiter, context).map(|result| {
+            self.waiter = None;
+            result
+        })
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            self.reactor.with(|core, woken| core.abandon(waiter, woken));
+        }
+    }
+}
+
+fn poll_readiness(reactor: &Reactor, waiter: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let asker = reactor.asker(context);
+    reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken)).map(|done| match done {
+        Done::Ready(result) => result.map(drop),
+        Done::Sent(_) | Done::Accepted(_) => unreachable!("readiness was asked for"),
+    })
 }
 
 /// Waits for a connection. Made by [`Socket::accept`].

@@ -113,6 +113,32 @@ on_each_driver! {
         assert!(near.takes_more());
     }
 
+    fn a_queue_is_drained_when_it_has_been_read(reactor: &Reactor) {
+        let (near, far) = testing::ends(reactor, false);
+        settle(reactor, near.drained()).unwrap();
+        let mut queued = 0;
+        while near.try_send(vec![7; 60_000]).is_ok() {
+            queued += 1;
+        }
+        let mut drained = near.drained();
+        assert!(is_pending(&mut drained));
+        drop(near.drained());
+        (0..queued).for_each(|_| drop(testing::receive_packet(&far).unwrap()));
+        settle(reactor, drained).unwrap();
+        // Told by the other end's going, too; and it ends with its socket, which it may outlive.
+        while near.try_send(vec![7; 60_000]).is_ok() {}
+        let drained = near.drained();
+        let dropped = near.drained();
+        drop(far);
+        settle(reactor, drained).unwrap();
+        drop(near);
+        let mut dropped = pin!(dropped);
+        testing::wait_until("it ends", || {
+            turn(reactor);
+            !is_pending(dropped.as_mut())
+        });
+    }
+
     fn a_socket_is_quiet_until_something_comes(reactor: &Reactor) {
         for streams in [false, true] {
             let (near, far) = testing::ends(reactor, streams);

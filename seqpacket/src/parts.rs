@@ -16,7 +16,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use ring::{Bytes, LANDING_HEAD_BYTES, PIECES_SENT_AT_ONCE_MAX, Reactor, SendError, Sending, Sleep, Socket};
+use ring::{
+    Bytes, Draining, LANDING_HEAD_BYTES, PIECES_SENT_AT_ONCE_MAX, Reactor, SendError, Sending, Sleep, Socket,
+};
 
 use crate::parcel::Parcel;
 use crate::rooms::{HugePages, Piece, Room};
@@ -26,6 +28,10 @@ use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 /// waits for so many, and for those that the kernel's queue has taken already (three of 102,080 bytes
 /// with the usual SO_SNDBUF of 212,992).
 pub const PARTS_QUEUED_MAX: usize = 1;
+
+/// While other calls are under way on the session so many parts are given to the kernel before it is waited
+/// until its queue is empty. With one the receiver would wait while the next is copied.
+pub const PARTS_AHEAD_MAX: usize = 2;
 
 /// Up to so many bytes a large message is given to the kernel as fast as that takes it, while nothing else is
 /// under way on its session: 2 MiB. Otherwise a part goes in each turn of the reactor, which leaves the
@@ -58,6 +64,11 @@ pub(crate) struct Outbox {
     waiting: VecDeque<Outgoing>,
     /// The part that the kernel has not taken yet. At most one: `PARTS_QUEUED_MAX`.
     away: Option<(u32, Sending)>,
+    /// How many parts have been given to the socket since its queue was seen empty: as many as there may be
+    /// where nobody counted.
+    ahead: usize,
+    /// Until that is so.
+    draining: Option<Draining>,
     /// Parts, and their bytes, given to the socket since somebody asked.
     said: (u64, u64),
     /// When the kernel last took something, or there was nothing for it to take.
@@ -174,11 +185,26 @@ impl Outbox {
                 None => {}
             }
             self.away = None;
+            if let Some(draining) = &mut self.draining {
+                // Why it cannot be told is what the send will say.
+                if Pin::new(draining).poll(context).is_pending() {
+                    return left;
+                }
+                (self.draining, self.ahead, self.moved) = (None, 0, Some(now));
+            }
             let Some(place) = self.waiting.iter().position(|outgoing| outgoing.opening.is_none()) else {
                 return left;
             };
             let next = &mut self.waiting[place];
             let before = next.sent;
+            if !alone && self.ahead >= PARTS_AHEAD_MAX {
+                if !socket.takes_more() {
+                    self.draining = Some(socket.drained());
+                    continue;
+                }
+                self.ahead = 0;
+            }
+            self.ahead = if alone { PARTS_AHEAD_MAX } else { self.ahead + 1 };
             let (parts, sending) = match alone && next.bytes.len() <= LARGE_AT_ONCE_BYTES_MAX {
                 true => next.send_parts(socket, part_bytes_max),
                 false => (1, Some(next.send_part(socket, part_bytes_max))),
@@ -205,6 +231,7 @@ impl Outbox {
         if self.broken {
             return;
         }
+        self.draining = None;
         self.away.take().into_iter().for_each(|(_, sending)| sending.let_go());
         for mut outgoing in self.waiting.drain(..) {
             outgoing.opening.take().into_iter().for_each(Sending::let_go);

@@ -18,7 +18,7 @@ use seqpacket::wire::{
 };
 use seqpacket::{
     AnswerError, CallError, CallOptions, LARGE_AT_ONCE_BYTES_MAX, Mailbox, MailboxOptions, Object,
-    ObjectOptions, PARTS_QUEUED_MAX, Part, object, object_with,
+    ObjectOptions, PARTS_AHEAD_MAX, PARTS_QUEUED_MAX, Part, object, object_with,
 };
 use support::*;
 use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, start_helper};
@@ -257,30 +257,64 @@ on_each_driver! {
         assert_eq!(seen.borrow()[10], 8 * MIB);
     }
 
-    fn a_small_frame_waits_for_a_queue_of_parts_and_one_more(reactor: &Reactor) {
+    /// Of a message that was alone before, as many as the queue takes and one more; and else no more than may
+    /// go ahead, since all of them were given while calls were under way.
+    fn a_small_frame_waits_for_a_few_parts(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        for (beside, most) in [(false, PACKETS_IN_A_QUEUE + PARTS_QUEUED_MAX), (true, PARTS_AHEAD_MAX)] {
+            let (server, object) = RawServer::new(reactor);
+            let first = object.call("first");
+            executor.settle();
+            let session = server.attach(&executor, Hello::default());
+            let (_, number, _) = said_by_client(&session.hear_from(&executor))[0];
+            if !beside {
+                assert!(session.say(&answer(number, b"done", 0), &[]));
+                executor.settle();
+            }
+            // Nobody reads: the queue fills, and the session's own does not grow.
+            let large = object.call(bytes(4 * MIB));
+            executor.settle();
+            let mut small = object.call("small");
+            executor.settle();
+            let (mut bytes, mut parts, mut overtaken) = (0, 0, None);
+            while bytes < 4 * MIB {
+                for (kind, number, payload) in said_by_client(&session.hear_from(&executor)) {
+                    match kind {
+                        Kind::Part => (bytes, parts) = (bytes + payload.len(), parts + 1),
+                        _ if payload == b"small" => {
+                            overtaken = Some(parts);
+                            assert!(session.say(&answer(number, b"soon", 0), &[]));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            let overtaken = overtaken.unwrap();
+            assert!((1..=most).contains(&overtaken), "{overtaken} parts came first, {beside}");
+            assert_eq!(executor.block_on(&mut small).unwrap().bytes(), b"soon");
+            drop((first, large));
+        }
+    }
+
+    /// What waits for the queue to be emptied is let go of with the call.
+    fn a_large_call_beside_another_is_withdrawn_while_its_parts_wait(reactor: &Reactor) {
         let executor = Executor::new(reactor);
         let (server, object) = RawServer::new(reactor);
-        let attaching = object.call("first");
+        let first = object.call("first");
         executor.settle();
         let session = server.attach(&executor, Hello::default());
-        assert_eq!(kinds_of_next(&session, &executor)[0].0, Kind::Call);
-        // Nobody reads: the queue fills, and the session's own does not grow.
-        let large: Vec<_> = (0..3).map(|_| object.call(bytes(MIB))).collect();
+        let large = object.call(bytes(4 * MIB));
         executor.settle();
-        let small = object.call("small");
-        executor.settle();
+        drop(large);
+        let heard = kinds_until(&session, &executor, Kind::Cancel);
+        assert!((1..=PARTS_AHEAD_MAX).contains(&count_of(Kind::Part, &heard)));
+        // And nobody waits for it in vain afterwards.
+        let next = object.call(bytes(MIB));
         let mut parts = 0;
-        let small_number = loop {
-            let said = said_by_client(&session.hear_from(&executor));
-            parts += said.iter().filter(|(kind, ..)| *kind == Kind::Part).count();
-            if let Some((_, number, _)) = said.iter().find(|(_, _, payload)| payload == b"small") {
-                break *number;
-            }
-        };
-        assert!(parts <= PACKETS_IN_A_QUEUE + PARTS_QUEUED_MAX, "{parts} parts came first");
-        assert!(session.say(&answer(small_number, b"soon", 0), &[]));
-        assert_eq!(executor.block_on(small).unwrap().bytes(), b"soon");
-        drop((attaching, large));
+        while parts < MIB.div_ceil(PART_BYTES_MAX) {
+            parts += count_of(Kind::Part, &kinds_of_next(&session, &executor));
+        }
+        drop((first, next));
     }
 
     /// Alone on its session, and up to the limit: with one byte more, or a small call beside it, a part goes

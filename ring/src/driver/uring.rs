@@ -999,7 +999,9 @@ impl Uring {
             // What its poll said of the end would be forgotten there.
             if share.was_full() && !hung_up {
                 share.hot = true;
-                self.busy.insert(self.busy_due, token);
+                self.busy.push(token);
+                let last = self.busy.len() - 1;
+                self.busy.swap(self.busy_due, last);
                 self.busy_due += 1;
             } else {
                 self.take_many(token, fd, want, How::Now { hung_up }, requests, home);
@@ -1187,8 +1189,8 @@ impl Uring {
         self.spare_hot = hot;
     }
 
-    /// Streams that had more than their share in a turn before, and those that mostly have: the first so many,
-    /// without those who have just had it.
+    /// Streams that had more than their share in a turn before, and those that mostly have: those at the
+    /// front, without those who have just had it.
     fn go_on_with_the_busy(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         let fresh = self.busy.split_off(self.busy_due);
         for token in std::mem::replace(&mut self.busy, fresh) {
