@@ -78,8 +78,8 @@ impl Decoder {
     /// If it does not hold, or reading took more memory than [`bytes_max`](Decoder::bytes_max).
     pub fn check(self, bytes: &[u8], allocator: &'static PeakAlloc) {
         let (read, check) = self.functions();
-        let peak_bytes = Memory::peak_of(allocator, || read(bytes));
         let bytes_max = self.bytes_max(bytes.len());
+        let peak_bytes = Memory::peak_of(allocator, bytes_max, || read(bytes));
         assert!(
             peak_bytes <= bytes_max,
             "{} bytes take {peak_bytes} of memory, not {bytes_max}",

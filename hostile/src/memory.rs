@@ -12,6 +12,9 @@ pub const RESIDENT_BYTES_MAX: usize = 1 << 30;
 /// What may stay in use that was not before: queues that have grown once, envelopes that are kept.
 const KEPT_BYTES_MAX: usize = 1 << 20;
 
+/// How often `work` may take more than it may before it is believed.
+const MEASURED_MAX: usize = 100;
+
 /// A count to compare with.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -37,12 +40,24 @@ impl Memory {
         assert!(resident_bytes <= RESIDENT_BYTES_MAX, "{resident_bytes} bytes are resident");
     }
 
-    /// How many bytes `work` has in use at most beyond what was in use before it.
-    pub fn peak_of(allocator: &'static PeakAlloc, work: impl FnOnce()) -> usize {
-        let before_bytes = allocator.current_usage();
-        allocator.reset_peak_usage();
-        work();
-        allocator.peak_usage().saturating_sub(before_bytes)
+    /// How many bytes `work` has in use at most beyond what was in use before it: the least that is seen,
+    /// where it runs again while that is more than `bytes_max`.
+    ///
+    /// Once is not enough: the allocator counts what all threads take, and those of a test program begin,
+    /// wait and report when they like (a decoder that takes nothing was seen to take 120 bytes, on a busy
+    /// machine). What `work` takes, it takes each time, but for what it makes once and keeps.
+    pub fn peak_of(allocator: &'static PeakAlloc, bytes_max: usize, work: impl Fn()) -> usize {
+        let mut least_bytes = usize::MAX;
+        for _ in 0..MEASURED_MAX {
+            let before_bytes = allocator.current_usage();
+            allocator.reset_peak_usage();
+            work();
+            least_bytes = least_bytes.min(allocator.peak_usage().saturating_sub(before_bytes));
+            if least_bytes <= bytes_max {
+                break;
+            }
+        }
+        least_bytes
     }
 }
 

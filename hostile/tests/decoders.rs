@@ -7,8 +7,12 @@
 
 mod drawing;
 
+use std::cell::Cell;
+use std::hint::black_box;
+use std::thread;
+
 use drawing::Then;
-use hostile::{CORPUS_BYTES_MAX, Decoder, Scene};
+use hostile::{CORPUS_BYTES_MAX, Decoder, Memory, Scene};
 use peak_alloc::PeakAlloc;
 use testing::in_own_process;
 
@@ -66,6 +70,22 @@ in_own_process! {
 
     fn file_answer() {
         keeps_to_its_rules(Decoder::FileAnswer);
+    }
+
+    fn memory_that_is_taken_each_time_is_found() {
+        let taken_bytes = Memory::peak_of(&ALLOCATOR, 0, || drop(black_box(vec![0_u8; 120])));
+        assert!(taken_bytes >= 120, "{taken_bytes}");
+    }
+
+    fn memory_that_another_thread_takes_meanwhile_is_not_held_against_a_decoder() {
+        let others = Cell::new(3);
+        let taken_bytes = Memory::peak_of(&ALLOCATOR, 0, || {
+            if others.get() > 0 {
+                others.set(others.get() - 1);
+                thread::spawn(|| drop(black_box(vec![0_u8; 120]))).join().unwrap();
+            }
+        });
+        assert_eq!((taken_bytes, others.get()), (0, 0));
     }
 
     fn what_was_found_before_stays_found() {
