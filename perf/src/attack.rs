@@ -609,15 +609,9 @@ impl RawCaller {
     /// # Errors
     /// The kernel's.
     pub fn calls(&mut self, count: u64, mut tell: impl FnMut(Duration)) -> Result<(), Failure> {
-        let mut room = [0; 128];
         self.attack.during(|| {
             for _ in 0..count {
-                let start = Instant::now();
-                floor::send(self.socket.as_fd(), SMALL)?;
-                if rustix::net::recv(&self.socket, &mut room[..], RecvFlags::empty())?.0 == 0 {
-                    return Err("nobody sends back any more".into());
-                }
-                tell(start.elapsed());
+                tell(floor::round_trip(self.socket.as_fd(), SMALL)?);
             }
             Ok(())
         })

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::{Errno, Result};
@@ -22,6 +22,7 @@ use rustix::net::{
 use crate::aligned::Aligned;
 use crate::bare_loop::BareLoop;
 use crate::place::{Cpus, Wait};
+use crate::process::Failure;
 
 /// The most descriptors a floor sends with one message, a continuation among them.
 pub const FDS_MAX: usize = 17;
@@ -137,6 +138,17 @@ pub fn receive<T>(wait: Wait, mut receive: impl FnMut(RecvFlags) -> Result<T>) -
 #[inline]
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     rustix::net::send(socket, bytes, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Sends a small packet and sleeps until one comes back: how long that took.
+pub(crate) fn round_trip(socket: BorrowedFd<'_>, bytes: &[u8]) -> std::result::Result<Duration, Failure> {
+    let mut room = [0; 128];
+    let start = Instant::now();
+    send(socket, bytes)?;
+    match rustix::net::recv(socket, &mut room[..], RecvFlags::empty())?.0 {
+        0 => Err("nobody sends back any more".into()),
+        _ => Ok(start.elapsed()),
+    }
 }
 
 /// Bytes with descriptors: [`FDS_MAX`] at most.

@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use seqpacket::{CallOptions, Mailbox, Object, blocking, plain_data};
 
 use crate::aligned::Aligned;
-use crate::floor::packet_pair;
+use crate::floor::{self, packet_pair};
 use crate::process::{Failure, Order};
 
 /// How the bytes travel.
@@ -406,17 +406,11 @@ impl RawBeside {
     /// The kernel's.
     pub fn calls(&mut self, count: u64, mut tell: impl FnMut(Duration)) -> Result<Duration, Failure> {
         let mut sum = Sum::default();
-        let mut room = [0; 128];
         while sum.calls < count {
-            crate::floor::send(self.control.as_fd(), b"go")?;
-            self.hear(RecvFlags::empty())?;
-            while self.hear(RecvFlags::DONTWAIT)?.is_none() {
-                let start = Instant::now();
-                crate::floor::send(self.socket.as_fd(), SMALL)?;
-                if rustix::net::recv(&self.socket, &mut room[..], RecvFlags::empty())?.0 == 0 {
-                    return Err("nobody sends back any more".into());
-                }
-                let time = start.elapsed();
+            floor::send(self.control.as_fd(), b"go")?;
+            self.hears(RecvFlags::empty())?;
+            while !self.hears(RecvFlags::DONTWAIT)? {
+                let time = floor::round_trip(self.socket.as_fd(), SMALL)?;
                 tell(time);
                 sum.add(time);
             }
@@ -424,12 +418,12 @@ impl RawBeside {
         Ok(sum.of(count))
     }
 
-    /// A word of the load's, if there is one.
-    fn hear(&self, flags: RecvFlags) -> Result<Option<()>, Failure> {
+    /// Whether there is a word of the load's.
+    fn hears(&self, flags: RecvFlags) -> Result<bool, Failure> {
         match rustix::net::recv(&self.control, &mut [0; 8], flags) {
             Ok((0, _)) => Err("nobody makes a load any more".into()),
-            Ok(_) => Ok(Some(())),
-            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::AGAIN) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

@@ -117,8 +117,7 @@ pub use remote::Remote;
 pub use request::{BURST_BYTES_MAX, BURST_MAX};
 pub use room::{HUGE_PAGE_BYTES, HUGE_ROOM_BYTES_MIN, room_for};
 pub use socket::{
-    Accepting, Draining, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne,
-    socket_cookie,
+    Accepting, Exchange, ExchangeError, Look, Readiness, Receive, Sending, Socket, TakeOne, socket_cookie,
 };
 pub use spare::{Line, Queue, Spare};
 pub use stats::Stats;

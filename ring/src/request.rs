@@ -119,11 +119,10 @@ impl Share {
         if self.turn != turn {
             (self.turn, self.bytes, self.messages) = (turn, 0, 0);
         }
-        self.messages < want.burst && (self.bytes as usize) < BURST_BYTES_MAX
+        self.messages < want.burst && !self.was_full()
     }
 
     /// Whether it has delivered as many bytes as it may, in the last turn in which it delivered anything.
-    #[cfg(uring)]
     pub(crate) fn was_full(&self) -> bool {
         self.bytes as usize >= BURST_BYTES_MAX
     }

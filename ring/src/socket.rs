@@ -996,12 +996,12 @@ impl Socket {
     // -- readiness --------------------------------------------------------------------------------------
 
     /// Ends when a receive would not have to wait. Does not receive.
-    pub fn readable(&self) -> Readiness<'_> {
+    pub fn readable(&self) -> Readiness {
         self.readiness(ready::READ)
     }
 
     /// Ends when the peer is gone, or has shut down its sending half.
-    pub fn hung_up(&self) -> Readiness<'_> {
+    pub fn hung_up(&self) -> Readiness {
         self.readiness(ready::HUNG_UP)
     }
 
@@ -1011,8 +1011,7 @@ impl Socket {
     }
 
     /// Ends when [the kernel takes more](Socket::takes_more), or the peer is gone. A queue of packets is that
-    /// far when no more than a quarter of SO_SNDBUF is left in it, though a send may succeed sooner. What is
-    /// returned may outlive the socket, and ends with it.
+    /// far when no more than a quarter of SO_SNDBUF is left in it, though a send may succeed sooner.
     ///
     /// ```
     /// # use ring::{Executor, Kind, Reactor, Socket};
@@ -1032,16 +1031,14 @@ impl Socket {
     ///
     /// # Errors
     /// Of the future: the kernel's, where readiness cannot be asked for.
-    pub fn drained(&self) -> Draining {
-        Draining { reactor: self.reactor.clone(), waiter: Some(self.ask_for(ready::WRITE)) }
+    pub fn drained(&self) -> Readiness {
+        self.readiness(ready::WRITE)
     }
 
-    fn readiness(&self, interest: u32) -> Readiness<'_> {
-        Readiness { socket: self, waiter: Some(self.ask_for(interest)) }
-    }
-
-    fn ask_for(&self, interest: u32) -> usize {
-        self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Ready { fd, interest }))
+    fn readiness(&self, interest: u32) -> Readiness {
+        let waiter =
+            self.reactor.with(|core, _| core.ask(self.channel, |fd| Request::Ready { fd, interest }));
+        Readiness { reactor: self.reactor.clone(), waiter: Some(waiter) }
     }
 
     /// Takes one connection from a listening socket. The listener is made non-blocking, which everybody who
@@ -1289,67 +1286,38 @@ impl Future for Exchange<'_> {
     }
 }
 
-/// Waits for readiness. Made by [`Socket::readable`] and [`Socket::hung_up`].
+/// Waits for readiness. Made by [`Socket::readable`], [`Socket::hung_up`] and [`Socket::drained`]. It may
+/// outlive the socket, and ends with it.
 #[must_use = "readiness is told only when awaited"]
-pub struct Readiness<'a> {
-    socket: &'a Socket,
-    waiter: Option<usize>,
-}
-
-impl Future for Readiness<'_> {
-    type Output = io::Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let waiter = self.waiter.expect("polled after its end");
-        poll_readiness(&self.socket.reactor, waiter, context).map(|result| {
-            self.waiter = None;
-            result
-        })
-    }
-}
-
-impl Drop for Readiness<'_> {
-    fn drop(&mut self) {
-        if let Some(waiter) = self.waiter.take() {
-            self.socket.reactor.with(|core, woken| core.abandon(waiter, woken));
-        }
-    }
-}
-
-/// Waits until a socket's queue has been emptied. Made by [`Socket::drained`].
-#[must_use = "that there is room is told only when awaited"]
 #[derive(Debug)]
-pub struct Draining {
+pub struct Readiness {
     reactor: Reactor,
     waiter: Option<usize>,
 }
 
-impl Future for Draining {
+impl Future for Readiness {
     type Output = io::Result<()>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let waiter = self.waiter.expect("polled after its end");
-        poll_readiness(&self.reactor, waiter, context).map(|result| {
+        let asker = self.reactor.asker(context);
+        let poll = self.reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken));
+        poll.map(|done| {
             self.waiter = None;
-            result
+            match done {
+                Done::Ready(result) => result.map(drop),
+                Done::Sent(_) | Done::Accepted(_) => unreachable!("readiness was asked for"),
+            }
         })
     }
 }
 
-impl Drop for Draining {
+impl Drop for Readiness {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter.take() {
             self.reactor.with(|core, woken| core.abandon(waiter, woken));
         }
     }
-}
-
-fn poll_readiness(reactor: &Reactor, waiter: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-    let asker = reactor.asker(context);
-    reactor.with(|core, woken| core.poll_waiter(waiter, asker, woken)).map(|done| match done {
-        Done::Ready(result) => result.map(drop),
-        Done::Sent(_) | Done::Accepted(_) => unreachable!("readiness was asked for"),
-    })
 }
 
 /// Waits for a connection. Made by [`Socket::accept`].

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use ring::{
-    Bytes, Draining, LANDING_HEAD_BYTES, PIECES_SENT_AT_ONCE_MAX, Reactor, SendError, Sending, Sleep, Socket,
+    Bytes, LANDING_HEAD_BYTES, PIECES_SENT_AT_ONCE_MAX, Reactor, Readiness, SendError, Sending, Sleep, Socket,
 };
 
 use crate::parcel::Parcel;
@@ -34,8 +34,8 @@ pub const PARTS_QUEUED_MAX: usize = 1;
 pub const PARTS_AHEAD_MAX: usize = 2;
 
 /// Up to so many bytes a large message is given to the kernel as fast as that takes it, while nothing else is
-/// under way on its session: 2 MiB. Otherwise a part goes in each turn of the reactor, which leaves the
-/// kernel's queue half empty most of the time, and a small call beside 64 MiB waits for a third as long.
+/// under way on its session: 2 MiB. Otherwise a part goes in each turn of the reactor, and beside other calls
+/// no more than [so many](PARTS_AHEAD_MAX) before the kernel's queue is empty.
 pub const LARGE_AT_ONCE_BYTES_MAX: usize = 2 << 20;
 
 /// How long a large message that has begun may stand still before its session is ended: 10 seconds. It holds
@@ -68,7 +68,7 @@ pub(crate) struct Outbox {
     /// where nobody counted.
     ahead: usize,
     /// Until that is so.
-    draining: Option<Draining>,
+    draining: Option<Readiness>,
     /// Parts, and their bytes, given to the socket since somebody asked.
     said: (u64, u64),
     /// When the kernel last took something, or there was nothing for it to take.
@@ -151,8 +151,8 @@ impl Outbox {
     }
 
     /// Gives the socket the next part when it has got rid of the last one; of a message that is alone on its
-    /// session, and not [too long](LARGE_AT_ONCE_BYTES_MAX) for that, as many as go at once. What is told
-    /// here is told once.
+    /// session, and not [too long](LARGE_AT_ONCE_BYTES_MAX) for that, as many as go at once; beside other
+    /// calls no more than may go [ahead](PARTS_AHEAD_MAX). What is told here is told once.
     pub(crate) fn poll(
         &mut self,
         socket: &Socket,

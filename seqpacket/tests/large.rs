@@ -261,7 +261,11 @@ on_each_driver! {
     /// go ahead, since all of them were given while calls were under way.
     fn a_small_frame_waits_for_a_few_parts(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        for (beside, most) in [(false, PACKETS_IN_A_QUEUE + PARTS_QUEUED_MAX), (true, PARTS_AHEAD_MAX)] {
+        for (beside, count, most) in [
+            (false, 1, PACKETS_IN_A_QUEUE + PARTS_QUEUED_MAX),
+            (true, 1, PARTS_AHEAD_MAX),
+            (true, 3, PARTS_AHEAD_MAX),
+        ] {
             let (server, object) = RawServer::new(reactor);
             let first = object.call("first");
             executor.settle();
@@ -272,12 +276,12 @@ on_each_driver! {
                 executor.settle();
             }
             // Nobody reads: the queue fills, and the session's own does not grow.
-            let large = object.call(bytes(4 * MIB));
+            let large: Vec<_> = (0..count).map(|_| object.call(bytes(4 * MIB))).collect();
             executor.settle();
             let mut small = object.call("small");
             executor.settle();
             let (mut bytes, mut parts, mut overtaken) = (0, 0, None);
-            while bytes < 4 * MIB {
+            while bytes < count * 4 * MIB {
                 for (kind, number, payload) in said_by_client(&session.hear_from(&executor)) {
                     match kind {
                         Kind::Part => (bytes, parts) = (bytes + payload.len(), parts + 1),
@@ -290,7 +294,7 @@ on_each_driver! {
                 }
             }
             let overtaken = overtaken.unwrap();
-            assert!((1..=most).contains(&overtaken), "{overtaken} parts came first, {beside}");
+            assert!((1..=most).contains(&overtaken), "{overtaken} parts of {count} came first, {beside}");
             assert_eq!(executor.block_on(&mut small).unwrap().bytes(), b"soon");
             drop((first, large));
         }

@@ -398,14 +398,13 @@ impl Uring {
         if !watched {
             self.watch_the_unwatched(requests, home);
         }
-        let busy = self.busy.len();
-        self.busy_due = busy;
+        self.busy_due = self.busy.len();
 
         // With something to report, nothing to show to the kernel and no mark of its own that it has news,
         // there is nothing to enter for.
-        let reports = !home.is_empty() || busy > 0;
+        let reports = !home.is_empty() || self.busy_due > 0;
         let quiet = reports && self.all_is_submitted() && self.silent.is_empty();
-        if quiet && busy == 0 && !self.is_told() {
+        if quiet && self.busy_due == 0 && !self.is_told() {
             return Ok(());
         }
         // In a host's loop no turn sleeps, and one follows the other while anything is to be submitted.
@@ -435,20 +434,20 @@ impl Uring {
         let consumed = self.all_is_submitted() && !self.ring.submission().cq_overflow();
         self.reap(requests, home);
         let slept = slept || sleep != Sleep::Not;
-        let by_others = home.len() > before;
         if slept {
             self.ground.budget.slept();
         }
-        if slept && (by_others || self.busy_due == 0) {
-            self.note_who_ended_it(&home[before..], requests);
-        }
+        let mut ended_it = before..home.len();
         self.hear_the_rest(requests, home)?;
         if self.busy_due > 0 && !self.yielding.yields(!home.is_empty()) {
             let before = home.len();
             self.go_on_with_the_busy(requests, home);
-            if slept && !by_others {
-                self.note_who_ended_it(&home[before..], requests);
+            if ended_it.is_empty() {
+                ended_it = before..home.len();
             }
+        }
+        if slept {
+            self.note_who_ended_it(&home[ended_it], requests);
         }
         if !self.silent.is_empty() {
             if consumed {
