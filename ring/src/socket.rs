@@ -1055,9 +1055,9 @@ impl Socket {
     /// The descriptor itself, as it was before: credentials are asked for no longer, if that was our doing.
     ///
     /// # Errors
-    /// Gives the socket back while something of it is away (a receive, a send) or has arrived and has not
-    /// been taken. A receive that nobody awaits is asked home by that: another attempt after a turn succeeds,
-    /// unless it has brought a message.
+    /// Gives the socket back while something of it is away (a receive, a send, a [`Readiness`] that somebody
+    /// has) or has arrived and has not been taken. A receive that nobody awaits is asked home by that:
+    /// another attempt after a turn succeeds, unless it has brought a message.
     pub fn into_fd(mut self) -> Result<OwnedFd, Socket> {
         let idle = self.reactor.with(|core, _| core.is_idle(self.channel));
         if !idle {
@@ -1286,8 +1286,11 @@ impl Future for Exchange<'_> {
     }
 }
 
-/// Waits for readiness. Made by [`Socket::readable`], [`Socket::hung_up`] and [`Socket::drained`]. It may
-/// outlive the socket, and ends with it.
+/// Waits for readiness. Made by [`Socket::readable`], [`Socket::hung_up`] and [`Socket::drained`].
+///
+/// It may outlive its socket. What that is to know it keeps open: a connection one of whose ends is nobody's
+/// but this socket's is shut down when the socket is dropped, which ends the wait, too; of any other (see
+/// [`Socket::wrap`]) the descriptor stays until this has ended or is dropped.
 #[must_use = "readiness is told only when awaited"]
 #[derive(Debug)]
 pub struct Readiness {

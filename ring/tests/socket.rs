@@ -125,17 +125,52 @@ on_each_driver! {
         drop(near.drained());
         (0..queued).for_each(|_| drop(testing::receive_packet(&far).unwrap()));
         settle(reactor, drained).unwrap();
-        // Told by the other end's going, too; and it ends with its socket, which it may outlive.
+        // Told by the other end's going, too.
         while near.try_send(vec![7; 60_000]).is_ok() {}
         let drained = near.drained();
-        let dropped = near.drained();
         drop(far);
         settle(reactor, drained).unwrap();
+    }
+
+    fn readiness_outlives_a_socket_of_one_holder_only_until_that_is_shut_down(reactor: &Reactor) {
+        let (near, _far) = testing::ends(reactor, false);
+        while near.try_send(vec![7; 60_000]).is_ok() {}
+        let waits = [near.readable(), near.hung_up(), near.drained()];
         drop(near);
-        let mut dropped = pin!(dropped);
-        testing::wait_until("it ends", || {
+        for mut readiness in waits {
+            testing::wait_until("it ends", || {
+                turn(reactor);
+                !is_pending(&mut readiness)
+            });
+        }
+    }
+
+    fn readiness_keeps_open_what_others_may_hold(reactor: &Reactor) {
+        let (near, far) = testing::packet_pair();
+        let near = Socket::wrap(reactor, near).unwrap();
+        let far = Socket::wrap(reactor, far).unwrap();
+        let mut waits = near.readable();
+        drop(near);
+        turn(reactor);
+        assert!(is_pending(&mut waits) && !far.is_hung_up());
+        drop(waits);
+        testing::wait_until("it is closed", || {
             turn(reactor);
-            !is_pending(dropped.as_mut())
+            far.is_hung_up()
+        });
+    }
+
+    fn a_descriptor_is_given_back_when_nobody_waits_for_its_readiness(reactor: &Reactor) {
+        let (near, _far) = testing::ends(reactor, false);
+        let waits = near.readable();
+        let near = near.into_fd().unwrap_err();
+        turn(reactor);
+        let mut near = Some(near.into_fd().unwrap_err());
+        drop(waits);
+        testing::wait_until("it is given back", || {
+            turn(reactor);
+            near = near.take().and_then(|near| near.into_fd().err());
+            near.is_none()
         });
     }
 

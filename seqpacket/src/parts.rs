@@ -24,18 +24,24 @@ use crate::parcel::Parcel;
 use crate::rooms::{HugePages, Piece, Room};
 use crate::wire::{HEADER_BYTES, Header, Kind, Malformed};
 
-/// How many packets with a part of a large message wait in a session's own queue: a small call or answer
-/// waits for so many, and for those that the kernel's queue has taken already (three of 102,080 bytes
-/// with the usual SO_SNDBUF of 212,992).
+/// How many packets with a part of a large message wait in a session's own queue. A small call or answer
+/// beside a message that was alone until then waits for so many, and for those that the kernel's queue has
+/// taken already (three of 102,080 bytes with the usual SO_SNDBUF of 212,992).
 pub const PARTS_QUEUED_MAX: usize = 1;
 
 /// While other calls are under way on the session so many parts are given to the kernel before it is waited
-/// until its queue is empty. With one the receiver would wait while the next is copied.
+/// until [its queue is drained](ring::Socket::drained): to a quarter of SO_SNDBUF, which of the usual 212,992
+/// bytes is less than one full part. With one the receiver would wait while the next is copied.
 pub const PARTS_AHEAD_MAX: usize = 2;
+
+/// How often a large message that waits for that is looked after before one part goes all the same. Other
+/// calls' packets do not wait, and where they keep the queue filled it would stand still, be [taken for
+/// one that has been left](LARGE_STALL_MAX), and end its session.
+pub const DRAINED_LOOKS_MAX: usize = 64;
 
 /// Up to so many bytes a large message is given to the kernel as fast as that takes it, while nothing else is
 /// under way on its session: 2 MiB. Otherwise a part goes in each turn of the reactor, and beside other calls
-/// no more than [so many](PARTS_AHEAD_MAX) before the kernel's queue is empty.
+/// no more than [so many](PARTS_AHEAD_MAX) before the kernel's queue is drained.
 pub const LARGE_AT_ONCE_BYTES_MAX: usize = 2 << 20;
 
 /// How long a large message that has begun may stand still before its session is ended: 10 seconds. It holds
@@ -67,8 +73,8 @@ pub(crate) struct Outbox {
     /// How many parts have been given to the socket since its queue was seen empty: as many as there may be
     /// where nobody counted.
     ahead: usize,
-    /// Until that is so.
-    draining: Option<Readiness>,
+    /// Until that is so, and how often it was not.
+    draining: Option<(Readiness, usize)>,
     /// Parts, and their bytes, given to the socket since somebody asked.
     said: (u64, u64),
     /// When the kernel last took something, or there was nothing for it to take.
@@ -185,12 +191,16 @@ impl Outbox {
                 None => {}
             }
             self.away = None;
-            if let Some(draining) = &mut self.draining {
+            if let Some((draining, looks)) = &mut self.draining {
                 // Why it cannot be told is what the send will say.
-                if Pin::new(draining).poll(context).is_pending() {
+                let drained = Pin::new(draining).poll(context).is_ready();
+                *looks += 1;
+                if !drained && *looks < DRAINED_LOOKS_MAX {
                     return left;
                 }
-                (self.draining, self.ahead, self.moved) = (None, 0, Some(now));
+                self.draining = None;
+                self.ahead = if drained { 0 } else { PARTS_AHEAD_MAX - 1 };
+                self.moved = if drained { Some(now) } else { self.moved };
             }
             let Some(place) = self.waiting.iter().position(|outgoing| outgoing.opening.is_none()) else {
                 return left;
@@ -199,7 +209,7 @@ impl Outbox {
             let before = next.sent;
             if !alone && self.ahead >= PARTS_AHEAD_MAX {
                 if !socket.takes_more() {
-                    self.draining = Some(socket.drained());
+                    self.draining = Some((socket.drained(), 0));
                     continue;
                 }
                 self.ahead = 0;

@@ -17,8 +17,8 @@ use seqpacket::wire::{
     Size, Windows,
 };
 use seqpacket::{
-    AnswerError, CallError, CallOptions, LARGE_AT_ONCE_BYTES_MAX, Mailbox, MailboxOptions, Object,
-    ObjectOptions, PARTS_AHEAD_MAX, PARTS_QUEUED_MAX, Part, object, object_with,
+    AnswerError, CallError, CallOptions, DRAINED_LOOKS_MAX, LARGE_AT_ONCE_BYTES_MAX, Mailbox, MailboxOptions,
+    Object, ObjectOptions, PARTS_AHEAD_MAX, PARTS_QUEUED_MAX, Part, object, object_with,
 };
 use support::*;
 use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, start_helper};
@@ -298,6 +298,35 @@ on_each_driver! {
             assert_eq!(executor.block_on(&mut small).unwrap().bytes(), b"soon");
             drop((first, large));
         }
+    }
+
+    /// Whoever reads is slower than they are sent, and of three quarters that are free is never told.
+    fn a_large_call_goes_on_while_others_keep_the_queue_filled(reactor: &Reactor) {
+        let executor = Executor::new(reactor);
+        let (server, object) = RawServer::new(reactor);
+        let first = object.call("first");
+        executor.settle();
+        let session = server.attach(&executor, Hello::default());
+        let large = object.call(bytes(MIB));
+        let (mut parts, mut looks) = (0, 0);
+        let mut others = Vec::new();
+        while parts < MIB.div_ceil(PART_BYTES_MAX) {
+            // There is no room for it beside two parts.
+            if parts > 0 {
+                others.push(object.call(vec![7; 60_000]));
+            }
+            executor.settle();
+            for (kind, number, _) in said_by_client(&session.hear_from(&executor)) {
+                match kind {
+                    Kind::Part => (parts, looks) = (parts + 1, 0),
+                    _ if others.is_empty() => {}
+                    _ => assert!(session.say(&answer(number, b"done", 0), &[])),
+                }
+            }
+            looks += 1;
+            assert!(looks <= DRAINED_LOOKS_MAX + 2, "{parts} parts, and nothing more");
+        }
+        drop((first, large, others));
     }
 
     /// What waits for the queue to be emptied is let go of with the call.

@@ -440,11 +440,9 @@ impl Uring {
         let mut ended_it = before..home.len();
         self.hear_the_rest(requests, home)?;
         if self.busy_due > 0 && !self.yielding.yields(!home.is_empty()) {
-            let before = home.len();
             self.go_on_with_the_busy(requests, home);
-            if ended_it.is_empty() {
-                ended_it = before..home.len();
-            }
+            // After a sleep these are streams whose polls were home by the end of it, too.
+            ended_it.end = home.len();
         }
         if slept {
             self.note_who_ended_it(&home[ended_it], requests);
@@ -1175,10 +1173,16 @@ impl Uring {
         }
     }
 
-    /// Streams at which a look may find something before the ring tells of it.
+    /// Streams at which a look may find something before the ring tells of it. Those that bring full packets
+    /// go behind whoever it has news of, or could have none of for want of a poll.
     fn go_on_with_the_hot(&mut self, requests: &mut Requests, home: &mut Vec<Completion>) {
         let mut hot = std::mem::replace(&mut self.hot, std::mem::take(&mut self.spare_hot));
         for token in hot.drain(..) {
+            let is_full = requests.share(token).is_some_and(|share| share.was_full());
+            if is_full && (self.unwatched.len() > 1 || self.is_told()) {
+                self.busy.push(token);
+                continue;
+            }
             let before = home.len();
             self.go_on_with(token, requests, home);
             if let Some(share) = requests.share(token) {
