@@ -199,8 +199,11 @@ impl Outbox {
                     return left;
                 }
                 self.draining = None;
-                self.ahead = if drained { 0 } else { PARTS_AHEAD_MAX - 1 };
-                self.moved = if drained { Some(now) } else { self.moved };
+                if drained {
+                    (self.ahead, self.moved) = (0, Some(now));
+                } else {
+                    self.ahead = PARTS_AHEAD_MAX - 1;
+                }
             }
             let Some(place) = self.waiting.iter().position(|outgoing| outgoing.opening.is_none()) else {
                 return left;

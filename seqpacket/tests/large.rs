@@ -17,8 +17,8 @@ use seqpacket::wire::{
     Size, Windows,
 };
 use seqpacket::{
-    AnswerError, CallError, CallOptions, DRAINED_LOOKS_MAX, LARGE_AT_ONCE_BYTES_MAX, Mailbox, MailboxOptions,
-    Object, ObjectOptions, PARTS_AHEAD_MAX, PARTS_QUEUED_MAX, Part, object, object_with,
+    AnswerError, Call, CallError, CallOptions, DRAINED_LOOKS_MAX, LARGE_AT_ONCE_BYTES_MAX, Mailbox,
+    MailboxOptions, Object, ObjectOptions, PARTS_AHEAD_MAX, PARTS_QUEUED_MAX, Part, object, object_with,
 };
 use support::*;
 use testing::{Packet, helper, leave_descriptors, on_each_driver, only, settle, start_helper};
@@ -74,6 +74,16 @@ fn refused(number: u32, reason: RefusedReason) -> Vec<u8> {
 /// The kinds and numbers of a packet.
 fn kinds(said: Vec<(Kind, u32, Vec<u8>)>) -> Vec<(Kind, u32)> {
     said.into_iter().map(|(kind, number, _)| (kind, number)).collect()
+}
+
+/// A session whose first call, unless somebody answers it, is under way beside everything else: its server,
+/// who calls, that call, and the server's end.
+fn beside_a_call(reactor: &Reactor, executor: &Executor) -> (RawServer, Object, Call, RawClient) {
+    let (server, object) = RawServer::new(reactor);
+    let first = object.call("first");
+    executor.settle();
+    let session = server.attach(executor, Hello::default());
+    (server, object, first, session)
 }
 
 /// The next packet from a client of the library.
@@ -266,10 +276,7 @@ on_each_driver! {
             (true, 1, PARTS_AHEAD_MAX),
             (true, 3, PARTS_AHEAD_MAX),
         ] {
-            let (server, object) = RawServer::new(reactor);
-            let first = object.call("first");
-            executor.settle();
-            let session = server.attach(&executor, Hello::default());
+            let (_server, object, first, session) = beside_a_call(reactor, &executor);
             let (_, number, _) = said_by_client(&session.hear_from(&executor))[0];
             if !beside {
                 assert!(session.say(&answer(number, b"done", 0), &[]));
@@ -303,10 +310,7 @@ on_each_driver! {
     /// Whoever reads is slower than they are sent, and of three quarters that are free is never told.
     fn a_large_call_goes_on_while_others_keep_the_queue_filled(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let (server, object) = RawServer::new(reactor);
-        let first = object.call("first");
-        executor.settle();
-        let session = server.attach(&executor, Hello::default());
+        let (_server, object, first, session) = beside_a_call(reactor, &executor);
         let large = object.call(bytes(MIB));
         let (mut parts, mut looks) = (0, 0);
         let mut others = Vec::new();
@@ -332,10 +336,7 @@ on_each_driver! {
     /// What waits for the queue to be emptied is let go of with the call.
     fn a_large_call_beside_another_is_withdrawn_while_its_parts_wait(reactor: &Reactor) {
         let executor = Executor::new(reactor);
-        let (server, object) = RawServer::new(reactor);
-        let first = object.call("first");
-        executor.settle();
-        let session = server.attach(&executor, Hello::default());
+        let (_server, object, first, session) = beside_a_call(reactor, &executor);
         let large = object.call(bytes(4 * MIB));
         executor.settle();
         drop(large);
@@ -359,10 +360,7 @@ on_each_driver! {
             (false, LARGE_AT_ONCE_BYTES_MAX + 1, false),
             (true, LARGE_AT_ONCE_BYTES_MAX, false),
         ] {
-            let (server, object) = RawServer::new(reactor);
-            let first = object.call("first");
-            executor.settle();
-            let session = server.attach(&executor, Hello::default());
+            let (_server, object, first, session) = beside_a_call(reactor, &executor);
             let said = said_by_client(&session.hear_from(&executor));
             if !beside {
                 assert!(session.say(&answer(said[0].1, b"done", 0), &[]));
